@@ -1,0 +1,1 @@
+"""From a trained ConvNeXt to measured INT8 artifacts."""

@@ -1,0 +1,177 @@
+"""Reading a folder as a set of images: class subfolders, a flat folder with a labels file, or just photographs."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgeconvnext.data.images import IMAGE_SUFFIXES
+from edgeconvnext.errors import ImageSetError
+
+LABEL_FILES = ("labels.csv", "labels.txt")
+_SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
+_NAMED = 5
+
+
+@dataclass(frozen=True)
+class FolderListing:
+    """What a folder holds. ids: paths relative to it, in a fixed order; labels: index into class_names for each, or None."""
+
+    ids: tuple[str, ...]
+    labels: tuple[int, ...] | None
+    class_names: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
+
+
+def list_folder(root: Path, images_per_class: int | None = None) -> FolderListing:
+    """List the images below `root` in a deterministic order.
+
+    Subfolders with images are classes, in sorted order. Images directly in `root` take their classes from `labels.csv` or
+    `labels.txt` (one "file,class" per line), or have none. Hidden files and folders are passed over.
+
+    images_per_class: keep only the first so many of each class, by file name; needs classes.
+    Raises ImageSetError for a missing, unreadable or imageless folder, and for one that holds splits instead of classes.
+    """
+    if not root.is_dir():
+        kind = "is a file, not a folder" if root.exists() else "does not exist"
+        raise ImageSetError(f"The image folder {root} {kind}. Name a folder of images, or one with a subfolder for each class.")
+    try:
+        flat, other_names = _split_by_suffix(sorted(entry.name for entry in _visible(root) if entry.is_file()))
+        folders = {entry.name: _images_below(root, entry.name) for entry in _visible(root) if entry.is_dir()}
+    except OSError as error:
+        raise ImageSetError(f"The image folder {root} cannot be read: {error.strerror} ({error.filename}).") from error
+    classes = {name: images for name, (images, _) in sorted(folders.items()) if images}
+    labels_file = next((root / name for name in LABEL_FILES if (root / name).is_file()), None)
+    if flat and labels_file is not None:
+        listing = _from_labels_file(root, labels_file, flat)
+    elif flat and classes:
+        together = sorted([*flat, *(image for images in classes.values() for image in images)])
+        remark = f"{root.name} holds images beside folders of images, so folder names were not taken as classes"
+        listing = FolderListing(tuple(together), None, (), (remark,))
+    elif flat:
+        listing = FolderListing(tuple(flat), None, (), _left_out(other_names))
+    elif classes:
+        _refuse_splits(root, classes)
+        left_out = _left_out(name for _, others in folders.values() for name in others)
+        listing = _from_classes(classes, images_per_class, left_out)
+    else:
+        raise ImageSetError(
+            f"{root} holds no images. A set is a folder of images, or a folder with a subfolder of images for each class; "
+            f"files count by their ending ({', '.join(sorted(IMAGE_SUFFIXES))})."
+        )
+    return listing if images_per_class is None else _first_of_each_class(root, listing, images_per_class)
+
+
+def _visible(folder: Path) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return [entry for entry in entries if not entry.name.startswith(".")]
+
+
+def _split_by_suffix(names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Divide file names into those that end as images do, and the others."""
+    images, others = [], []
+    for name in names:
+        (images if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES else others).append(name)  # noqa: PTH122
+    return images, others
+
+
+def _images_below(root: Path, name: str) -> tuple[list[str], list[str]]:
+    """Return the images of one subfolder, at any depth, and the names of its other files; relative to `root`, sorted."""
+    paths = []
+    for folder, subfolders, files in os.walk(root / name):
+        subfolders[:] = sorted(subfolder for subfolder in subfolders if not subfolder.startswith("."))
+        relative = Path(folder).relative_to(root).as_posix()
+        paths += [f"{relative}/{file}" for file in files if not file.startswith(".")]
+    return _split_by_suffix(sorted(paths))
+
+
+def _from_classes(classes: dict[str, list[str]], limit: int | None, remarks: tuple[str, ...]) -> FolderListing:
+    ids: list[str] = []
+    labels: list[int] = []
+    for label, images in enumerate(classes.values()):
+        chosen = images[:limit]
+        ids += chosen
+        labels += [label] * len(chosen)
+    return FolderListing(tuple(ids), tuple(labels), tuple(classes), remarks)
+
+
+def _from_labels_file(root: Path, labels_file: Path, flat: list[str]) -> FolderListing:
+    """Read "file,class" lines; the order is that of the file names, whatever the order of the lines."""
+    pairs = _read_labels(root, labels_file)
+    missing = [name for name in pairs if not (root / name).is_file()]
+    if missing:
+        raise ImageSetError(
+            f"{labels_file} names {len(pairs)} images; {len(missing)} of them are missing under {root}: {_first(missing)}. "
+            "Add the files or remove their lines."
+        )
+    class_names = tuple(sorted(set(pairs.values())))
+    index = {name: position for position, name in enumerate(class_names)}
+    ids = sorted(pairs)
+    unlabelled = [name for name in flat if name not in pairs]
+    remarks = (f"{len(unlabelled)} images are not in {labels_file.name} and were left out: {_first(unlabelled)}",)
+    return FolderListing(tuple(ids), tuple(index[pairs[name]] for name in ids), class_names, remarks if unlabelled else ())
+
+
+def _read_labels(root: Path, labels_file: Path) -> dict[str, str]:
+    try:
+        lines = labels_file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ImageSetError(f"{labels_file} cannot be read as text: {error}.") from error
+    pairs: dict[str, str] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        fields = [part.strip() for part in (next(csv.reader([line])) if "," in line else line.split(maxsplit=1))]
+        if len(fields) != 2 or not all(fields):
+            raise ImageSetError(f"{labels_file}, line {number}: expected 'file,class', found {line!r}.")
+        name, class_name = fields
+        if number == 1 and not (root / name).is_file() and not _split_by_suffix([name])[0]:
+            continue  # a header, "file,class"
+        if pairs.setdefault(name, class_name) != class_name:
+            raise ImageSetError(f"{labels_file}, line {number}: {name} is {class_name!r} here and {pairs[name]!r} above.")
+    if not pairs:
+        raise ImageSetError(f"{labels_file} names no images; it needs one 'file,class' per line. Delete it to use {root} without labels.")
+    return pairs
+
+
+def _first_of_each_class(root: Path, listing: FolderListing, limit: int) -> FolderListing:
+    if listing.labels is None:
+        raise ImageSetError(
+            f"{root} has no classes, and this set takes {limit} of each class. Sort the images into a subfolder for each class, "
+            f"or add {' or '.join(LABEL_FILES)} with one 'file,class' per line."
+        )
+    taken = [0] * len(listing.class_names)
+    kept = []
+    for position, label in enumerate(listing.labels):
+        taken[label] += 1
+        if taken[label] <= limit:
+            kept.append(position)
+    ids, labels = tuple(listing.ids[i] for i in kept), tuple(listing.labels[i] for i in kept)
+    return FolderListing(ids, labels, listing.class_names, listing.remarks)
+
+
+def _refuse_splits(root: Path, classes: dict[str, list[str]]) -> None:
+    """Tell train/ and val/ folders from classes: a split would otherwise be learned as a class name."""
+    if not set(map(str.lower, classes)) <= _SPLIT_NAMES:
+        return
+    nested = any(image.count("/") > 1 for images in classes.values() for image in images)
+    if nested or len(classes) > 1:
+        names = list(classes)
+        raise ImageSetError(
+            f"{root} holds the splits {', '.join(names)}, not classes. Name one of them: {root / names[0]}."
+        )
+
+
+def _left_out(names: Iterable[str]) -> tuple[str, ...]:
+    others = list(names)
+    if not others:
+        return ()
+    return (f"{len(others)} files do not end as images do and were left out: {_first(others)}",)
+
+
+def _first(names: list[str]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")

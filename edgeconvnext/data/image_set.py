@@ -1,0 +1,130 @@
+"""A set of images: which ones, in which order, of which class. Decoding happens on read, so a set is small and picklable."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from PIL import Image
+
+from edgeconvnext.data.images import open_image
+from edgeconvnext.data.subset import spread
+from edgeconvnext.errors import ImageSetError
+
+FEW_IMAGES = 100
+
+
+class ImageReader(Protocol):
+    """Where the images of a set come from. Readers travel to worker processes, so they must be picklable."""
+
+    in_memory: bool
+
+    def read(self, image_id: str) -> Image.Image:
+        """Decode one image, 8-bit; raises BrokenImage."""
+
+    def stamp(self, image_id: str) -> str:
+        """Return a text that changes when the image behind the id changes."""
+
+
+@dataclass(frozen=True)
+class FolderReader:
+    """Images in files below `root`; ids are paths relative to it, with forward slashes."""
+
+    root: Path
+    in_memory: bool = False
+
+    def read(self, image_id: str) -> Image.Image:
+        return open_image(self.root / image_id)
+
+    def stamp(self, image_id: str) -> str:
+        try:
+            status = (self.root / image_id).stat()
+        except OSError:
+            return "missing"
+        return f"{status.st_size}:{status.st_mtime_ns}"
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images in a fixed order, with their classes where these are known.
+
+    ids: one per image, the same on every machine (relative paths for folders).
+    labels: index into class_names for each image, or None.
+    class_names: folder names, synsets or what a labels file says. descriptions: readable names of the classes, where known.
+    remarks: what a reader of the results should know about how the set was put together.
+    """
+
+    name: str
+    ids: tuple[str, ...]
+    reader: ImageReader
+    labels: tuple[int, ...] | None = None
+    class_names: tuple[str, ...] = ()
+    descriptions: tuple[str, ...] | None = None
+    remarks: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.ids:
+            raise ImageSetError(f"The image set {self.name} holds no images.")
+        if self.labels is not None and len(self.labels) != len(self.ids):
+            raise ImageSetError(f"{self.name} has {len(self.ids)} images and {len(self.labels)} labels.")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def labelled(self) -> bool:
+        return self.labels is not None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should be told: the remarks, and a warning where there are few images."""
+        if len(self) >= FEW_IMAGES:
+            return self.remarks
+        plural = "image" if len(self) == 1 else "images"
+        return (
+            *self.remarks,
+            f"{self.name} gives only {len(self)} {plural}: ranges and accuracies from fewer than {FEW_IMAGES} are uncertain.",
+        )
+
+    @property
+    def list_sha256(self) -> str:
+        """Hash of the list: each id with its class, in order. The same list has the same hash on every machine."""
+        return self._hash(stamps=False)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the list and of each file's size and modification time, for deciding whether a finished stage still holds."""
+        return self._hash(stamps=True)
+
+    def read(self, index: int) -> Image.Image:
+        """Decode one image to 8-bit RGB; raises BrokenImage."""
+        return self.reader.read(self.ids[index])
+
+    def class_of(self, index: int) -> str | None:
+        """Return the class name of an image, None where the set has no labels."""
+        return None if self.labels is None else self.class_names[self.labels[index]]
+
+    def select(self, indices: list[int]) -> ImageSet:
+        """Return the set of these images, in this order; classes keep their indices."""
+        return replace(
+            self,
+            ids=tuple(self.ids[index] for index in indices),
+            labels=None if self.labels is None else tuple(self.labels[index] for index in indices),
+        )
+
+    def take(self, count: int) -> ImageSet:
+        """Return at most `count` images, always the same ones: as many of each class as possible, evenly spread over the list."""
+        if count < 1:
+            raise ImageSetError(f"{count} images were asked of {self.name}; at least 1 is needed.")
+        return self if count >= len(self) else self.select(spread(len(self), count, self.labels))
+
+    def _hash(self, *, stamps: bool) -> str:
+        digest = hashlib.sha256()
+        for index, image_id in enumerate(self.ids):
+            line = f"{image_id}\t{self.class_of(index) or ''}"
+            if stamps:
+                line += f"\t{self.reader.stamp(image_id)}"
+            digest.update(f"{line}\n".encode(errors="surrogateescape"))
+        return digest.hexdigest()

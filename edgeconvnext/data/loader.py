@@ -1,0 +1,181 @@
+"""Batches of preprocessed images: decoded in worker processes, in the order asked for, with the broken ones named and left out."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from edgeconvnext.data.image_set import ImageSet
+from edgeconvnext.data.images import BrokenImage
+from edgeconvnext.data.preprocess import Preprocess
+from edgeconvnext.errors import ImageSetError
+from edgeconvnext.progress import progress_bar
+
+BROKEN_LIMIT = 0.01
+
+# Starting workers costs more than decoding this many photographs.
+_FEW_IMAGES = 64
+_MAX_WORKERS = 8
+# So many broken images are collected before a set over the limit is given up, so that the error can name a few.
+_NAMED_BEFORE_GIVING_UP = 10
+_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Batch:
+    """images: float32 (N, C, H, W), channels_last. indices: position of each image in the image set."""
+
+    images: torch.Tensor
+    indices: list[int]
+
+
+@dataclass(frozen=True)
+class SkippedImage:
+    """An image that could not be decoded, and why."""
+
+    id: str
+    reason: str
+
+
+@dataclass
+class BatchStream:
+    """One pass, or several, over images of a set; `skipped` lists the broken images of the latest pass."""
+
+    image_set: ImageSet
+    preprocess: Preprocess
+    batch_size: int
+    indices: list[int]
+    workers: int
+    description: str
+    skipped: list[SkippedImage] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return -(-len(self.indices) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the batches in order; a batch with broken images is smaller, one of broken images alone is left out.
+
+        Raises ImageSetError when more than 1 % of the images are broken, or when a worker process dies.
+        """
+        self.skipped = []
+        with progress_bar(self.description, len(self.indices)) as advance:
+            for decoded in self._decoded_batches():
+                self.skipped += [SkippedImage(self.image_set.ids[index], reason) for index, reason in decoded.broken]
+                if len(self.skipped) >= _NAMED_BEFORE_GIVING_UP:
+                    self._check_broken()
+                if decoded.pixels is not None:
+                    values = self.preprocess.normalize(decoded.pixels)
+                    yield Batch(torch.from_numpy(values).permute(0, 3, 1, 2), decoded.indices)
+                advance(len(decoded.indices) + len(decoded.broken))
+        self._check_broken()
+
+    def _decoded_batches(self) -> Iterator[_Decoded]:
+        loader = DataLoader(
+            _Decoder(self.image_set, self.preprocess, self.indices),
+            batch_size=self.batch_size,
+            num_workers=self.workers,
+            collate_fn=_collate,
+            prefetch_factor=2 if self.workers else None,
+        )
+        batches = iter(loader)
+        while True:
+            try:
+                decoded = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if "exited unexpectedly" not in str(error):
+                    raise
+                raise ImageSetError(
+                    f"A worker process that decoded images of {self.image_set.name} was killed, most likely because the memory "
+                    f"ran out. Close other programs or use a smaller batch (this one was {self.batch_size}), then run again."
+                ) from error
+            yield decoded
+
+    def _check_broken(self) -> None:
+        broken, total = len(self.skipped), len(self.indices)
+        if broken <= BROKEN_LIMIT * total:
+            return
+        named = "; ".join(f"{image.id} ({image.reason})" for image in self.skipped[:_NAMED])
+        more = f"; and {broken - _NAMED} more" if broken > _NAMED else ""
+        what = f"None of the {total} images" if broken == total else f"{broken} of {total} images"
+        could = "could be read" if broken == total else "could not be read, more than the 1 % that is tolerated"
+        raise ImageSetError(
+            f"{what} of {self.image_set.name} {could}: {named}{more}. Replace or delete these files, or use another set."
+        )
+
+
+def batches(
+    image_set: ImageSet,
+    preprocess: Preprocess,
+    batch_size: int = 32,
+    indices: Sequence[int] | None = None,
+    workers: int | None = None,
+    description: str = "Calibrating",
+) -> BatchStream:
+    """Return the batches of a set, or of the images at `indices`, in that order.
+
+    workers: decoding processes; None chooses by the number of images and processor cores, 0 decodes in this process.
+    description: what the progress bar says.
+    """
+    chosen = list(range(len(image_set))) if indices is None else list(indices)
+    if not chosen:
+        raise ImageSetError(f"No images of {image_set.name} were asked for; at least one is needed.")
+    if batch_size < 1:
+        raise ImageSetError(f"The batch size must be at least 1; it is {batch_size}.")
+    workers = default_workers(image_set, len(chosen)) if workers is None else workers
+    return BatchStream(image_set, preprocess, batch_size, chosen, workers, description)
+
+
+def default_workers(image_set: ImageSet, count: int) -> int:
+    """Return how many processes decode `count` images: none for few or embedded ones, else all cores but one, at most 8."""
+    # Daemonic processes (a worker of someone's own pool) may not have children.
+    if image_set.reader.in_memory or count < _FEW_IMAGES or multiprocessing.current_process().daemon:
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(_MAX_WORKERS, cores - 1))
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """A batch on its way from a worker. NumPy arrays travel through a pipe; tensors would need /dev/shm, small in containers.
+
+    pixels: uint8 (N, H, W, C), a quarter of the bytes of float32; None where all images were broken.
+    """
+
+    pixels: np.ndarray | None
+    indices: list[int]
+    broken: list[tuple[int, str]]
+
+
+@dataclass(frozen=True)
+class _Decoder(Dataset):
+    """Decodes, resizes and crops one image at a time, in a worker process."""
+
+    image_set: ImageSet
+    preprocess: Preprocess
+    indices: list[int]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> tuple[int, np.ndarray | str]:
+        index = self.indices[position]
+        try:
+            return index, self.preprocess.pixels(self.image_set.read(index))
+        except BrokenImage as broken:
+            return index, str(broken)
+
+
+def _collate(items: list[tuple[int, np.ndarray | str]]) -> _Decoded:
+    good = [(index, value) for index, value in items if isinstance(value, np.ndarray)]
+    broken = [(index, value) for index, value in items if isinstance(value, str)]
+    pixels = np.stack([value for _, value in good]) if good else None
+    return _Decoded(pixels, [index for index, _ in good], broken)

@@ -1,0 +1,175 @@
+"""Image sets by name or folder: `calib/*.toml` says what a name stands for, nothing is ever replaced by something else."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from edgeconvnext.data.folders import list_folder
+from edgeconvnext.data.image_set import FolderReader, ImageSet
+from edgeconvnext.data.imagenet import imagenet_classes
+from edgeconvnext.errors import ImageSetError, nearest
+from edgeconvnext.resources import resource_dir
+from edgeconvnext.targets import Section, parse_toml
+
+__all__ = ["ImageSet", "SetFile", "cache_dir", "data_roots", "load_set_file", "resolve_image_set", "set_files"]
+
+
+class ExpectedSection(Section):
+    """What the published set holds. Another count or list is used all the same, and noted.
+
+    list_sha256: hash of the list, as `ImageSet.list_sha256` makes it.
+    """
+
+    images: int = Field(ge=1)
+    list_sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+
+
+class ArchiveSection(Section):
+    """A public archive, .tar or .tar.gz, and the folder it unpacks to."""
+
+    url: str
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    size_bytes: int = Field(ge=1)
+    folder: str
+
+
+class SetFile(Section):
+    """An image set, as its TOML file says.
+
+    embedded: a split of the digits inside the package. folders: where else the images may lie, most wanted first; relative ones are looked
+    for in the data folders (and beside the TOML file, where it is the user's own).
+    images_per_class: the first so many of each class, by file name; all of them where it is absent.
+    how_to_get: the sentence an error ends with.
+    """
+
+    name: str
+    description: str
+    embedded: Literal["train", "calibration", "test"] | None = None
+    folders: list[str] = []
+    images_per_class: int | None = Field(default=None, ge=1)
+    how_to_get: str = ""
+    expected: ExpectedSection | None = None
+    archive: ArchiveSection | None = None
+
+    @model_validator(mode="after")
+    def _comes_from_somewhere(self) -> SetFile:
+        if (self.embedded is None) == (not self.folders):
+            raise ValueError("a set needs either folders or embedded, and not both")
+        return self
+
+
+def set_files() -> dict[str, Path]:
+    """Return the shipped set files by name."""
+    return {path.stem: path for path in sorted(resource_dir("calib").glob("*.toml"))}
+
+
+def load_set_file(name: str) -> SetFile:
+    """Read a shipped set file by the set's name."""
+    files = set_files()
+    if name not in files:
+        raise ImageSetError(f"There is no image set {name!r}.{nearest(name, files)} Known sets: {', '.join(files)}.")
+    return parse_toml(files[name], SetFile)
+
+
+def cache_dir() -> Path:
+    """Return the folder that downloads go to where EDGECONVNEXT_DATA is not set."""
+    return Path.home() / ".cache" / "edgeconvnext"
+
+
+def data_roots() -> list[Path]:
+    """Return the folders in which sets are looked for, first come first served."""
+    chosen = os.environ.get("EDGECONVNEXT_DATA")
+    return [Path(chosen).expanduser(), cache_dir()] if chosen else [cache_dir()]
+
+
+def resolve_image_set(name_or_path: str | Path) -> ImageSet:
+    """Find an image set by its name, by a folder of images, or by a TOML file of the user's own.
+
+    A name is looked for under EDGECONVNEXT_DATA, then in ~/.cache/edgeconvnext; a folder as given, then in these two.
+    Raises ImageSetError when it is not there (with how to get it) or holds no images, ConfigFileError for a TOML that does not hold.
+    """
+    text = str(name_or_path)
+    if text in set_files():
+        return _from_set_file(load_set_file(text), data_roots())
+    path = Path(text).expanduser()
+    if path.suffix == ".toml":
+        if not path.is_file():
+            raise ImageSetError(f"There is no image set file {path}. Known sets: {', '.join(set_files())}.")
+        return _from_set_file(parse_toml(path, SetFile), [path.resolve().parent, *data_roots()])
+    for folder in [path, *(root / path for root in data_roots())]:
+        if text and folder.is_dir():
+            return _from_folder(folder, _folder_name(folder))
+    if path.exists():
+        return _from_folder(path, path.name)
+    raise ImageSetError(
+        f"There is no image set or folder {text!r}.{nearest(text, set_files())} "
+        f"Known sets: {', '.join(set_files())}; any folder of images works by its path."
+    )
+
+
+def _from_set_file(description: SetFile, roots: list[Path]) -> ImageSet:
+    if description.embedded is not None:
+        from edgeconvnext.data.digits import digits_set
+
+        found = replace(digits_set(description.embedded), name=description.name)
+    else:
+        found = _from_folder(_find(description, roots), description.name, description.images_per_class)
+    return replace(found, remarks=(*found.remarks, *_differences(found, description.expected)))
+
+
+def _find(description: SetFile, roots: list[Path]) -> Path:
+    # Path's "/" keeps an absolute right side as it is, so a user's file may name absolute folders.
+    for root in roots:
+        for folder in description.folders:
+            candidate = root / Path(folder).expanduser()
+            if candidate.is_dir():
+                return candidate
+    places = " and ".join(str(root) for root in roots)
+    unset = "" if os.environ.get("EDGECONVNEXT_DATA") else " (EDGECONVNEXT_DATA is not set)"
+    raise ImageSetError(
+        f"The image set {description.name} is not on this machine: looked in {places}{unset} for {', '.join(description.folders)}. "
+        f"{description.how_to_get}".rstrip()
+    )
+
+
+def _from_folder(folder: Path, name: str, images_per_class: int | None = None) -> ImageSet:
+    listing = list_folder(folder, images_per_class)
+    return ImageSet(
+        name=name,
+        ids=listing.ids,
+        reader=FolderReader(folder.resolve()),
+        labels=listing.labels,
+        class_names=listing.class_names,
+        descriptions=_imagenet_descriptions(listing.class_names),
+        remarks=listing.remarks,
+    )
+
+
+def _imagenet_descriptions(class_names: tuple[str, ...]) -> tuple[str, ...] | None:
+    """Return the words for class names that are all ImageNet synsets, else None."""
+    words = imagenet_classes()
+    if not class_names or not all(name in words for name in class_names):
+        return None
+    return tuple(words[name].split(",")[0] for name in class_names)
+
+
+def _folder_name(folder: Path) -> str:
+    """Return a short name; "imagenette2-160/val" rather than "val", which would say nothing."""
+    resolved = folder.resolve()
+    generic = resolved.name.lower() in {"train", "val", "valid", "validation", "test", "images"} and resolved.parent.name
+    return f"{resolved.parent.name}/{resolved.name}" if generic else resolved.name
+
+
+def _differences(found: ImageSet, expected: ExpectedSection | None) -> list[str]:
+    if expected is None:
+        return []
+    if len(found) != expected.images:
+        return [f"{found.name} holds {len(found)} images here; the published set has {expected.images}"]
+    if expected.list_sha256 not in (None, found.list_sha256):
+        return [f"{found.name} is another list of {len(found)} images than the reference list (sha256 {found.list_sha256[:12]}...)"]
+    return []

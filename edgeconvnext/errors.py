@@ -1,0 +1,75 @@
+"""What a user can do wrong, and what to do about it.
+
+Every class below stands for one thing the user can fix. Messages say what is wrong, where, and how to
+fix it, in one paragraph. The command line prints them without a traceback and ends with `exit_code`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class EdgeConvNextError(Exception):
+    """Base of every error a user can fix; bugs raise something else and keep their traceback."""
+
+    exit_code = 1
+
+
+class CheckpointError(EdgeConvNextError):
+    """The weights file, directory or hub name cannot be read as a ConvNeXt."""
+
+
+class ModelConfigError(EdgeConvNextError):
+    """An architecture that cannot be built: sizes, version, stem or input size."""
+
+
+class ImageSetError(EdgeConvNextError):
+    """A calibration or evaluation set cannot be found, read or used."""
+
+
+class LabelMismatchError(ImageSetError):
+    """The classes of an image set do not match the classes of the model."""
+
+
+class TargetError(EdgeConvNextError):
+    """An unknown target, or a target file that does not hold."""
+
+
+class ConfigFileError(EdgeConvNextError):
+    """A TOML or JSON file with an unknown key, a wrong type or a missing value."""
+
+
+class RewriteError(EdgeConvNextError):
+    """A rewrite that is not exact enough on this model, or cannot be done on it."""
+
+
+class QuantizationError(EdgeConvNextError):
+    """The model cannot be quantised as asked."""
+
+
+class ExportError(EdgeConvNextError):
+    """The artifact cannot be written for this target."""
+
+
+class RunDirectoryError(EdgeConvNextError):
+    """A run directory that cannot be used: in use, not writable, full, or not a run."""
+
+
+class DownloadError(EdgeConvNextError):
+    """A download failed or what arrived is not what was promised."""
+
+
+class RuntimeMissingError(EdgeConvNextError):
+    """What was asked needs the target's runtime, and it is not on this machine."""
+
+    exit_code = 4
+
+
+GATE_MISSED_EXIT_CODE = 3
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return ' Did you mean a, b?' for the known names closest to `word`, or '' where none is close."""
+    close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
+    return f" Did you mean {' or '.join(close)}?" if close else ""

@@ -1,0 +1,182 @@
+"""Write a Core ML package: an image in, class label, probabilities and logits out, float16 with int8 weights and activations."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import tempfile
+import uuid
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch.export import ExportedProgram
+
+from edgeconvnext.errors import ExportError, nearest
+from edgeconvnext.export.coreml_graph import single_image_program
+from edgeconvnext.export.coreml_package import check_weights
+from edgeconvnext.export.coreml_runtime import import_coremltools
+from edgeconvnext.export.metadata import ArtifactMetadata
+
+_IMAGE_SCALE = {"0..255": 1.0, "0..1": 1 / 255}
+_LICENCE_NOTE = "The weights keep the licence of the checkpoint they were made from."
+
+
+def export_coreml(program: ExportedProgram, path: Path, *, metadata: ArtifactMetadata, minimum_os: str) -> Path:
+    """Write `program` as an .mlpackage for `minimum_os` ("iOS17", "macOS14" or later) and return its path.
+
+    program: float32 with int8 Q/DQ, or without any for a float16 baseline; one input (N, 1 or 3, H, W) holding what
+    `metadata.value_range` says, which must not be "normalized": Core ML's image input has one scale for all channels.
+    The package takes one image and gives "logits"; with labels also "classLabel" and "classLabel_probs" (softmax).
+    What was written is read back and compared with `program` before it appears at `path`, in one rename.
+
+    Raises ExportError for a model or target that Core ML cannot take, RuntimeMissingError without coremltools.
+    """
+    if path.suffix != ".mlpackage":
+        raise ExportError(f"A Core ML package must be named *.mlpackage; {path.name} is not.")
+    ct = import_coremltools()
+    target = _deployment_target(ct, minimum_os)
+    image = _image_type(ct, program, metadata)
+    labels = _class_labels(program, metadata)
+    single = single_image_program(program, probabilities=labels is not None)
+    model = _convert(ct, single, image, labels, target)
+    _describe(model, metadata, quantised=_is_quantised(program))
+    with _replacing(path) as partial:
+        model.save(str(partial))
+        _make_reproducible(partial)
+        check_weights(program, partial)
+    return path
+
+
+def _deployment_target(ct: Any, minimum_os: str) -> Any:
+    known = {name: target for name, target in ct.target.__members__.items() if target >= ct.target.iOS17}
+    if minimum_os not in known:
+        raise ExportError(
+            f"Core ML runs int8 activations from iOS17 and macOS14 on; minimum_os = {minimum_os!r} is not one of those."
+            f"{nearest(minimum_os, known)} Known: {', '.join(known)}."
+        )
+    return known[minimum_os]
+
+
+def _image_type(ct: Any, program: ExportedProgram, metadata: ArtifactMetadata) -> Any:
+    channels, height, width = program.example_inputs[0][0].shape[1:]  # type: ignore[index]
+    if metadata.value_range not in _IMAGE_SCALE:
+        raise ExportError(
+            "A Core ML image input cannot be normalised per channel. Fold the normalisation into the network: "
+            'set input.value_range = "0..255" in the target file.'
+        )
+    if channels not in (1, 3):
+        raise ExportError(f"A Core ML image has 1 or 3 channels; {metadata.model_name} takes {channels}.")
+    layout = ct.colorlayout.RGB if channels == 3 else ct.colorlayout.GRAYSCALE
+    return ct.ImageType(
+        name="image",
+        shape=(1, channels, height, width),
+        scale=_IMAGE_SCALE[metadata.value_range],
+        color_layout=layout,
+    )
+
+
+def _class_labels(program: ExportedProgram, metadata: ArtifactMetadata) -> list[str] | None:
+    """Return one unique label per class; Core ML's dictionary of probabilities would merge two classes of the same name."""
+    if metadata.labels is None:
+        return None
+    (output,) = (node for node in program.graph.nodes if node.op == "output")
+    classes = int(output.args[0][0].meta["val"].shape[-1])
+    if len(metadata.labels) != classes:
+        raise ExportError(
+            f"{metadata.model_name} has {classes} classes and {len(metadata.labels)} labels. Correct label_names in the JSON "
+            f"file beside the weights, or remove them."
+        )
+    seen = Counter(metadata.labels)
+    return [
+        f"{label} (class {index})" if seen[label] > 1 else label for index, label in enumerate(metadata.labels)
+    ]
+
+
+def _convert(ct: Any, single: ExportedProgram, image: Any, labels: list[str] | None, target: Any) -> Any:
+    """Convert in two steps: coremltools 9.0 fails in one step on a float16 classifier that has a second output."""
+    classifier = None
+    if labels is not None:
+        classifier = ct.ClassifierConfig(labels, predicted_probabilities_output="probabilities")
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # tqdm bars, one per pass pipeline
+        warnings.simplefilter("ignore", category=FutureWarning)
+        try:
+            program = ct.convert(
+                single,
+                inputs=[image],
+                convert_to="milinternal",
+                minimum_deployment_target=target,
+                compute_precision=ct.precision.FLOAT16,
+            )
+        except NotImplementedError as error:
+            raise ExportError(
+                f"coremltools {ct.__version__} cannot convert this model: {str(error).rstrip('.')}."
+            ) from error
+        # The types of the outputs are by now those of the program; the list would have to name the classifier's as well.
+        program.functions["main"].set_output_types(None)
+        return ct.convert(
+            program,
+            classifier_config=classifier,
+            minimum_deployment_target=target,
+            compute_precision=ct.precision.FLOAT16,
+            skip_model_load=True,
+        )
+
+
+def _is_quantised(program: ExportedProgram) -> bool:
+    return any("quantize_per_tensor" in str(node.target) for node in program.graph.nodes)
+
+
+def _describe(model: Any, metadata: ArtifactMetadata, *, quantised: bool) -> None:
+    """Write what Xcode and apps show. No author: that is the owner of the weights."""
+    import torch
+
+    height, width = metadata.preprocess.input_size
+    numbers = "int8 weights and activations, float16 elsewhere" if quantised else "float16"
+    model.short_description = f"{metadata.model_name}: ConvNeXt image classifier, {numbers}"
+    model.version = metadata.edgeconvnext_version
+    model.license = metadata.notes.get("license", _LICENCE_NOTE)
+    properties = model.user_defined_metadata
+    properties.update(metadata.properties())
+    properties["com.github.apple.coremltools.source"] = f"torch=={torch.__version__.partition('+')[0]}"
+    properties.pop("com.github.apple.coremltools.conversion_date", None)
+    model.input_description["image"] = (
+        f"Image of {width} x {height} pixels: resize and crop as the metadata's preprocess says"
+    )
+    model.output_description["logits"] = "One score per class, before softmax"
+    if metadata.labels is not None:
+        properties["com.apple.coreml.model.preview.type"] = "imageClassifier"
+        model.output_description["classLabel"] = "The most likely class"
+        model.output_description["classLabel_probs"] = "Probability of each class"
+
+
+def _make_reproducible(package: Path) -> None:
+    """Replace the manifest's random identifiers by ones made from what they name, and drop a debug file of another runtime."""
+    (package / "executorch_debug_handle_mapping.json").unlink(missing_ok=True)
+    manifest_path = package / "Manifest.json"
+    manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+    entries = manifest["itemInfoEntries"]
+    names = {key: str(uuid.uuid5(uuid.NAMESPACE_URL, entry["path"])) for key, entry in entries.items()}
+    manifest["itemInfoEntries"] = dict(sorted((names[key], entry) for key, entry in entries.items()))
+    manifest["rootModelIdentifier"] = names[manifest["rootModelIdentifier"]]
+    manifest_path.write_text(json.dumps(manifest, indent=4) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Give a package path to write to; move it to `path` on success, and leave `path` alone on failure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.stem}-", dir=path.parent))
+    try:
+        partial = folder / path.name
+        yield partial
+        if path.exists():
+            os.replace(path, folder / "former")  # a folder that is not empty cannot be renamed over
+        os.replace(partial, path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,105 @@
+"""ONNX files from exported programs, float or with Q/DQ."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgeconvnext.errors import ExportError
+from edgeconvnext.export.metadata import ArtifactMetadata
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_ir as ir
+    from torch.export import ExportedProgram
+
+# Protocol buffers end at 2 GiB; a little is left for the graph itself.
+_LARGEST_FILE_BYTES = 2**31 - 2**20
+
+
+def export_onnx(program: ExportedProgram, path: Path, *, opset: int, metadata: ArtifactMetadata) -> Path:
+    """Write `program` as one ONNX file, checked, with labels and preprocessing in its metadata.
+
+    program: one input image, (N, C, H, W), one output logits, (N, classes); Q/DQ stays as it is placed, with int8 weights.
+    opset: from 20 on GELU is one node, below it is x * (1 + erf(x / sqrt 2)) / 2, which TensorRT fuses back.
+    Raises ExportError where the file would exceed what a single ONNX file can hold.
+    """
+    return save_onnx(build_onnx(program, opset=opset), path, metadata=metadata)
+
+
+def build_onnx(program: ExportedProgram, *, opset: int) -> ir.Model:
+    """Translate `program` to an ONNX graph with readable names: input image, output logits, free axis batch."""
+    import onnx_ir.passes.common as passes
+    import torch
+
+    from edgeconvnext.export import onnx_graph
+    from edgeconvnext.export.onnx_quantized_ops import translations
+
+    with warnings.catch_warnings():
+        # The exporter warns about its own deprecated calls; nothing a user could act on.
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        exported = torch.onnx.export(
+            program,
+            (),
+            dynamo=True,
+            opset_version=opset,
+            input_names=["image"],
+            output_names=["logits"],
+            custom_translation_table=translations(),
+            verbose=False,
+        )
+    if exported is None:
+        raise AssertionError("torch.onnx.export returned nothing")
+    model = exported.model
+    onnx_graph.fold_constant_casts(model.graph)
+    onnx_graph.store_linear_weights_transposed(model.graph)
+    passes.RemoveUnusedNodesPass()(model)
+    onnx_graph.name_after_layers(model.graph)
+    onnx_graph.drop_origins(model)
+    return model
+
+
+def save_onnx(model: ir.Model, path: Path, *, metadata: ArtifactMetadata) -> Path:
+    """Check `model` and write it to `path` in one step, so that an interrupted run leaves no half file."""
+    import onnx
+    import onnx_ir as ir
+
+    weight_bytes = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
+    if weight_bytes > _LARGEST_FILE_BYTES:
+        raise ExportError(
+            f"{path.name} would hold {weight_bytes / 2**30:.1f} GiB of weights, and one ONNX file ends at 2 GiB. "
+            "Export the quantised model, or a smaller variant of the network."
+        )
+    model.producer_name = "edgeconvnext"
+    model.producer_version = metadata.edgeconvnext_version
+    model.graph.name = metadata.model_name
+    model.metadata_props.update(metadata.properties())
+    proto: onnx.ModelProto = ir.to_proto(model)
+    onnx.checker.check_model(proto, full_check=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(proto.SerializeToString(deterministic=True))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def read_metadata(path: Path) -> ArtifactMetadata:
+    """Return the metadata that `save_onnx` wrote into an ONNX file; raises ExportError for any other file."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        proto = onnx.load(path, load_external_data=False)
+        return ArtifactMetadata.from_properties({prop.key: prop.value for prop in proto.metadata_props})
+    except OSError as error:
+        raise ExportError(f"{path} cannot be read: {error.strerror}.") from error
+    except (DecodeError, KeyError, ValueError) as error:
+        raise ExportError(
+            f"{path} is not an ONNX file written by edgeconvnext: it does not say how images are prepared. "
+            "Name the model.onnx of a run directory."
+        ) from error

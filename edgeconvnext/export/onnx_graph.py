@@ -1,0 +1,161 @@
+"""Graph passes between torch's exporter and the ONNX file: readable names, weights stored as the kernels want them.
+
+Every pass changes the graph in place and keeps its function. QuantizeLinear and DequantizeLinear nodes are never folded:
+a folded weight would be a float weight.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import onnx_ir as ir
+
+# "p.inner.stages.0.1.pwconv1.bias": the part that names the layer starts at one of ConvNeXt's own children.
+_LAYER_PATH = re.compile(r"(?:^|\.)((?:downsample_layers|stages)\.\d+\..+|(?:norm|head)\.(?:weight|bias))$")
+_PARAMETER_TYPES = {"Conv", "MatMul", "Gemm", "LayerNormalization"}
+
+
+def fold_constant_casts(graph: ir.Graph) -> None:
+    """Replace Cast(initializer) by an initializer of that type: scales, zero points and nothing else reach here."""
+    for node in list(graph):
+        if node.op_type == "Cast" and _is_initializer(node.inputs[0]):
+            dtype = ir.DataType(node.attributes["to"].as_int())
+            _replace_by_array(graph, node, _array(node.inputs[0]).astype(dtype.numpy()))
+
+
+def store_linear_weights_transposed(graph: ir.Graph) -> None:
+    """Turn x @ transpose(W) into x @ W' with W' stored as (in, out).
+
+    torch.nn.Linear holds (out, in). A Transpose behind the weight's DequantizeLinear keeps runtimes from seeing a
+    quantised weight, so the int8 codes are transposed instead and the channel axis becomes 1.
+    """
+    for node in list(graph):
+        if node.op_type != "Transpose" or list(node.attributes["perm"].as_ints()) != [1, 0]:
+            continue
+        source = node.inputs[0]
+        dequantize = source.producer()
+        if _is_initializer(source):
+            _replace_by_array(graph, node, np.ascontiguousarray(_array(source).T))
+        elif dequantize is not None and dequantize.op_type == "DequantizeLinear" and _is_initializer(dequantize.inputs[0]):
+            _transpose_dequantized(graph, dequantize)
+            node.outputs[0].replace_all_uses_with(source)
+            graph.remove(node, safe=True)
+
+
+def name_after_layers(graph: ir.Graph) -> None:
+    """Name weighted nodes, their weights and scales by module path, "stages.0.1.pwconv1", and the free axis "batch".
+
+    The path is read from the bias, which keeps its parameter's name through quantization.
+    """
+    for value in list(graph.initializers.values()):
+        if match := _LAYER_PATH.search(value.name or ""):
+            value.name = match[1]
+    for node in graph:
+        path = _layer_path(node)
+        if path is None:
+            continue
+        node.name = path
+        weight = node.inputs[1]
+        dequantize = weight.producer() if weight is not None else None
+        if dequantize is not None and dequantize.op_type == "DequantizeLinear":
+            dequantize.name = f"{path}.weight_dequantize"
+            for source, part in zip(dequantize.inputs, ("weight", "weight_scale", "weight_zero_point"), strict=True):
+                _name_own(source, {dequantize}, f"{path}.{part}")
+        _name_input_pair(node, path)
+    axis = graph.inputs[0].shape[0] if graph.inputs[0].shape is not None else None
+    if isinstance(axis, ir.SymbolicDim):
+        _rename_axis(graph, axis.value)
+
+
+def drop_origins(model: ir.Model) -> None:
+    """Remove what the exporter notes on nodes and values: stack traces with file paths, and class names."""
+    graph = model.graph
+    for holder in (model, graph, *graph, *graph.inputs, *graph.initializers.values()):
+        holder.metadata_props.clear()
+        holder.doc_string = None
+    for node in graph:
+        for output in node.outputs:
+            output.metadata_props.clear()
+            output.doc_string = None
+
+
+def _layer_path(node: ir.Node) -> str | None:
+    """Module path of a weighted node: from its own bias, or from the bias added behind a MatMul."""
+    if node.op_type not in _PARAMETER_TYPES:
+        return None
+    biases = list(node.inputs[2:])
+    if node.op_type == "MatMul":
+        biases = [value for user, _ in node.outputs[0].uses() if user.op_type == "Add" for value in user.inputs]
+    for bias in biases:
+        if bias is not None and _is_initializer(bias) and (bias.name or "").endswith(".bias"):
+            return str(bias.name).removesuffix(".bias")
+    return None
+
+
+def _name_input_pair(node: ir.Node, path: str) -> None:
+    """Name the Q/DQ pair in front of a weighted node."""
+    source = node.inputs[0]
+    dequantize = source.producer() if source is not None else None
+    if dequantize is None or dequantize.op_type != "DequantizeLinear":
+        return
+    quantize = dequantize.inputs[0].producer() if dequantize.inputs[0] is not None else None
+    dequantize.name = f"{path}.input_dequantize"
+    if quantize is not None:
+        quantize.name = f"{path}.input_quantize"
+        for scale_or_zero, part in zip(quantize.inputs[1:], ("input_scale", "input_zero_point"), strict=False):
+            _name_own(scale_or_zero, {quantize, dequantize}, f"{path}.{part}")
+
+
+def _name_own(value: ir.Value | None, owners: set[ir.Node], name: str) -> None:
+    """Name a stored tensor that only `owners` use; the exporter shares equal zero points between layers."""
+    if value is not None and _is_initializer(value) and {user for user, _ in value.uses()} <= owners:
+        value.name = name
+
+
+def _rename_axis(graph: ir.Graph, old: str | None) -> None:
+    values = [*graph.inputs, *graph.outputs, *(output for node in graph for output in node.outputs)]
+    for value in values:
+        if value.shape is not None:
+            dims = [
+                ir.SymbolicDim("batch") if isinstance(dim, ir.SymbolicDim) and dim.value == old else dim
+                for dim in value.shape
+            ]
+            value.shape = ir.Shape(dims)
+
+
+def _transpose_dequantized(graph: ir.Graph, dequantize: ir.Node) -> None:
+    """Transpose the two-dimensional codes of a weight's DequantizeLinear and its channel axis."""
+    codes = dequantize.inputs[0]
+    if codes is None or len(codes.uses()) != 1 or len(dequantize.outputs[0].uses()) != 1:
+        raise AssertionError(f"{dequantize.name} shares its weight; every linear of a ConvNeXt has its own")
+    array = np.ascontiguousarray(_array(codes).T)
+    codes.const_value = ir.tensor(array, name=codes.name)
+    codes.shape = ir.Shape(array.shape)
+    dequantize.outputs[0].shape = ir.Shape(array.shape)
+    dequantize.attributes["axis"] = ir.AttrInt64("axis", 1 - dequantize.attributes["axis"].as_int())
+
+
+def _replace_by_array(graph: ir.Graph, node: ir.Node, array: np.ndarray) -> None:
+    result = node.outputs[0]
+    name = f"{node.inputs[0].name}_{node.op_type.lower()}"  # type: ignore[union-attr]
+    constant = ir.Value(
+        name=name,
+        shape=ir.Shape(array.shape),
+        type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
+        const_value=ir.tensor(array, name=name),
+    )
+    if name not in graph.initializers:
+        graph.register_initializer(constant)
+    result.replace_all_uses_with(graph.initializers[name])
+    graph.remove(node, safe=True)
+
+
+def _is_initializer(value: ir.Value | None) -> bool:
+    return value is not None and value.is_initializer() and value.const_value is not None
+
+
+def _array(value: ir.Value | None) -> np.ndarray:
+    if value is None or value.const_value is None:
+        raise AssertionError("not a stored tensor")
+    return np.asarray(value.const_value.numpy())

@@ -1,0 +1,252 @@
+"""Engines from typed ONNX: TensorRT-RTX, which builds without a GPU, and TensorRT for the GPU of this machine."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+from edgeconvnext.errors import ExportError, RuntimeMissingError
+
+Runtime = Literal["tensorrt_rtx", "tensorrt"]
+
+_EXTRA = {"tensorrt_rtx": "rtx", "tensorrt": "tensorrt"}
+_PRODUCT = {"tensorrt_rtx": "TensorRT-RTX", "tensorrt": "TensorRT"}
+_WEIGHTED = {"CONVOLUTION", "MATRIX_MULTIPLY"}
+# Layers that hand their input on unchanged, between a dequantize layer and the operator it feeds.
+_CARRIERS = {"SHUFFLE", "CONSTANT_SHUFFLE", "IDENTITY"}
+
+
+@dataclass(frozen=True)
+class NetworkLayer:
+    """One layer of the parsed network: its ONNX name, kind ("CONVOLUTION"), and types such as "HALF" or "INT8".
+
+    quantized: for convolutions and matrix products, whether data and weights both arrive from dequantize layers.
+    """
+
+    name: str
+    kind: str
+    input_types: tuple[str, ...]
+    output_types: tuple[str, ...]
+    output_shape: tuple[int, ...]
+    quantized: bool
+
+
+@dataclass(frozen=True)
+class ParsedNetwork:
+    """What the ONNX parser of `runtime` ("TensorRT-RTX 1.7.1") made of a file."""
+
+    runtime: str
+    layers: tuple[NetworkLayer, ...]
+    warnings: tuple[str, ...]
+
+    def kinds(self) -> dict[str, int]:
+        """Number of layers of each kind, most frequent first."""
+        return dict(Counter(layer.kind for layer in self.layers).most_common())
+
+    def weighted(self) -> tuple[NetworkLayer, ...]:
+        """The convolutions and matrix products."""
+        return tuple(layer for layer in self.layers if layer.kind in _WEIGHTED)
+
+
+@dataclass(frozen=True)
+class EngineBuild:
+    """A built engine: where it lies, its size, how long the build took, for which batches, and the network it came from."""
+
+    path: Path
+    size_bytes: int
+    seconds: float
+    batch: tuple[int, int, int]
+    network: ParsedNetwork
+
+
+def parse_with_rtx(onnx_path: Path) -> ParsedNetwork:
+    """Parse a typed ONNX with TensorRT-RTX, the check for Jetson that needs no board.
+
+    Raises RuntimeMissingError without TensorRT-RTX and ExportError with the parser's own words.
+    """
+    runtime = require_runtime("tensorrt_rtx")
+    _, network, _ = _parse(runtime, onnx_path)
+    return _describe(runtime, network)
+
+
+def build_rtx_engine(onnx_path: Path, engine_path: Path, *, batch: Sequence[int] = (1, 8, 32)) -> EngineBuild:
+    """Build a TensorRT-RTX engine; no GPU is needed. batch: smallest, typical and largest.
+
+    Raises RuntimeMissingError without TensorRT-RTX and ExportError with the parser's or builder's own words.
+    """
+    return _build(require_runtime("tensorrt_rtx"), onnx_path, engine_path, batch)
+
+
+def build_gpu_engine(onnx_path: Path, engine_path: Path, *, batch: Sequence[int] = (1, 8, 32)) -> EngineBuild:
+    """Build a TensorRT engine for the GPU of this machine. batch: smallest, typical and largest.
+
+    Raises RuntimeMissingError, before any work, where TensorRT or the GPU is missing.
+    """
+    return _build(require_gpu(), onnx_path, engine_path, batch)
+
+
+def require_runtime(name: Runtime) -> ModuleType:
+    """Import TensorRT or TensorRT-RTX, or raise RuntimeMissingError that says which extra to install."""
+    try:
+        return importlib.import_module(name)
+    except (ImportError, OSError) as error:
+        raise RuntimeMissingError(
+            f"{_PRODUCT[name]} is not on this machine (cannot import {name}: {error}). "
+            f"Install it with: pip install 'edgeconvnext[{_EXTRA[name]}]'."
+        ) from error
+
+
+def require_gpu() -> ModuleType:
+    """Return TensorRT where it can build for a GPU of this machine, or raise RuntimeMissingError naming what is missing."""
+    missing = [problem for problem in (_missing_driver(), _missing_package("tensorrt")) if problem]
+    if missing:
+        raise RuntimeMissingError(
+            f"A TensorRT engine is built on the GPU it runs on, and here {' and '.join(missing)}. Run this command on the "
+            "machine with the GPU (NVIDIA driver, pip install 'edgeconvnext[tensorrt]'), or choose --target rtx, "
+            "which builds without a GPU, or --target jetson, which builds on the board."
+        )
+    return require_runtime("tensorrt")
+
+
+def _missing_package(name: Runtime) -> str | None:
+    try:
+        importlib.import_module(name)
+    except (ImportError, OSError):
+        return f"the Python package {name} is missing"
+    return None
+
+
+def _missing_driver() -> str | None:
+    """Ask the CUDA driver itself for GPUs: it is there before any toolkit."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1" if os.name != "nt" else "nvcuda.dll")
+    except OSError:
+        return "there is no NVIDIA driver (libcuda)"
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
+        return "the NVIDIA driver finds no GPU"
+    return None
+
+
+def _build(runtime: ModuleType, onnx_path: Path, engine_path: Path, batch: Sequence[int]) -> EngineBuild:
+    low, typical, high = batch
+    builder, network, log = _parse(runtime, onnx_path)
+    config = builder.create_builder_config()
+    image = network.get_input(0)
+    shape = tuple(image.shape)
+    if shape[0] == -1:
+        profile = builder.create_optimization_profile()
+        profile.set_shape(image.name, *((size, *shape[1:]) for size in (low, typical, high)))
+        config.add_optimization_profile(profile)
+    parsed = _describe(runtime, network)
+    start = time.perf_counter()
+    engine = builder.build_serialized_network(network, config)
+    seconds = time.perf_counter() - start
+    if engine is None:
+        raise ExportError(
+            f"{parsed.runtime} parsed {onnx_path.name} but did not build an engine: {_told(log)}. "
+            "If memory was short, lower the largest batch in the target file."
+        )
+    temporary = engine_path.with_name(f".{engine_path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(memoryview(engine))
+        temporary.replace(engine_path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return EngineBuild(engine_path, engine_path.stat().st_size, seconds, (low, typical, high), parsed)
+
+
+def _parse(runtime: ModuleType, onnx_path: Path) -> tuple[Any, Any, list[tuple[str, str]]]:
+    """Return builder and network, and the log of this parse. 10.x needs the flag; 11.x and RTX are always strongly typed."""
+    logger = _logger(runtime)
+    logger.lines.clear()
+    builder = runtime.Builder(logger)
+    flag = getattr(runtime.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    network = builder.create_network(0 if flag is None else 1 << int(flag))
+    parser = runtime.OnnxParser(network, logger)
+    product = f"{_PRODUCT[runtime.__name__]} {runtime.__version__}"
+    if not onnx_path.is_file():
+        raise ExportError(f"There is no file {onnx_path} for {product} to read. Name the model.onnx of a run directory.")
+    if not parser.parse_from_file(str(onnx_path)):
+        told = "; ".join(_parser_error(parser.get_error(index)) for index in range(parser.num_errors))
+        raise ExportError(
+            f"{product} does not read {onnx_path}: {told or _told(logger.lines)}. Export the model again; a network of "
+            "this toolkit that TensorRT refuses is a bug worth reporting."
+        )
+    if not network.num_inputs or not network.num_layers:
+        raise ExportError(f"{onnx_path} holds no network for {product}. Name the model.onnx of a run directory.")
+    return builder, network, logger.lines
+
+
+def _parser_error(error: Any) -> str:
+    place = " at ".join(part for part in (error.node_operator(), error.node_name()) if part)
+    return f"{place}: {error.desc()}" if place else str(error.desc())
+
+
+def _describe(runtime: ModuleType, network: Any) -> ParsedNetwork:
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    makers = {layer.get_output(index).name: layer for layer in layers for index in range(layer.num_outputs)}
+    lines = _logger(runtime).lines
+    return ParsedNetwork(
+        runtime=f"{_PRODUCT[runtime.__name__]} {runtime.__version__}",
+        layers=tuple(_layer(layer, makers) for layer in layers),
+        warnings=tuple(text for severity, text in lines if severity == "WARNING"),
+    )
+
+
+def _layer(layer: Any, makers: dict[str, Any]) -> NetworkLayer:
+    inputs = [layer.get_input(index) for index in range(layer.num_inputs)]
+    tensors = [tensor for tensor in inputs if tensor is not None]
+    outputs = [layer.get_output(index) for index in range(layer.num_outputs)]
+    kind = _name(layer.type)
+    # A convolution's optional third input is its bias, which stays float.
+    quantized = kind in _WEIGHTED and len(tensors) >= 2 and all(_comes_from_int8(tensor, makers) for tensor in tensors[:2])
+    return NetworkLayer(
+        name=layer.name,
+        kind=kind,
+        input_types=tuple(_name(tensor.dtype) for tensor in tensors),
+        output_types=tuple(_name(tensor.dtype) for tensor in outputs),
+        output_shape=tuple(outputs[0].shape) if outputs else (),
+        quantized=quantized,
+    )
+
+
+def _comes_from_int8(tensor: Any, makers: dict[str, Any]) -> bool:
+    maker = makers.get(tensor.name)
+    while maker is not None and _name(maker.type) in _CARRIERS:
+        maker = makers.get(maker.get_input(0).name)
+    return maker is not None and _name(maker.type) == "DEQUANTIZE"
+
+
+def _name(value: Any) -> str:
+    """'LayerType.CONVOLUTION' -> 'CONVOLUTION'."""
+    return str(value).rpartition(".")[2]
+
+
+def _told(lines: list[tuple[str, str]]) -> str:
+    errors = [text for severity, text in lines if severity in ("ERROR", "INTERNAL_ERROR")]
+    return "; ".join(errors[-3:]) or "it gave no reason"
+
+
+@cache
+def _logger(runtime: ModuleType) -> Any:
+    """The one logger of a runtime: it keeps the first it is given for good."""
+
+    class Logger(runtime.ILogger):  # type: ignore[name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.lines: list[tuple[str, str]] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            self.lines.append((_name(severity), message))
+
+    return Logger()

@@ -1,0 +1,213 @@
+"""ConvNeXt V1 (arXiv 2201.03545) and V2 (arXiv 2301.00808), readable from top to bottom.
+
+Parameters are named as in the authors' code (github.com/facebookresearch/ConvNeXt), so its checkpoints are the native layout:
+
+    downsample_layers.0.0  stem conv          downsample_layers.0.1  stem norm
+    downsample_layers.i.0  downsample norm    downsample_layers.i.1  downsample conv, 2x2 stride 2   (i = 1..3)
+    stages.s.b.dwconv / norm / pwconv1 / grn (V2) / pwconv2 / gamma (V1)
+    norm                   head norm          head                   classifier
+
+Overlapping stems hold two 3x3 stride-2 convs: `downsample_layers.0.0`, `.1`, and their norm is `downsample_layers.0.2`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import nn
+
+from edgeconvnext.errors import ModelConfigError
+
+Stem = Literal["patch", "overlap", "overlap_tiered"]
+
+
+@dataclass(frozen=True)
+class ConvNeXtConfig:
+    """Sizes and variant of a ConvNeXt.
+
+    depths, dims: blocks and channels of each stage.
+    num_classes: 0 builds a network that ends with the pooled, normalised features.
+    version: 1 (layer scale) or 2 (Global Response Normalization).
+    stem: "patch" is one `patch_size` x `patch_size` conv with that stride; "overlap" and "overlap_tiered" are timm's two 3x3
+        stride-2 convs, the first one to dims[0] or to dims[0] // 2 rounded to a multiple of 8.
+    head_norm: "after_pool" normalises the pooled vector (the paper); "before_pool" normalises each position (timm's `_hnf`).
+    layer_scale: whether blocks multiply by `gamma`; False after it was folded.
+    hidden: width between pwconv1 and pwconv2 for each block of each stage; None means 4 x dim everywhere (pruning changes it).
+    norm_eps, head_norm_eps: epsilon of the LayerNorms (transformers uses 1e-12 for the last).
+    """
+
+    depths: tuple[int, ...]
+    dims: tuple[int, ...]
+    num_classes: int = 1000
+    in_channels: int = 3
+    version: Literal[1, 2] = 1
+    stem: Stem = "patch"
+    patch_size: int = 4
+    kernel_size: int = 7
+    head_norm: Literal["after_pool", "before_pool"] = "after_pool"
+    layer_scale: bool | None = None
+    hidden: tuple[tuple[int, ...], ...] | None = None
+    norm_eps: float = 1e-6
+    head_norm_eps: float = 1e-6
+    hidden_widths: tuple[tuple[int, ...], ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.depths or len(self.depths) != len(self.dims):
+            raise ModelConfigError(
+                f"depths {self.depths} and dims {self.dims} must name the same number of stages, at least one."
+            )
+        if min(self.depths) < 1 or min(self.dims) < 1:
+            raise ModelConfigError(f"depths {self.depths} and dims {self.dims} must all be at least 1.")
+        if self.in_channels < 1 or self.num_classes < 0 or self.patch_size < 1:
+            raise ModelConfigError(
+                f"in_channels ({self.in_channels}) and patch_size ({self.patch_size}) must be at least 1, "
+                f"num_classes ({self.num_classes}) at least 0."
+            )
+        if self.kernel_size % 2 == 0:
+            raise ModelConfigError(f"kernel_size must be odd, so that a block keeps its size; it is {self.kernel_size}.")
+        if self.layer_scale is None:
+            object.__setattr__(self, "layer_scale", self.version == 1)
+        widths = self.hidden or tuple((4 * dim,) * depth for depth, dim in zip(self.depths, self.dims, strict=True))
+        if tuple(len(stage) for stage in widths) != self.depths:
+            raise ModelConfigError(f"hidden {widths} must give one width for each block of depths {self.depths}.")
+        object.__setattr__(self, "hidden_widths", widths)
+
+    @property
+    def stem_stride(self) -> int:
+        return self.patch_size if self.stem == "patch" else 4
+
+    @property
+    def total_stride(self) -> int:
+        """Input pixels per position of the last stage; input sizes must be multiples of it (32 for the paper's networks)."""
+        return self.stem_stride * 2 ** (len(self.dims) - 1)
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """LayerNorm over the channels of each position. x: (N, C, H, W)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class GlobalResponseNorm(nn.Module):
+    """GRN: divide each channel's spatial L2 norm by the mean over channels, then scale, shift and add. x: (N, H, W, C)."""
+
+    eps = 1e-6
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.zeros(dim))
+        self.beta = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        norm = x.square().sum(dim=(1, 2), keepdim=True).sqrt()
+        return self.gamma * (x * (norm / (norm.mean(dim=-1, keepdim=True) + self.eps))) + self.beta + x
+
+
+class Block(nn.Module):
+    """Depthwise conv, LayerNorm, pointwise up, GELU, (GRN), pointwise down, (layer scale), residual add. x: (N, C, H, W).
+
+    The part behind the depthwise conv runs channels-last, so that LayerNorm and both linears work on the last axis.
+    """
+
+    def __init__(self, dim: int, hidden: int, config: ConvNeXtConfig) -> None:
+        super().__init__()
+        k = config.kernel_size
+        self.dwconv = nn.Conv2d(dim, dim, kernel_size=k, padding=k // 2, groups=dim)
+        self.norm = nn.LayerNorm(dim, eps=config.norm_eps)
+        self.pwconv1 = nn.Linear(dim, hidden)
+        self.act = nn.GELU()
+        self.grn = GlobalResponseNorm(hidden) if config.version == 2 else None
+        self.pwconv2 = nn.Linear(hidden, dim)
+        self.gamma = nn.Parameter(torch.full((dim,), 1e-6)) if config.layer_scale else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.dwconv(x)
+        y = y.permute(0, 2, 3, 1)
+        y = self.norm(y)
+        y = self.act(self.pwconv1(y))
+        if self.grn is not None:
+            y = self.grn(y)
+        y = self.pwconv2(y)
+        if self.gamma is not None:
+            y = self.gamma * y
+        return x + y.permute(0, 3, 1, 2)
+
+
+def build_stem(config: ConvNeXtConfig) -> nn.Sequential:
+    """Conv(s) to 1/4 resolution, then LayerNorm. (N, in_channels, H, W) -> (N, dims[0], H/4, W/4)."""
+    dim = config.dims[0]
+    norm = LayerNorm2d(dim, eps=config.norm_eps)
+    if config.stem == "patch":
+        return nn.Sequential(nn.Conv2d(config.in_channels, dim, config.patch_size, config.patch_size), norm)
+    middle = tiered_stem_width(dim) if config.stem == "overlap_tiered" else dim
+    return nn.Sequential(
+        nn.Conv2d(config.in_channels, middle, kernel_size=3, stride=2, padding=1),
+        nn.Conv2d(middle, dim, kernel_size=3, stride=2, padding=1),
+        norm,
+    )
+
+
+def tiered_stem_width(dim: int) -> int:
+    """Half of `dim`, rounded to a multiple of 8 but never more than 10 % down (timm's rule)."""
+    half = dim // 2
+    width = max(8, (half + 4) // 8 * 8)
+    return width + 8 if width < 0.9 * half else width
+
+
+class ConvNeXt(nn.Module):
+    """The network: logits (N, num_classes) from images (N, in_channels, H, W)."""
+
+    def __init__(self, config: ConvNeXtConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.downsample_layers = nn.ModuleList([build_stem(config)])
+        for dim, next_dim in zip(config.dims, config.dims[1:], strict=False):
+            self.downsample_layers.append(
+                nn.Sequential(LayerNorm2d(dim, eps=config.norm_eps), nn.Conv2d(dim, next_dim, kernel_size=2, stride=2))
+            )
+        self.stages = nn.ModuleList(
+            nn.Sequential(*(Block(dim, hidden, config) for hidden in widths))
+            for dim, widths in zip(config.dims, config.hidden_widths, strict=True)
+        )
+        norm_type = LayerNorm2d if config.head_norm == "before_pool" else nn.LayerNorm
+        self.norm = norm_type(config.dims[-1], eps=config.head_norm_eps)
+        self.head = nn.Linear(config.dims[-1], config.num_classes) if config.num_classes else nn.Identity()
+        self.apply(_initialise)
+
+    def forward_stages(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Return the output of each stage, (N, dims[s], H / 2**(s+2), W / 2**(s+2))."""
+        outputs = []
+        for downsample, stage in zip(self.downsample_layers, self.stages, strict=True):
+            x = stage(downsample(x))
+            outputs.append(x)
+        return outputs
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.forward_stages(x)[-1]
+        if self.config.head_norm == "before_pool":
+            x = self.norm(x).mean(dim=(2, 3))
+        else:
+            x = self.norm(x.mean(dim=(2, 3)))
+        return self.head(x)
+
+
+def _initialise(module: nn.Module) -> None:
+    """Truncated normal, sigma 0.02, biases zero (paper, table 5)."""
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def check_input_size(config: ConvNeXtConfig, size: tuple[int, int]) -> None:
+    """Raise ModelConfigError unless height and width are multiples of the network's total stride."""
+    stride = config.total_stride
+    if any(side < stride or side % stride for side in size):
+        lower = tuple(max(stride, side // stride * stride) for side in size)
+        raise ModelConfigError(
+            f"Input size {size[0]}x{size[1]} does not fit this ConvNeXt: height and width must be multiples of {stride}. "
+            f"Use --resolution {lower[0]} or {lower[0] + stride}."
+        )

@@ -1,0 +1,180 @@
+"""Checkpoint layouts: how other libraries name the tensors of a ConvNeXt, written as tables against our names.
+
+A layout gives its own name for each of ours; a checkpoint belongs to the layout that explains most of its tensors. Shapes
+differ too: pointwise layers may be 1x1 convs (H, C, 1, 1), layer scale (C, 1, 1), GRN (1, 1, 1, C).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+_AFFINE = ("weight", "bias")
+_BLOCK_PARTS = ("dwconv", "norm", "pwconv1", "pwconv2")
+_BLOCK_PARAMETERS = ("grn.gamma", "grn.beta", "gamma")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names of one library. Templates may use {s} stage, {b} block, {i} index, {even} = 2s and {odd} = 2s + 1.
+
+    stem: conv(s) and norm in order. block: template of a block's prefix; parts: our names inside it to theirs.
+    head_norm, head_norm_eps: what the library does there and no tensor shows.
+    """
+
+    name: str
+    stem: tuple[str, ...]
+    downsample: str
+    block: str
+    parts: Mapping[str, str]
+    norm: str
+    head: str
+    head_norm: Literal["after_pool", "before_pool"] = "after_pool"
+    head_norm_eps: float = 1e-6
+
+    def names(self, stages: int, blocks: int) -> Iterator[tuple[str, str]]:
+        """Yield (our tensor name, theirs) for every tensor a network of up to `stages` x `blocks` can have."""
+        for index, stem in enumerate(self.stem):
+            yield from _affine(f"downsample_layers.0.{index}", stem)
+        for s in range(stages):
+            for i in range(2 if s else 0):
+                theirs = self.downsample.format(s=s, i=i, even=2 * s)
+                yield from _affine(f"downsample_layers.{s}.{i}", theirs)
+            for b in range(blocks):
+                ours, theirs = f"stages.{s}.{b}.", self.block.format(s=s, b=b, odd=2 * s + 1)
+                for part in _BLOCK_PARTS:
+                    yield from _affine(ours + part, theirs + self.parts.get(part, part))
+                for parameter in _BLOCK_PARAMETERS:
+                    yield ours + parameter, theirs + self.parts.get(parameter, parameter)
+        yield from _affine("norm", self.norm)
+        yield from _affine("head", self.head)
+
+
+def _affine(ours: str, theirs: str) -> Iterator[tuple[str, str]]:
+    for kind in _AFFINE:
+        yield f"{ours}.{kind}", f"{theirs}.{kind}"
+
+
+NATIVE = Layout(
+    name="facebookresearch",
+    stem=("downsample_layers.0.0", "downsample_layers.0.1", "downsample_layers.0.2"),
+    downsample="downsample_layers.{s}.{i}",
+    block="stages.{s}.{b}.",
+    parts={},
+    norm="norm",
+    head="head",
+)
+
+_TIMM = Layout(
+    name="timm",
+    stem=("stem.0", "stem.1", "stem.2"),
+    downsample="stages.{s}.downsample.{i}",
+    block="stages.{s}.blocks.{b}.",
+    parts={
+        "dwconv": "conv_dw",
+        "pwconv1": "mlp.fc1",
+        "pwconv2": "mlp.fc2",
+        "grn.gamma": "mlp.grn.weight",
+        "grn.beta": "mlp.grn.bias",
+    },
+    norm="head.norm",
+    head="head.fc",
+)
+
+_TORCHVISION = Layout(
+    name="torchvision",
+    stem=("features.0.0", "features.0.1"),
+    downsample="features.{even}.{i}",
+    block="features.{odd}.{b}.",
+    parts={
+        "dwconv": "block.0",
+        "norm": "block.2",
+        "pwconv1": "block.3",
+        "pwconv2": "block.5",
+        "gamma": "layer_scale",
+    },
+    norm="classifier.0",
+    head="classifier.2",
+)
+
+
+def _transformers(prefix: str) -> Layout:
+    return Layout(
+        name="transformers",
+        stem=(f"{prefix}embeddings.patch_embeddings", f"{prefix}embeddings.layernorm"),
+        downsample=prefix + "encoder.stages.{s}.downsampling_layer.{i}",
+        block=prefix + "encoder.stages.{s}.layers.{b}.",
+        parts={
+            "norm": "layernorm",
+            "grn.gamma": "grn.weight",
+            "grn.beta": "grn.bias",
+            "gamma": "layer_scale_parameter",
+        },
+        norm=f"{prefix}layernorm",
+        head="classifier",
+        head_norm_eps=1e-12,
+    )
+
+
+LAYOUTS: tuple[Layout, ...] = (
+    NATIVE,
+    _TIMM,
+    replace(_TIMM, name="timm (norm before pooling)", norm="norm_pre", head_norm="before_pool"),
+    _TORCHVISION,
+    _transformers("convnext."),
+    _transformers("convnextv2."),
+    _transformers(""),
+)
+
+
+@dataclass(frozen=True)
+class Renamed:
+    """A checkpoint under our names.
+
+    tensors: by our name. theirs: the file's name for each name of ours the layout knows, present or not.
+    unexpected: names of the file that mean nothing in this layout.
+    """
+
+    layout: Layout
+    tensors: dict[str, torch.Tensor]
+    theirs: dict[str, str]
+    unexpected: tuple[str, ...]
+
+
+def rename(tensors: Mapping[str, torch.Tensor]) -> Renamed | None:
+    """Rename `tensors` by the layout that explains most of them; None where none explains half: not a ConvNeXt."""
+    stages, blocks = _largest_indices(tensors)
+    best: Renamed | None = None
+    for layout in LAYOUTS:
+        theirs = dict(layout.names(stages, blocks))
+        ours = {their_name: our_name for our_name, their_name in theirs.items()}
+        found = {ours[name]: _plain_shape(ours[name], tensor) for name, tensor in tensors.items() if name in ours}
+        if best is None or len(found) > len(best.tensors):
+            best = Renamed(layout, found, theirs, tuple(name for name in tensors if name not in ours))
+    if best is None or 2 * len(best.tensors) < max(len(tensors), 2):
+        return None
+    return best
+
+
+def _largest_indices(names: Iterable[str]) -> tuple[int, int]:
+    """Upper bounds for stages and blocks: no index that occurs in a name can be larger.
+
+    Capped by the number of tensors, so that a name like "stages.999999999.0.x" costs nothing: n blocks need n tensors.
+    """
+    names = list(names)
+    indices = [int(index) for name in names for index in re.findall(r"(?<![^.])\d{1,9}(?![^.])", name)]
+    bound = min(max(indices, default=0) + 1, len(names))
+    return min(bound, 16), bound
+
+
+def _plain_shape(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """Drop the axes of length one that libraries add: (H, C, 1, 1) -> (H, C) for linears, (C, 1, 1) -> (C) for vectors."""
+    if name.endswith(("pwconv1.weight", "pwconv2.weight")) or name == "head.weight":
+        return tensor.flatten(1) if tensor.dim() == 4 and tensor.shape[2:] == (1, 1) else tensor
+    if name.endswith(("gamma", "grn.beta")) and tensor.dim() > 1 and tensor.numel() == max(tensor.shape):
+        return tensor.flatten()
+    return tensor

@@ -1,0 +1,43 @@
+"""A model as the rest of the toolkit receives it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgeconvnext.data.preprocess import Preprocess
+from edgeconvnext.model.convnext import ConvNeXt, ConvNeXtConfig
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What the classes are called, one entry per class, in the order of the logits.
+
+    names: synset ids ("n01440764") or class names. descriptions: text for people ("tench").
+    """
+
+    names: tuple[str, ...]
+    descriptions: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A trained ConvNeXt with what its checkpoint says about it.
+
+    module: eval mode, float32, logits (N, num_classes) from images (N, C, H, W).
+    labels: None where neither the checkpoint nor a file beside it names the classes.
+    name: short and safe as a file name. layout: whose tensor names the file used. source: path or hub name it came from.
+    sha256: of the weights file. notes: what had to be assumed, for the user to read.
+    """
+
+    module: ConvNeXt
+    config: ConvNeXtConfig
+    preprocess: Preprocess
+    labels: Labels | None
+    name: str
+    layout: str
+    source: str
+    sha256: str
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,63 @@
+"""Progress on the terminal for long work: a Rich bar on stderr, and nothing at all where stderr is not a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Literal, TypeVar
+
+Item = TypeVar("Item")
+
+_bar_is_shown = False
+
+
+def track(iterable: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
+    """Yield the items of `iterable` while a bar counts them; `total` is asked from len() where it is not given."""
+    if total is None and hasattr(iterable, "__len__"):
+        total = len(iterable)  # type: ignore[arg-type]
+    with progress_bar(description, total) as advance:
+        for item in iterable:
+            yield item
+            advance(1)
+
+
+@contextmanager
+def progress_bar(
+    description: str, total: int | None, unit: Literal["items", "bytes"] = "items"
+) -> Iterator[Callable[[int], None]]:
+    """Show a bar and give a function that moves it on by a number of items or bytes.
+
+    Only the outermost bar shows: two live displays would overwrite each other's lines.
+    """
+    global _bar_is_shown
+    if _bar_is_shown or not sys.stderr.isatty():
+        yield lambda amount: None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    counters = [DownloadColumn(), TransferSpeedColumn()] if unit == "bytes" else [MofNCompleteColumn()]
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        *counters,
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    _bar_is_shown = True
+    try:
+        with bar:
+            task = bar.add_task(description, total=total)
+            yield lambda amount: bar.advance(task, amount)
+    finally:
+        _bar_is_shown = False

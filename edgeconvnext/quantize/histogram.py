@@ -1,0 +1,112 @@
+"""A histogram that grows with its data and needs the same memory for ten images as for ten thousand."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+MAX_BINS = 8192
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts of values in bins of equal width; bin i covers [(first + i) * width, (first + i + 1) * width).
+
+    counts: float64, (bins,). low, high: smallest and largest value seen. width is a power of two, so that two bins of one
+    histogram are exactly one bin of the next coarser one.
+    """
+
+    counts: np.ndarray
+    first: int
+    width: float
+    low: float
+    high: float
+
+    @property
+    def centers(self) -> np.ndarray:
+        """Middle of each bin; the outermost ones are moved to the extremes seen, so that min-max ranges cover them."""
+        centers = (self.first + np.arange(len(self.counts)) + 0.5) * self.width
+        return np.clip(centers, self.low, self.high)
+
+    @property
+    def total(self) -> float:
+        return float(self.counts.sum())
+
+    def mean_square(self) -> float:
+        """Mean of x^2, the signal power that SQNR is relative to."""
+        return float((self.counts * self.centers**2).sum() / max(self.total, 1.0))
+
+    def share_outside(self, low: float, high: float) -> float:
+        """Share of values below `low` or above `high`, to the precision of one bin."""
+        centers = self.centers
+        return float(self.counts[(centers < low) | (centers > high)].sum() / max(self.total, 1.0))
+
+    def rebinned(self, bins: int) -> np.ndarray:
+        """Shares of values in `bins` equal bins over low..high, for drawing."""
+        if self.high <= self.low:
+            return np.eye(1, bins)[0]
+        index = ((self.centers - self.low) / (self.high - self.low) * bins).astype(int).clip(0, bins - 1)
+        return np.bincount(index, weights=self.counts, minlength=bins) / max(self.total, 1.0)
+
+
+class StreamingHistogram:
+    """Builds a `Histogram` batch by batch.
+
+    The bin width is the smallest power of two for which everything seen fits in `MAX_BINS` bins. When a batch exceeds the range, bins
+    double their width by merging neighbours, so the result does not depend on how the data was cut into batches.
+    Example: width 1/256 covers 32 units; a value of 40 doubles it to 1/128, and every old pair of bins becomes one.
+    """
+
+    def __init__(self) -> None:
+        self._counts = np.zeros(0)
+        self._first = 0
+        self._exponent: int | None = None
+        self._low = math.inf
+        self._high = -math.inf
+
+    def update(self, values: torch.Tensor, low: float, high: float) -> None:
+        """Count `values`, any shape, whose extremes are `low` and `high`."""
+        self._low, self._high = min(self._low, low), max(self._high, high)
+        self._grow()
+        assert self._exponent is not None
+        width = 2.0**self._exponent
+        start, stop = self._first * width, (self._first + len(self._counts)) * width
+        self._counts += torch.histc(values.float(), bins=len(self._counts), min=start, max=stop).double().numpy()
+
+    def _grow(self) -> None:
+        """Widen bins and range until low..high is covered."""
+        span = max(self._high - self._low, abs(self._high) * 2.0**-20, 2.0**-100)
+        exponent = math.ceil(math.log2(span / (MAX_BINS - 2)))
+        if self._exponent is None:
+            self._exponent = exponent
+        while self._exponent < exponent:
+            self._merge_pairs()
+        width = 2.0**self._exponent
+        first = math.floor(self._low / width)
+        last = math.floor(self._high / width)
+        if len(self._counts):
+            first, last = min(first, self._first), max(last, self._first + len(self._counts) - 1)
+        counts = np.zeros(last - first + 1)
+        if len(self._counts):
+            counts[self._first - first : self._first - first + len(self._counts)] = self._counts
+        self._first, self._counts = first, counts
+
+    def _merge_pairs(self) -> None:
+        assert self._exponent is not None
+        counts = self._counts
+        if self._first % 2:
+            counts = np.concatenate([[0.0], counts])
+        if len(counts) % 2:
+            counts = np.concatenate([counts, [0.0]])
+        self._counts = counts.reshape(-1, 2).sum(axis=1)
+        self._first //= 2
+        self._exponent += 1
+
+    def result(self) -> Histogram:
+        """Return what was counted so far."""
+        if self._exponent is None:
+            return Histogram(np.zeros(1), 0, 1.0, 0.0, 0.0)
+        return Histogram(self._counts.copy(), self._first, 2.0**self._exponent, self._low, self._high)

@@ -1,0 +1,125 @@
+"""The quantised graph: a torch.export program with Q/DQ nodes, made by torchao's PT2E flow from a `QuantPlan`."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch.export import Dim, ExportedProgram
+from torchao.quantization.pt2e import ObserverBase
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpec, Quantizer
+
+from edgeconvnext.errors import QuantizationError
+from edgeconvnext.quantize.plan import QParams, QuantPlan
+
+_CONV = torch.ops.aten.conv2d.default
+_LINEAR = torch.ops.aten.linear.default
+
+
+def export_program(module: torch.nn.Module, example: torch.Tensor, *, max_batch: int | None) -> ExportedProgram:
+    """Export `module` to a graph with input "image" and output logits.
+
+    example: (N, C, H, W), the size the graph is fixed to. max_batch: None fixes the batch to the example's, else it is dynamic.
+    """
+    if max_batch is None:
+        dynamic: Any = None
+    else:
+        # Export specialises a dynamic axis whose example is 0 or 1 long, so it is traced with two images.
+        example = example[:1].expand(2, -1, -1, -1).contiguous()
+        dynamic = ({0: Dim("batch", min=1, max=max(max_batch, 2))},)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", category=UserWarning)
+        return torch.export.export(module, (example,), dynamic_shapes=dynamic)
+
+
+def quantize_program(program: ExportedProgram, plan: QuantPlan) -> ExportedProgram:
+    """Insert the plan's Q/DQ pairs into an exported float graph, with int8 weights.
+
+    Residual adds, LayerNorm and GELU stay in float; only edges into (and, where planned, out of) weighted operators change.
+    Raises QuantizationError when a planned layer is not in the graph.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        prepared = prepare_pt2e(program.module(), ConvNeXtQuantizer(plan))
+        converted = convert_pt2e(prepared)
+        return torch.export.export(
+            converted, program.example_inputs[0], dynamic_shapes=_dynamic_shapes(program), strict=False
+        )
+
+
+def _dynamic_shapes(program: ExportedProgram) -> Any:
+    """Return the dynamic batch axis of an exported graph, to export it again with the same one."""
+    if not program.range_constraints:
+        return None
+    (limits,) = program.range_constraints.values()
+    return ({0: Dim("batch", min=1, max=int(limits.upper))},)
+
+
+class PresetObserver(ObserverBase):
+    """Observes nothing: hands the planned grid to `convert_pt2e`."""
+
+    def __init__(self, qparams: QParams, **_spec: Any) -> None:
+        super().__init__(dtype=_dtype(qparams))
+        self.quant_min = qparams.quant_min
+        self.quant_max = qparams.quant_max
+        self.qscheme = torch.per_tensor_affine if qparams.axis is None else torch.per_channel_symmetric
+        self.ch_axis = qparams.axis
+        self.scale = qparams.scale
+        self.zero_point = qparams.zero_point
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    def calculate_qparams(self, **_kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.scale, self.zero_point
+
+
+class ConvNeXtQuantizer(Quantizer):
+    """Annotates the convs and linears of an exported ConvNeXt as a `QuantPlan` says; everything else stays float."""
+
+    def __init__(self, plan: QuantPlan) -> None:
+        super().__init__()
+        self.plan = plan
+
+    def annotate(self, model: torch.fx.GraphModule) -> torch.fx.GraphModule:
+        found = set()
+        for node in model.graph.nodes:
+            if node.op != "call_function" or node.target not in (_CONV, _LINEAR):
+                continue
+            layer = str(node.args[1].target).removesuffix(".weight")
+            inputs: dict[torch.fx.Node, Any] = {}
+            if layer in self.plan.weights:
+                found.add(layer)
+                inputs[node.args[0]] = _spec(self.plan.activations[f"{layer}:input"].qparams)
+                inputs[node.args[1]] = _spec(self.plan.weights[layer])
+            output = self.plan.activations.get(f"{layer}:output")
+            node.meta["quantization_annotation"] = QuantizationAnnotation(
+                input_qspec_map=inputs,
+                output_qspec=_spec(output.qparams) if output else None,
+                allow_implicit_sharing=False,
+                _annotated=True,
+            )
+        missing = sorted(set(self.plan.weights) - found)
+        if missing:
+            raise QuantizationError(f"The plan quantises layers that the exported graph does not have: {', '.join(missing)}.")
+        return model
+
+    def validate(self, model: torch.fx.GraphModule) -> None:
+        """Nothing to refuse: the plan was checked while annotating."""
+
+
+def _dtype(qparams: QParams) -> torch.dtype:
+    return torch.int8 if qparams.signed else torch.uint8
+
+
+def _spec(qparams: QParams) -> QuantizationSpec:
+    return QuantizationSpec(
+        dtype=_dtype(qparams),
+        observer_or_fake_quant_ctr=PresetObserver.with_args(qparams=qparams),
+        quant_min=qparams.quant_min,
+        quant_max=qparams.quant_max,
+        qscheme=torch.per_tensor_affine if qparams.axis is None else torch.per_channel_symmetric,
+        ch_axis=qparams.axis,
+    )

@@ -1,0 +1,235 @@
+"""report.json: the stable result of a run. Keys are documented in docs/report.md; what was not measured is null with a reason.
+
+A field that may be null is listed with its reason in `not_measured`, under its dotted name ("accuracy.artifact").
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from edgeconvnext.targets import Exporter
+
+DECIBEL_LIMIT = 200.0
+
+
+def _within_limit(db: float) -> float:
+    """Clamp to +-DECIBEL_LIMIT: JSON has no infinity, and two identical tensors have no error at all."""
+    if db != db:
+        raise ValueError("a ratio in dB must be a number, found nan")
+    return max(-DECIBEL_LIMIT, min(DECIBEL_LIMIT, db))
+
+
+Decibel = Annotated[float, Field(allow_inf_nan=True), AfterValidator(_within_limit)]
+
+
+class Record(BaseModel):
+    """Base of every record: unknown keys and non-finite numbers are errors; field order is the order in the file."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class Interval(Record):
+    """A point estimate with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class TopK(Record):
+    """Accuracy on n labelled images, per cent, with Wilson 95 % intervals. top5 is null for fewer than six classes."""
+
+    top1: float
+    top1_low: float
+    top1_high: float
+    top5: float | None
+    n: int
+
+
+class Flip(Record):
+    """An image whose top-1 class differs from FP32's. Confidences are softmax probabilities, 0..1."""
+
+    image: str
+    label: str | None
+    fp32: str
+    artifact: str
+    fp32_confidence: float
+    artifact_confidence: float
+    thumbnail: str | None = Field(default=None, description="data: URI of a small JPEG, for report.html")
+
+
+class ClassChange(Record):
+    """Top-1 of one class before and after, per cent of its n images."""
+
+    label: str
+    n: int
+    fp32: float
+    artifact: float
+
+
+class Accuracy(Record):
+    """FP32, the simulated quantised graph, and the artifact in its runtime, on the same images.
+
+    drop_pp: FP32 top-1 minus artifact top-1 (simulated, where there is no artifact result), points, with a paired 95 % interval.
+    agreement: per cent of images with FP32's top-1. sqnr_db: logit SQNR over all images and classes. `measured_on` says whether
+    drop, agreement, sqnr, flips and classes are the artifact's or the simulation's.
+    """
+
+    dataset: str | None = None
+    images: int = 0
+    fp32: TopK | None = None
+    simulated: TopK | None = None
+    artifact: TopK | None = None
+    drop_pp: Interval | None = None
+    agreement: float | None = None
+    sqnr_db: Decibel | None = None
+    simulated_sqnr_db: Decibel | None = None
+    measured_on: Literal["artifact", "simulation"] | None = None
+    classes: list[ClassChange] = []
+    flips: list[Flip] = []
+
+
+class Latency(Record):
+    """Times of one batch, milliseconds; throughput in images per second; cv is standard deviation / mean."""
+
+    median_ms: float
+    mean_ms: float
+    min_ms: float
+    max_ms: float
+    p90_ms: float
+    p95_ms: float
+    p99_ms: float
+    throughput: float
+    cv: float
+    runs: int
+    samples_ms: list[float] = Field(default=[], description="at most 200 samples, evenly thinned, for the plot")
+
+
+class LatencyComparison(Record):
+    """Interleaved runs of the best float form (exactly folded, all runtime optimisations) and of the artifact."""
+
+    fp32: Latency | None = None
+    artifact: Latency | None = None
+    batch: int = 1
+    threads: int = 1
+    runtime: str | None = None
+    device: str | None = None
+    settings: dict[str, str] = {}
+
+
+class Sizes(Record):
+    """Bytes on disk of the FP32 and the quantised artifact."""
+
+    fp32: int | None = None
+    artifact: int | None = None
+
+
+class Gate(Record):
+    """One promise of the target. passed is null, with the reason, where it could not be measured."""
+
+    name: str
+    limit: float
+    measured: float | None
+    low: float | None = None
+    high: float | None = None
+    passed: bool | None
+    reason: str | None = None
+
+
+class LayerError(Record):
+    """Quantization of one layer's input: estimator chosen, held-out SQNR, range, error of each estimator tried."""
+
+    layer: str
+    operator: str
+    estimator: str
+    sqnr_db: Decibel
+    low: float
+    high: float
+    scale: float
+    zero_point: int
+    bits: int
+    observed_low: float
+    observed_high: float
+    saturated: float = Field(description="share of values outside the range")
+    candidates: dict[str, float] = {}
+    histogram: list[float] = Field(default=[], description="64 bins over observed_low..observed_high, share of values")
+    weight_sqnr_db: Decibel | None = None
+
+
+class PreprocessRecord(Record):
+    """How an image becomes the artifact's input.
+
+    value_range: what the artifact takes; mean and std are folded into it unless it is "normalized".
+    """
+
+    crop_pct: float
+    crop_mode: Literal["center", "squash"]
+    interpolation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    value_range: Literal["normalized", "0..1", "0..255"]
+
+
+class ModelRecord(Record):
+    """The network that went in, and what was folded."""
+
+    name: str
+    source: str
+    layout: str
+    sha256: str
+    parameters: int
+    macs: int
+    input_size: tuple[int, int]
+    num_classes: int
+    preprocess: PreprocessRecord | None = None
+    folds: dict[str, float] = Field(default={}, description="exact rewrites applied, with the largest relative error measured")
+
+
+class QuantizationRecord(Record):
+    """What was quantised and from which images. int8_macs: share of MACs that runs in int8, 0..1."""
+
+    scheme: str
+    operators: list[str]
+    int8_macs: float
+    calibrator: str
+    calibration_set: str
+    calibration_images: int
+    calibration_held_out: int
+    calibration_sha256: str
+    calibration_skipped: list[str] = []
+    layers: list[LayerError] = []
+
+
+class StageCost(Record):
+    """Wall time and peak resident memory of one stage; reused is true where a finished stage was taken over."""
+
+    stage: str
+    seconds: float
+    peak_mib: float
+    reused: bool = False
+
+
+class Report(Record):
+    """One run: what was done to which model, for which target, and what was measured."""
+
+    format: Literal[1] = 1
+    target: str
+    target_description: str
+    exporter: Exporter | None = None
+    artifact: str | None
+    model: ModelRecord
+    quantization: QuantizationRecord
+    accuracy: Accuracy
+    fidelity_db: Decibel | None = None
+    latency: LatencyComparison
+    speedup: float | None = None
+    speedup_interval: Interval | None = None
+    size_bytes: Sizes
+    gates: list[Gate]
+    passed: bool
+    stages: list[StageCost] = []
+    environment: dict[str, str] = {}
+    notes: list[str] = []
+    not_measured: dict[str, str] = {}

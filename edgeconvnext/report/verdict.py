@@ -1,0 +1,127 @@
+"""What a report says in words: the verdict, its gates as sentences, and why a figure is not there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from edgeconvnext.report import format
+from edgeconvnext.report.schema import Gate, Report
+
+Outcome = Literal["passed", "missed", "open"]
+
+RESULTS = {
+    "artifact": "artifact",
+    "accuracy.fp32": "top-1 of FP32",
+    "accuracy.simulated": "top-1 of the simulation",
+    "accuracy.artifact": "top-1 of the artifact",
+    "accuracy.drop_pp": "top-1 drop",
+    "accuracy.agreement": "agreement with FP32",
+    "accuracy.sqnr_db": "logit SQNR",
+    "fidelity_db": "fidelity",
+    "latency.fp32": "latency of FP32",
+    "latency.artifact": "latency of the artifact",
+    "speedup": "speed-up",
+    "size_bytes.fp32": "size of the FP32 artifact",
+    "size_bytes.artifact": "size of the artifact",
+}
+"""The results every report is expected to hold, by their dotted name in report.json."""
+
+# Where a reason was given for the cause only, it also explains what could not follow from it.
+_CAUSES = {
+    "fidelity_db": ("accuracy.artifact", "artifact"),
+    "speedup": ("latency.artifact", "latency.fp32"),
+    "speedup_interval": ("speedup", "latency.artifact"),
+    "size_bytes.artifact": ("artifact",),
+    "accuracy.artifact": ("artifact",),
+    "latency.artifact": ("artifact",),
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The one line on top. outcome "open": nothing was missed, but not every promise could be measured."""
+
+    outcome: Outcome
+    title: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class GateText:
+    """A gate in words. promise: "at most 1.00 points of top-1 lost"; measured: "+0.21 (-0.16 to +0.57)" or None."""
+
+    promise: str
+    measured: str | None
+    outcome: Outcome
+    reason: str | None
+
+
+def verdict(report: Report) -> Verdict:
+    """Sum up the gates: missed where one is missed, passed where all are met, else open."""
+    texts = [gate_text(gate) for gate in report.gates]
+    missed = [text for text in texts if text.outcome == "missed"]
+    met = [text for text in texts if text.outcome == "passed"]
+    if missed or not report.passed:
+        promises = "; ".join(f"{text.promise}, measured {text.measured}" for text in missed)
+        return Verdict("missed", "Gate missed", f"Promised: {promises}." if promises else "The run did not pass.")
+    if not texts:
+        return Verdict("open", "No gates", "This target promises nothing, so there is nothing to pass or miss.")
+    if len(met) == len(texts):
+        gates = "the only gate is met" if len(texts) == 1 else f"all {len(texts)} gates are met"
+        return Verdict("passed", "Passed", f"{gates[0].upper()}{gates[1:]}.")
+    if met:
+        return Verdict("open", "Passed as far as measured", f"{len(met)} of {len(texts)} gates measured and met.")
+    return Verdict("open", "Not measured", f"None of the {len(texts)} gates could be measured on this machine.")
+
+
+def gate_text(gate: Gate) -> GateText:
+    """Put a gate in words, with the unit that its name implies."""
+    outcome: Outcome = "open" if gate.passed is None else "passed" if gate.passed else "missed"
+    if gate.name == "top1_drop_pp":
+        promise, show = f"at most {gate.limit:.2f} points of top-1 lost", format.points
+    elif gate.name == "min_speedup":
+        promise, show = f"at least {format.ratio(gate.limit)} the speed of FP32", format.ratio
+    elif gate.name == "min_fidelity_db":
+        promise, show = f"at least {format.decibel(gate.limit)} fidelity to the simulation", format.decibel
+    else:
+        promise, show = f"{gate.name} {format.significant(gate.limit)}", format.significant
+    measured = None
+    if gate.measured is not None:
+        measured = show(gate.measured)
+        if gate.low is not None and gate.high is not None:
+            measured += f" ({show(gate.low)} to {show(gate.high)})"
+    return GateText(promise, measured, outcome, gate.reason)
+
+
+def reason(report: Report, key: str) -> str | None:
+    """Say why the value at a dotted name is null: its own reason, its parents', or that of its cause; None where nobody said."""
+    names = key.split(".")
+    for end in range(len(names), 0, -1):
+        name = ".".join(names[:end])
+        for candidate in (name, *_CAUSES.get(name, ())):
+            if candidate in report.not_measured:
+                return report.not_measured[candidate]
+    return None
+
+
+def missing_results(report: Report) -> dict[str, list[str]]:
+    """Return what was not measured, grouped by the reason, in the order of the report."""
+    groups: dict[str, list[str]] = {}
+    for key, title in RESULTS.items():
+        if _lookup(report, key) is None:
+            groups.setdefault(reason(report, key) or "no reason was recorded", []).append(title)
+    for key, why in report.not_measured.items():
+        if key not in RESULTS:
+            names = groups.setdefault(why, [])
+            # "accuracy.artifact.top5" adds nothing beside "top-1 of the artifact", missing for the same reason.
+            if not any(key.startswith(f"{known}.") and title in names for known, title in RESULTS.items()):
+                names.append(key)
+    return {why: names for why, names in groups.items() if names}
+
+
+def _lookup(report: Report, key: str) -> object:
+    value: object = report
+    for name in key.split("."):
+        value = getattr(value, name, None)
+    return value

@@ -1,0 +1,248 @@
+"""Rewrites that change the arithmetic of a ConvNeXt but not its answer, each proven on the model at hand.
+
+Every `fold_*` function returns a new network and leaves its argument untouched. Products are formed in float64 and
+rounded once, to the type of the weights. `fold_exact` applies them in order and measures what each did to the logits.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch
+from torch import nn
+
+from edgeconvnext.data.preprocess import Preprocess
+from edgeconvnext.errors import RewriteError
+from edgeconvnext.model.convnext import Block, ConvNeXt, ConvNeXtConfig
+
+ValueRange = Literal["normalized", "0..1", "0..255"]
+Rewrite = Callable[[ConvNeXt], ConvNeXt]
+
+EXACT_LIMIT = 1e-4
+"""Largest error of the logits, relative to the largest logit, that still counts as rounding of float32."""
+
+
+@dataclass(frozen=True)
+class FoldResult:
+    """A rewritten network and, for each rewrite in order, the largest relative error of the logits so far.
+
+    errors: max |a - b| / max |a| over all images and classes; a are the logits of the network that was handed in, b those
+        after this rewrite and all before it.
+    """
+
+    module: ConvNeXt
+    errors: dict[str, float]
+
+
+class ShiftedInputConvNeXt(ConvNeXt):
+    """A ConvNeXt that adds a constant to each input channel first, so that it can take raw pixel values.
+
+    An overlapping stem pads with zeros, which stand for the mean colour only behind this addition, so it folds no further.
+    Layers keep the names they have in ConvNeXt. input_shift: (1, in_channels, 1, 1).
+    """
+
+    input_shift: torch.Tensor
+
+    def __init__(self, config: ConvNeXtConfig, input_shift: torch.Tensor) -> None:
+        super().__init__(config)
+        self.register_buffer("input_shift", input_shift)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x + self.input_shift)
+
+
+def fold_exact(
+    module: ConvNeXt,
+    inputs: torch.Tensor | Iterable[torch.Tensor],
+    *,
+    preprocess: Preprocess | None = None,
+    value_range: ValueRange = "normalized",
+) -> FoldResult:
+    """Fold layer scale, LayerNorm affines and GRN shifts, and the input normalisation where `value_range` asks for it.
+
+    inputs: preprocessed real images, (N, C, H, W), or batches of them; they are kept in memory, so a few dozen will do.
+    preprocess: the model's own; needed only for a `value_range` other than "normalized".
+
+    Raises RewriteError where a rewrite moves the logits by more than EXACT_LIMIT, or none can be compared.
+    """
+    rewrites: dict[str, Rewrite] = {}
+    if module.config.layer_scale:
+        rewrites["layer_scale"] = fold_layer_scale
+    rewrites["norm_affine"] = fold_norm_affine
+    if module.config.version == 2:
+        rewrites["grn_shift"] = fold_grn_shift
+    images = _batches(inputs)
+    result = apply_rewrites(module, rewrites, images)
+    if value_range == "normalized":
+        return result
+    if preprocess is None:
+        raise RewriteError(f"Folding the input range {value_range} needs the model's preprocessing (mean and std).")
+    folded = fold_input_normalization(result.module, preprocess, value_range)
+    pixels = [to_value_range(batch, preprocess, value_range) for batch in images]
+    error = _checked_error("input_normalization", _logits(module, images), _logits(folded, pixels))
+    return FoldResult(folded, {**result.errors, "input_normalization": error})
+
+
+def apply_rewrites(
+    module: ConvNeXt, rewrites: Mapping[str, Rewrite], inputs: torch.Tensor | Iterable[torch.Tensor]
+) -> FoldResult:
+    """Apply `rewrites` in order; raise RewriteError at the first one that is not exact on `inputs`, (N, C, H, W)."""
+    images = _batches(inputs)
+    reference = _logits(module, images)
+    errors: dict[str, float] = {}
+    current = module
+    for name, rewrite in rewrites.items():
+        current = rewrite(current)
+        errors[name] = _checked_error(name, reference, _logits(current, images))
+    return FoldResult(copy.deepcopy(current) if current is module else current, errors)
+
+
+def fold_layer_scale(module: ConvNeXt) -> ConvNeXt:
+    """Multiply `gamma` into pwconv2: gamma * (W x + b) = (gamma W) x + gamma b; copy networks without layer scale."""
+    folded = copy.deepcopy(module)
+    for block in _blocks(folded):
+        if block.gamma is not None:
+            gamma = block.gamma.detach().double()
+            _assign(block.pwconv2.weight, gamma[:, None] * block.pwconv2.weight.detach().double())
+            _assign(block.pwconv2.bias, gamma * block.pwconv2.bias.detach().double())
+            block.gamma = None
+    folded.config = dataclasses.replace(folded.config, layer_scale=False)
+    return folded
+
+
+def fold_norm_affine(module: ConvNeXt) -> ConvNeXt:
+    """Move the scale and shift of each LayerNorm into the layer behind it: W (g n + s) + b = (W diag(g)) n + (b + W s).
+
+    Blocks fold into pwconv1, downsampling norms into their unpadded 2x2 conv, the head norm into the classifier (one before
+    pooling as well: a mean over positions is linear). The norms stay, with weight 1 and bias 0. Two keep their affine: the
+    stem's, which feeds a residual connection and a zero-padded conv, and the head's where no classifier follows.
+    """
+    folded = copy.deepcopy(module)
+    for block in _blocks(folded):
+        _fold_affine(block.norm, block.pwconv1)
+    for downsample in list(folded.downsample_layers)[1:]:
+        norm, conv = cast(nn.Sequential, downsample)
+        _fold_affine(cast(nn.LayerNorm, norm), cast(nn.Conv2d, conv))
+    if isinstance(folded.head, nn.Linear):
+        _fold_affine(folded.norm, folded.head)
+    return folded
+
+
+def fold_grn_shift(module: ConvNeXt) -> ConvNeXt:
+    """Move GRN's additive `beta` into pwconv2's bias: W (y + beta) + b = W y + (b + W beta). V1 networks are copied."""
+    folded = copy.deepcopy(module)
+    for block in _blocks(folded):
+        if block.grn is not None:
+            beta = block.grn.beta.detach().double()
+            shift = block.pwconv2.weight.detach().double() @ beta
+            _assign(block.pwconv2.bias, block.pwconv2.bias.detach().double() + shift)
+            _assign(block.grn.beta, torch.zeros_like(beta))
+    return folded
+
+
+def fold_input_normalization(module: ConvNeXt, preprocess: Preprocess, value_range: ValueRange) -> ConvNeXt:
+    """Return a network that takes pixel values 0..1 or 0..255 in place of (x - mean) / std.
+
+    Division by std (and by 255) always goes into the stem conv's weights. The mean goes into its bias where the stem is a
+    patch conv, which has no padding; overlapping stems become a ShiftedInputConvNeXt, which subtracts the mean first.
+    Example: ImageNet's red channel in 0..255 is (v - 123.675) / 58.395; its weights are divided by 58.395.
+    Raises RewriteError where mean and std do not fit the channels, or the network takes pixel values already.
+    """
+    if value_range == "normalized":
+        return copy.deepcopy(module)
+    if isinstance(module, ShiftedInputConvNeXt):
+        raise RewriteError("This network takes pixel values already; fold the input of the original one instead.")
+    config = module.config
+    if len(preprocess.mean) != config.in_channels or len(preprocess.std) != config.in_channels:
+        raise RewriteError(
+            f"The input normalisation has {len(preprocess.mean)} means and {len(preprocess.std)} stds, but the network "
+            f"takes {config.in_channels} channels; give one of each per channel (--mean, --std)."
+        )
+    mean, std = _pixel_statistics(preprocess, value_range)
+    folded = copy.deepcopy(module) if config.stem == "patch" else _with_input_shift(module, -mean)
+    conv = cast(nn.Conv2d, cast(nn.Sequential, folded.downsample_layers[0])[0])
+    weight = conv.weight.detach().double() / std.to(conv.weight.device)[:, None, None]
+    _assign(conv.weight, weight)
+    if config.stem == "patch":
+        assert conv.bias is not None
+        _assign(conv.bias, conv.bias.detach().double() - weight.sum(dim=(2, 3)) @ mean.to(conv.weight.device))
+    return folded
+
+
+def to_value_range(images: torch.Tensor, preprocess: Preprocess, value_range: ValueRange) -> torch.Tensor:
+    """Undo the normalisation of `images` (N, C, H, W): what a network folded for `value_range` takes in their place."""
+    if value_range == "normalized":
+        return images
+    mean, std = (values.to(images).view(1, -1, 1, 1) for values in _pixel_statistics(preprocess, value_range))
+    return images * std + mean
+
+
+def _with_input_shift(module: ConvNeXt, shift: torch.Tensor) -> ShiftedInputConvNeXt:
+    """Copy `module` behind the addition of `shift`, one value per input channel."""
+    weight = module.downsample_layers[0][0].weight
+    shifted = ShiftedInputConvNeXt(module.config, shift.view(1, -1, 1, 1)).to(weight)
+    shifted.load_state_dict(module.state_dict(), strict=False)
+    return shifted.train(module.training)
+
+
+def _pixel_statistics(preprocess: Preprocess, value_range: ValueRange) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean and std per channel in the units of `value_range`, float64."""
+    unit = 255.0 if value_range == "0..255" else 1.0
+    mean = torch.tensor(preprocess.mean, dtype=torch.float64) * unit
+    return mean, torch.tensor(preprocess.std, dtype=torch.float64) * unit
+
+
+def _fold_affine(norm: nn.LayerNorm, layer: nn.Linear | nn.Conv2d) -> None:
+    """Move the affine of `norm` into `layer`, whose weight is (out, in) or (out, in, kH, kW) and which has a bias."""
+    weight = layer.weight.detach().double()
+    scale, shift = norm.weight.detach().double(), norm.bias.detach().double()
+    assert layer.bias is not None
+    # Each position of a 2x2 conv's kernel sees the same shift, so its weights are summed first.
+    per_channel = weight.sum(dim=(2, 3)) if weight.dim() == 4 else weight
+    _assign(layer.bias, layer.bias.detach().double() + per_channel @ shift)
+    _assign(layer.weight, weight * scale.view(1, -1, *[1] * (weight.dim() - 2)))
+    _assign(norm.weight, torch.ones_like(scale))
+    _assign(norm.bias, torch.zeros_like(shift))
+
+
+def _assign(parameter: torch.Tensor, value: torch.Tensor) -> None:
+    parameter.data.copy_(value)
+
+
+def _blocks(module: ConvNeXt) -> Iterator[Block]:
+    for stage in module.stages:
+        yield from cast(Iterable[Block], stage)
+
+
+def _batches(inputs: torch.Tensor | Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """Return the images as a list of batches, read once; raise RewriteError where there are none."""
+    images = [inputs] if isinstance(inputs, torch.Tensor) else list(inputs)
+    if not any(len(batch) for batch in images):
+        raise RewriteError("The exact rewrites are proven on real images, and there are none; name a set with --calib.")
+    return images
+
+
+@torch.no_grad()
+def _logits(module: ConvNeXt, images: Iterable[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([module(batch) for batch in images]).double()
+
+
+def _checked_error(name: str, reference: torch.Tensor, logits: torch.Tensor) -> float:
+    """Return max |a - b| / max |a|; raise RewriteError where it exceeds EXACT_LIMIT or the logits are not finite."""
+    if not (reference.isfinite().all() and logits.isfinite().all()):
+        raise RewriteError(
+            f"The rewrite {name} cannot be proven: the network's logits hold NaN or Inf on the calibration images. "
+            f"Check the weights and the preprocessing of the checkpoint."
+        )
+    error = float((reference - logits).abs().max() / reference.abs().max().clamp(min=torch.finfo(torch.float64).tiny))
+    if error > EXACT_LIMIT:
+        raise RewriteError(
+            f"The rewrite {name} is not exact on this model: it moves the logits by {error:.1e} of the largest one on "
+            f"{len(reference)} images, more than the {EXACT_LIMIT:.0e} that float32 rounding explains. "
+            f"The model was left as it is; run without this rewrite, or check that the checkpoint is a plain ConvNeXt."
+        )
+    return error

@@ -1,0 +1,353 @@
+"""Run directories: stages that are reused when nothing they read has changed, and files that are whole or absent.
+
+    runs/<model>-<target>-<key8>/
+      config.json            what was asked, written first
+      stages/<name>.json     one record per finished stage: key, files with their sha256, cost, values
+      <files of the stages>  moved here when their stage is finished
+      manifest.json          written last; a folder without it is an unfinished run (see edgeconvnext.manifest)
+
+A stage's key is a hash of its name, its inputs and the code. Files are written to `.tmp-<stage>-<pid>`, moved, and only
+then recorded; `stages/<name>.moving` lists what a move touches, so that the next opening can undo one that was killed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from edgeconvnext.cost import CostMeter
+from edgeconvnext.errors import RunDirectoryError
+from edgeconvnext.files import TEMPORARY_PREFIX, atomic_write, storage_errors, tree_files, tree_sha256, tree_size
+from edgeconvnext.manifest import FinishedRun, load_run, write_manifest
+from edgeconvnext.records import (
+    CONFIG_FILE,
+    FORMAT,
+    MANIFEST_FILE,
+    STAGES_FOLDER,
+    StageRecord,
+    code_version,
+    is_inside,
+    json_sha256,
+    json_text,
+    plain_json,
+    read_record,
+)
+from edgeconvnext.report.schema import StageCost
+
+__all__ = [
+    "FinishedRun",
+    "RunDirectory",
+    "StageResult",
+    "atomic_write",
+    "default_run_path",
+    "load_run",
+    "run_key",
+    "tree_sha256",
+    "tree_size",
+]
+
+_LOCK_FILE = ".lock"
+
+Make = Callable[[Path], Mapping[str, Any] | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class StageResult:
+    """A finished stage. values: what `make` returned, as JSON gives it back; folder: the run directory.
+
+    taken_from: the run directory an earlier result was copied from; None where it was made or found here.
+    """
+
+    record: StageRecord
+    folder: Path
+    reused: bool
+    taken_from: Path | None = None
+
+    @property
+    def values(self) -> dict[str, Any]:
+        return self.record.values
+
+    @property
+    def key(self) -> str:
+        """Hash of all the stage read: what a later stage that reads this one takes as its input."""
+        return self.record.key
+
+    @property
+    def cost(self) -> StageCost:
+        """Time and memory of the stage when it was made."""
+        record = self.record
+        return StageCost(stage=record.stage, seconds=record.seconds, peak_mib=record.peak_mib, reused=self.reused)
+
+    def path(self, name: str) -> Path:
+        """Return the path of a file or folder that this stage wrote."""
+        if not any(file == name or file.startswith(f"{name}/") for file in self.record.files):
+            raise KeyError(
+                f"stage {self.record.stage} wrote no {name}; it wrote {', '.join(self.record.files) or 'nothing'}"
+            )
+        return self.folder / name
+
+
+class RunDirectory:
+    """A run directory held by this process alone; made by `RunDirectory.open`.
+
+    results: the stages of this run so far, by name, in order.
+    """
+
+    def __init__(self, path: Path, config: dict[str, Any], sources: list[Path]) -> None:
+        self.path = path
+        self.config = config
+        self.results: dict[str, StageResult] = {}
+        self._sources = sources
+
+    @classmethod
+    @contextmanager
+    def open(cls, path: Path, config: Mapping[str, Any], reuse_from: Path | None = None) -> Iterator[RunDirectory]:
+        """Create `path` or take it up again, and hold it until the block ends.
+
+        config: what was asked, JSON-able; a run of another config["model"] or config["target"] is not written over.
+        reuse_from: a run whose finished stages are taken over first; after it, the runs beside `path` are looked at.
+        Raises RunDirectoryError where the folder is in use, cannot be written, or is not a run.
+        """
+        sources = [] if reuse_from is None else [reuse_from]
+        if reuse_from is not None and not _is_run(reuse_from):
+            raise RunDirectoryError(
+                f"{reuse_from} is not a run directory: it holds no {MANIFEST_FILE} and no {STAGES_FOLDER}/."
+            )
+        created = _create(path)
+        with storage_errors(path), _lock(path):
+            run = cls(path, plain_json(config), sources)
+            run._refuse_another_run()
+            (path / STAGES_FOLDER).mkdir(exist_ok=True)
+            run._clean()
+            atomic_write(path / CONFIG_FILE, json_text({"format": FORMAT, "config": run.config}))
+            try:
+                yield run
+            finally:
+                if created and not any((path / STAGES_FOLDER).glob("*.json")):
+                    shutil.rmtree(path, ignore_errors=True)  # nothing was finished: leave no empty run behind
+
+    def stage(self, name: str, inputs: Mapping[str, Any], make: Make) -> StageResult:
+        """Return the finished stage `name`: the one here, a copy of another run's, or what `make` writes now.
+
+        inputs: all that the result depends on, JSON-able: settings, sha256 of files read, keys of earlier stages, and
+            the version of a runtime it executes. torch, torchao and this package's code are part of every key.
+        make: writes files into the folder it is given, under the names they get in the run directory, and returns
+            values, JSON-able and without absolute paths (another run may take the stage over).
+        Raises RunDirectoryError where the disk is full or refuses; what was finished before stays.
+        """
+        if not re.fullmatch(r"[a-z0-9_-]+", name):
+            raise ValueError(f"stage name {name!r} is not made of lower-case letters, digits, '-' and '_'")
+        plain = plain_json(inputs)
+        key = json_sha256({"stage": name, "format": FORMAT, "code": code_version(), "inputs": plain})
+        result = self._finished(name, key) or self._taken_over(name, key) or self._made(name, key, plain, make)
+        self.results[name] = result
+        return result
+
+    def finish(self, details: Mapping[str, Any] | None = None) -> Path:
+        """Write manifest.json, which makes the run whole, and return its path.
+
+        details: seeds, hash of the image list and the like, JSON-able; added under their own keys.
+        """
+        costs = [result.cost for result in self.results.values()]
+        files = {CONFIG_FILE: tree_sha256(self.path / CONFIG_FILE)}
+        for name, result in self.results.items():
+            record = f"{STAGES_FOLDER}/{name}.json"
+            files |= {**result.record.files, record: tree_sha256(self.path / record)}
+        return write_manifest(self.path, self.config, files, costs, plain_json(details or {}))
+
+    def _finished(self, name: str, key: str) -> StageResult | None:
+        record = read_record(self.path, name)
+        if record is None or record.key != key or not record.holds_in(self.path):
+            return None
+        return StageResult(record, self.path, reused=True)
+
+    def _taken_over(self, name: str, key: str) -> StageResult | None:
+        """Copy the stage from another run, if one of this user's runs has it whole under the same key."""
+        for source in [*self._sources, *sorted(self.path.absolute().parent.glob("*/"))]:
+            record = read_record(source, name)
+            if record is None or record.key != key or source.samefile(self.path):
+                continue
+            if source not in self._sources and source.stat().st_uid != os.getuid():
+                continue
+            with self._temporary(name) as folder:
+                for file in record.files:
+                    (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                    if (source / file).is_file():
+                        shutil.copyfile(source / file, folder / file)
+                # The other run may be at work on this very stage: only what was copied counts.
+                if record.holds_in(folder):
+                    self._commit(record, folder)
+                    return StageResult(record, self.path, reused=True, taken_from=source)
+        return None
+
+    def _made(self, name: str, key: str, inputs: dict[str, Any], make: Make) -> StageResult:
+        with self._temporary(name) as folder:
+            with CostMeter() as cost:
+                values = make(folder)
+            record = StageRecord(
+                stage=name,
+                key=key,
+                inputs=inputs,
+                files={file: tree_sha256(path) for file, path in tree_files(folder).items()},
+                seconds=round(cost.seconds, 3),
+                peak_mib=round(cost.peak_mib, 1),
+                values=plain_json(values or {}),
+            )
+            self._commit(record, folder)
+        return StageResult(record, self.path, reused=False)
+
+    @contextmanager
+    def _temporary(self, name: str) -> Iterator[Path]:
+        folder = self.path / f"{TEMPORARY_PREFIX}{name}-{os.getpid()}"
+        with storage_errors(self.path):
+            try:
+                folder.mkdir()
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _commit(self, record: StageRecord, folder: Path) -> None:
+        """Move a stage's files from `folder` to their place, then record it."""
+        self._refuse_shared_files(record)
+        old = read_record(self.path, record.stage)
+        moving = self.path / STAGES_FOLDER / f"{record.stage}.moving"
+        atomic_write(moving, json_text(sorted({*record.files, *(old.files if old else {})})))
+        try:
+            (self.path / MANIFEST_FILE).unlink(missing_ok=True)  # from here on the run is no longer what it was
+            if old is not None:
+                self._remove(record.stage, list(old.files))
+            _move(folder, self.path)
+            atomic_write(self.path / STAGES_FOLDER / f"{record.stage}.json", json_text(record.model_dump(mode="json")))
+        except BaseException:
+            self._settle(moving)
+            raise
+        moving.unlink()
+
+    def _refuse_shared_files(self, record: StageRecord) -> None:
+        for other in (self.path / STAGES_FOLDER).glob("*.json"):
+            theirs = read_record(self.path, other.stem)
+            shared = set(record.files) & set(theirs.files) if theirs and other.stem != record.stage else set()
+            if shared:
+                raise ValueError(f"stages {record.stage} and {other.stem} both write {', '.join(sorted(shared))}")
+
+    def _settle(self, moving: Path) -> None:
+        """End a move: keep the stage where its record holds, else remove every file the move may have touched."""
+        record = read_record(self.path, moving.stem)
+        if record is None or not record.holds_in(self.path):
+            self._remove(moving.stem, [file for file in json.loads(moving.read_text()) if is_inside(file)])
+        moving.unlink()
+
+    def _remove(self, stage: str, files: list[str]) -> None:
+        (self.path / STAGES_FOLDER / f"{stage}.json").unlink(missing_ok=True)
+        for file in files:
+            (self.path / file).unlink(missing_ok=True)
+            for folder in list((self.path / file).parents):
+                if folder == self.path or not folder.is_dir() or any(folder.iterdir()):
+                    break
+                folder.rmdir()
+
+    def _clean(self) -> None:
+        """Remove what a killed process left; this process holds the lock, so nobody is writing it."""
+        temporary = f"{TEMPORARY_PREFIX}*"
+        for leftover in [*self.path.glob(temporary), *(self.path / STAGES_FOLDER).glob(temporary)]:
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink()
+        for moving in (self.path / STAGES_FOLDER).glob("*.moving"):
+            self._settle(moving)
+
+    def _refuse_another_run(self) -> None:
+        try:
+            before = json.loads((self.path / CONFIG_FILE).read_text())["config"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return
+        for what in ("model", "target"):
+            old, new = before.get(what), self.config.get(what)
+            if old != new:
+                raise RunDirectoryError(
+                    f"{self.path} holds a run of another {what} ({_brief(old)}, now {_brief(new)}). "
+                    "Nothing was changed; choose another folder with --output, or remove this one."
+                )
+
+
+def run_key(config: Mapping[str, Any]) -> str:
+    """Return eight hex digits that stand for a configuration."""
+    return json_sha256(plain_json(config))[:8]
+
+
+def default_run_path(root: Path, model: str, target: str, key: str) -> Path:
+    """Return runs/<model>-<target>-<key8>, the folder of a run whose user named none."""
+    return root / f"{model}-{target}-{key[:8]}"
+
+
+def _is_run(path: Path) -> bool:
+    return any((path / name).exists() for name in (MANIFEST_FILE, STAGES_FOLDER, _LOCK_FILE))
+
+
+def _create(path: Path) -> bool:
+    """Make the run directory, or check that it is one; True where it is new."""
+    if path.exists() and not path.is_dir():
+        raise RunDirectoryError(
+            f"{path} is a file, so no run directory can be made there. Choose a folder with --output."
+        )
+    in_the_way = next((parent for parent in path.absolute().parents if parent.exists() and not parent.is_dir()), None)
+    if in_the_way is not None:
+        raise RunDirectoryError(
+            f"{path} cannot be made, because {in_the_way} is a file. Choose a folder with --output."
+        )
+    with storage_errors(path):
+        new = not path.exists()
+        path.mkdir(parents=True, exist_ok=True)
+        if not _is_run(path) and any(path.iterdir()):
+            raise RunDirectoryError(
+                f"{path} holds files that are not a run of edgeconvnext, and they are left alone. "
+                "Choose an empty or a new folder with --output."
+            )
+    return new
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Hold the folder for this process; the system lets go when the process ends, however it ends."""
+    descriptor = os.open(path / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            owner = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
+            raise RunDirectoryError(
+                f"{path} is in use by another process (pid {owner}). "
+                "Wait until it ends, or choose another folder with --output."
+            ) from error
+        if os.fstat(descriptor).st_nlink == 0:
+            raise RunDirectoryError(
+                f"{path} was removed by the process that used it until now. Run the same command again."
+            )
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n".encode())
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _move(source: Path, destination: Path) -> None:
+    """Move all that is in `source` into `destination`; a folder that is new there arrives in one rename."""
+    for item in list(source.iterdir()):
+        if item.is_dir() and (destination / item.name).is_dir():
+            _move(item, destination / item.name)
+        else:
+            item.replace(destination / item.name)
+
+
+def _brief(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

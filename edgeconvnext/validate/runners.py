@@ -1,0 +1,172 @@
+"""Run a network in its runtime: images in, logits out, whatever the runtime wants in between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+
+from edgeconvnext.data.preprocess import Preprocess
+from edgeconvnext.errors import ExportError
+from edgeconvnext.export.metadata import ArtifactMetadata, ValueRange
+
+if TYPE_CHECKING:
+    from edgeconvnext.data.loader import Batch
+
+
+class Runner(Protocol):
+    """A network in its runtime.
+
+    Called with float32 images (N, C, H, W), normalised as the checkpoint wants them; returns logits (N, num_classes),
+    float32.
+    runtime: its name and version.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def runtime(self) -> str: ...
+
+    def __call__(self, images: np.ndarray) -> np.ndarray: ...
+
+
+class TorchRunner:
+    """A torch module, or an exported program's `.module()`, in this process.
+
+    batch: the batch size a program was exported for; None where it takes any.
+    """
+
+    def __init__(
+        self, module: Callable[[torch.Tensor], torch.Tensor], name: str = "torch", batch: int | None = None
+    ) -> None:
+        self.name = name
+        self.runtime = f"torch {torch.__version__}"
+        self.batch = batch
+        self._module = module
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        return in_fixed_batches(self._run, images, self.batch)
+
+    def _run(self, images: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            tensor = torch.from_numpy(images).contiguous(memory_format=torch.channels_last)
+            return self._module(tensor).float().numpy()
+
+
+class OnnxRunner:
+    """An ONNX file in onnxruntime on the CPU, all optimisations on.
+
+    Input name, fixed batch, element type and the value range of the pixels are read from the file.
+    threads: intra-op threads; None leaves the choice to onnxruntime.
+    """
+
+    def __init__(self, path: Path, threads: int | None = None) -> None:
+        import onnxruntime
+
+        self.name = path.name
+        self.runtime = f"onnxruntime {onnxruntime.__version__}"
+        self._session = onnx_session(path, threads)
+        self._input = self._session.get_inputs()[0]
+        if self._input.type not in _ELEMENT_TYPES:
+            raise ExportError(f"{path} takes {self._input.type}; images can be given as float32 or float16.")
+        first = self._input.shape[0]
+        self.batch = first if isinstance(first, int) else None
+        properties = self._session.get_modelmeta().custom_metadata_map
+        self._metadata = ArtifactMetadata.from_properties(properties) if "preprocess" in properties else None
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        return in_fixed_batches(lambda piece: self.run(self.prepare(piece)), images, self.batch).astype(np.float32)
+
+    def prepare(self, images: np.ndarray) -> np.ndarray:
+        """Turn normalised images into the values and element type that the file takes."""
+        if self._metadata is not None:
+            images = to_value_range(images, self._metadata.preprocess, self._metadata.value_range)
+        return np.ascontiguousarray(images, dtype=_ELEMENT_TYPES[self._input.type])
+
+    def run(self, inputs: np.ndarray) -> np.ndarray:
+        """Run prepared `inputs`, a whole batch of the file's own size; return what the file's first output holds.
+
+        Raises ExportError where the file does not take this shape.
+        """
+        try:
+            return self._session.run(None, {self._input.name: inputs})[0]
+        except Exception as error:  # onnxruntime's own exceptions share no base class but Exception
+            raise ExportError(
+                f"{self.name} takes inputs of shape {self._input.shape} and does not run on {list(inputs.shape)}: "
+                f"{_first_line(error)}. Give images of the resolution it was exported for."
+            ) from error
+
+
+_ELEMENT_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+
+
+def onnx_session(path: Path, threads: int | None = None) -> Any:
+    """Open an ONNX file in onnxruntime on the CPU with all optimisations.
+
+    Raises ExportError for a file that is missing or that onnxruntime does not take.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    # Threads that still spin for work after a run would take the cores from the network timed next.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own exceptions share no base class but Exception
+        raise ExportError(
+            f"{path} cannot be opened in onnxruntime {onnxruntime.__version__}: {_first_line(error)}. Export the model "
+            f"again, or check that this is an ONNX file and that onnxruntime is as new as the target's runtime.minimum."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0].rstrip(".")
+
+
+def in_fixed_batches(run: Callable[[np.ndarray], np.ndarray], images: np.ndarray, batch: int | None) -> np.ndarray:
+    """Run `images` in pieces of exactly `batch`, filling the last one with copies of its last image."""
+    if batch is None or len(images) == batch:
+        return run(images)
+    pieces = []
+    for start in range(0, len(images), batch):
+        piece = images[start : start + batch]
+        missing = batch - len(piece)
+        filled = np.concatenate([piece, np.repeat(piece[-1:], missing, axis=0)]) if missing else piece
+        pieces.append(run(filled)[: len(piece)])
+    return np.concatenate(pieces)
+
+
+def to_value_range(images: np.ndarray, preprocess: Preprocess, value_range: ValueRange) -> np.ndarray:
+    """Undo the normalisation for an artifact that does it itself. images: (N, C, H, W)."""
+    if value_range == "normalized":
+        return images
+    mean, std = (np.array(v, dtype=np.float32)[:, None, None] for v in (preprocess.mean, preprocess.std))
+    pixels = images * std + mean
+    return pixels * np.float32(255) if value_range == "0..255" else pixels
+
+
+def collect(runners: Mapping[str, Runner], stream: Iterable[Batch]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Run every runner over one pass of the images, so that each image is decoded once.
+
+    Returns the logits of each runner, (N, num_classes) float32, and the positions in the set, (N,): an image that
+    could not be read has no row.
+    """
+    pieces: dict[str, list[np.ndarray]] = {name: [] for name in runners}
+    positions: list[np.ndarray] = []
+    for batch in stream:
+        images = np.ascontiguousarray(batch.images.numpy())
+        positions.append(np.asarray(batch.indices, dtype=np.int64))
+        for name, runner in runners.items():
+            pieces[name].append(runner(images))
+    if not positions:
+        raise ValueError("the stream of images is empty")
+    return {name: np.concatenate(parts) for name, parts in pieces.items()}, np.concatenate(positions)
