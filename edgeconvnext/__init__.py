@@ -1,1 +1,31 @@
-"""From a trained ConvNeXt to measured INT8 artifacts."""
+"""From a trained ConvNeXt to measured INT8 artifacts for TensorRT, Core ML and ONNX Runtime.
+
+The functions below do what the commands of the same names do. They are imported where they are first used, so that
+`import edgeconvnext` is fast.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module, metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgeconvnext.api import export, fold, prune, quantize, validate
+    from edgeconvnext.model.load import load_model
+
+__version__ = metadata.version("edgeconvnext")
+__all__ = ["__version__", "export", "fold", "load_model", "prune", "quantize", "validate"]
+
+_HOMES = {"load_model": "edgeconvnext.model.load"} | dict.fromkeys(
+    ("export", "fold", "prune", "quantize", "validate"), "edgeconvnext.api"
+)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'edgeconvnext' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

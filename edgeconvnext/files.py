@@ -90,8 +90,8 @@ def _is_disk_full(error: Exception, path: Path) -> bool:
         return error.errno in _FULL
     if "No space left on device" in str(error) or "os error 28" in str(error):
         return True
-    # torch.save only says that a write failed; with less than a block left that was the reason.
-    return "failed writing" in str(error) and shutil.disk_usage(_existing(path)).free < 2**16
+    # torch.save says no more than "iostream error"; with nothing left on the disk that was the reason.
+    return isinstance(error, RuntimeError) and shutil.disk_usage(_existing(path)).free < 2**16
 
 
 def _concerns(error: OSError, path: Path) -> bool:

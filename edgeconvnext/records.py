@@ -68,11 +68,10 @@ def read_record(folder: Path, stage: str) -> StageRecord | None:
 @cache
 def code_version() -> str:
     """Hash this package's sources with the versions of torch and torchao: a result of other code is not reused."""
-    sources = {
-        name: path for name, path in tree_files(Path(__file__).parent).items() if path.suffix in {".py", ".j2", ".html"}
-    }
+    files = tree_files(Path(__file__).parent).items()
+    sources = {name: tree_sha256(path) for name, path in files if path.suffix in {".py", ".jinja", ".css", ".txt"}}
     versions = {name: importlib.metadata.version(name) for name in ("torch", "torchao")}
-    return json_sha256({"sources": {name: tree_sha256(path) for name, path in sources.items()}, "versions": versions})
+    return json_sha256({"sources": sources, "versions": versions})
 
 
 def plain_json(value: Mapping[str, Any]) -> dict[str, Any]:

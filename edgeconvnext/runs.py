@@ -13,7 +13,6 @@ then recorded; `stages/<name>.moving` lists what a move touches, so that the nex
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import json
 import os
 import re
@@ -23,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from edgeconvnext.claim import claim_folder, hold, is_run
 from edgeconvnext.cost import CostMeter
 from edgeconvnext.errors import RunDirectoryError
 from edgeconvnext.files import TEMPORARY_PREFIX, atomic_write, storage_errors, tree_files, tree_sha256, tree_size
@@ -53,8 +53,6 @@ __all__ = [
     "tree_sha256",
     "tree_size",
 ]
-
-_LOCK_FILE = ".lock"
 
 Make = Callable[[Path], Mapping[str, Any] | None]
 
@@ -117,12 +115,12 @@ class RunDirectory:
         Raises RunDirectoryError where the folder is in use, cannot be written, or is not a run.
         """
         sources = [] if reuse_from is None else [reuse_from]
-        if reuse_from is not None and not _is_run(reuse_from):
+        if reuse_from is not None and not is_run(reuse_from):
             raise RunDirectoryError(
                 f"{reuse_from} is not a run directory: it holds no {MANIFEST_FILE} and no {STAGES_FOLDER}/."
             )
-        created = _create(path)
-        with storage_errors(path), _lock(path):
+        created = claim_folder(path)
+        with storage_errors(path), hold(path):
             run = cls(path, plain_json(config), sources)
             run._refuse_another_run()
             (path / STAGES_FOLDER).mkdir(exist_ok=True)
@@ -287,56 +285,6 @@ def run_key(config: Mapping[str, Any]) -> str:
 def default_run_path(root: Path, model: str, target: str, key: str) -> Path:
     """Return runs/<model>-<target>-<key8>, the folder of a run whose user named none."""
     return root / f"{model}-{target}-{key[:8]}"
-
-
-def _is_run(path: Path) -> bool:
-    return any((path / name).exists() for name in (MANIFEST_FILE, STAGES_FOLDER, _LOCK_FILE))
-
-
-def _create(path: Path) -> bool:
-    """Make the run directory, or check that it is one; True where it is new."""
-    if path.exists() and not path.is_dir():
-        raise RunDirectoryError(
-            f"{path} is a file, so no run directory can be made there. Choose a folder with --output."
-        )
-    in_the_way = next((parent for parent in path.absolute().parents if parent.exists() and not parent.is_dir()), None)
-    if in_the_way is not None:
-        raise RunDirectoryError(
-            f"{path} cannot be made, because {in_the_way} is a file. Choose a folder with --output."
-        )
-    with storage_errors(path):
-        new = not path.exists()
-        path.mkdir(parents=True, exist_ok=True)
-        if not _is_run(path) and any(path.iterdir()):
-            raise RunDirectoryError(
-                f"{path} holds files that are not a run of edgeconvnext, and they are left alone. "
-                "Choose an empty or a new folder with --output."
-            )
-    return new
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Hold the folder for this process; the system lets go when the process ends, however it ends."""
-    descriptor = os.open(path / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            owner = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
-            raise RunDirectoryError(
-                f"{path} is in use by another process (pid {owner}). "
-                "Wait until it ends, or choose another folder with --output."
-            ) from error
-        if os.fstat(descriptor).st_nlink == 0:
-            raise RunDirectoryError(
-                f"{path} was removed by the process that used it until now. Run the same command again."
-            )
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()}\n".encode())
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _move(source: Path, destination: Path) -> None:

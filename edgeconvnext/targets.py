@@ -1,8 +1,9 @@
-"""Targets: one TOML file each, saying how a model is quantised and exported, for which runtime, and what it must reach."""
+"""Targets: one TOML file each, saying how a model is quantised and exported, for which runtime, and with what gates."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 import tomllib
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -52,6 +53,14 @@ class ActivationSection(Section):
     scheme: Literal["affine", "symmetric"] = "symmetric"
     signed: bool = True
 
+    @model_validator(mode="after")
+    def _symmetric_is_signed(self) -> ActivationSection:
+        if self.scheme == "symmetric" and not self.signed:
+            raise ValueError(
+                'scheme "symmetric" has no zero point, so it needs signed = true; unsigned codes need "affine"'
+            )
+        return self
+
 
 class WeightSection(Section):
     """Per-channel symmetric weights. range_bits 7 uses codes -64..64 only, for CPUs whose int8 products saturate."""
@@ -61,7 +70,7 @@ class WeightSection(Section):
 
 
 class QuantizeSection(Section):
-    """Q/DQ placement: the inputs and weights of these operators are quantised, the rest stays in the target's float type.
+    """Q/DQ placement: inputs and weights of these operators are quantised, the rest stays in the target's float type.
 
     outputs: operators whose output gets a Q/DQ pair as well.
     """
@@ -105,6 +114,15 @@ class Target(Section):
     runtime: RuntimeSection
     gates: GateSection = GateSection()
 
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Target:
+        if self.exporter == "coreml":
+            if self.minimum_os is None:
+                raise ValueError('exporter "coreml" needs minimum_os, such as "iOS17"')
+        elif self.float_type == "float16" and self.opset is not None and self.opset < 19:
+            raise ValueError(f"opset {self.opset} has no float16 scales; float_type float16 needs opset 19 or later")
+        return self
+
     @property
     def sha256(self) -> str:
         """Hash of the resolved target, so that defaults count and comments do not."""
@@ -138,7 +156,7 @@ def load_target(name_or_path: str) -> Target:
 def parse_toml(path: Path, model: type[Model]) -> Model:
     """Read a TOML file into a pydantic model, turning every problem into one ConfigFileError that names its key."""
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigFileError(f"{path} is not valid TOML: {error}.") from error
     except OSError as error:
@@ -146,21 +164,34 @@ def parse_toml(path: Path, model: type[Model]) -> Model:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise ConfigFileError(f"{path} does not hold: {'; '.join(_explain(error, model))}.") from error
+        raise ConfigFileError(f"{path} does not hold: {_explain(error, model)}") from error
 
 
-def _explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """Say each problem of a pydantic validation as 'key: what is wrong', with the nearest known key for a misspelt one."""
-    lines = []
+def _explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """Say each problem of a pydantic validation as 'key: what is wrong', with the nearest name for a misspelt one."""
+    sentences = []
     for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"]) or "file"
+        key = ".".join(str(part) for part in problem["loc"])
+        message, found = problem["msg"], problem["input"]
         if problem["type"] == "extra_forbidden":
-            section: type[BaseModel] = model
-            for part in problem["loc"][:-1]:
-                annotation = section.model_fields[str(part)].annotation if str(part) in section.model_fields else None
-                if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-                    section = annotation
-            lines.append(f"unknown key {key}.{nearest(str(problem['loc'][-1]), section.model_fields)}".rstrip("."))
+            known = _section(model, problem["loc"][:-1]).model_fields
+            sentence = f"unknown key {key}.{nearest(str(problem['loc'][-1]), known)}"
+        elif problem["type"] == "missing":
+            sentence = f"{key} is missing."
+        elif problem["type"] == "value_error":
+            sentence = f"{key + ': ' if key else ''}{problem['ctx']['error']}."
         else:
-            lines.append(f"{key}: {problem['msg'][0].lower()}{problem['msg'][1:]} (found {problem['input']!r})")
-    return lines
+            # "Input should be 'stem', 'head' or 'depthwise'" lists the choices of a Literal between quotes.
+            choices = re.findall(r"'([^']+)'", message) if problem["type"] == "literal_error" else []
+            sentence = f"{key}: {message[0].lower()}{message[1:]} (found {found!r}).{nearest(str(found), choices)}"
+        sentences.append(sentence)
+    return " ".join(sentences)
+
+
+def _section(model: type[BaseModel], path: tuple[int | str, ...]) -> type[BaseModel]:
+    """Return the class of the table at `path` of a file read as `model`."""
+    for part in path:
+        field = model.model_fields.get(str(part))
+        if field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            model = field.annotation
+    return model

@@ -144,7 +144,7 @@ def test_two_stages_may_share_a_folder_but_not_a_file(tmp_path: Path) -> None:
         run.stage("export", {}, into_device("build.py"))
         run.stage("vectors", {}, into_device("vectors.bin"))
         assert {file.name for file in (tmp_path / "run/device").iterdir()} == {"build.py", "vectors.bin"}
-        with pytest.raises(ValueError, match=r"export both write device/build\.py|write device/build\.py"):
+        with pytest.raises(ValueError, match=r"both write device/build\.py"):
             run.stage("again", {}, into_device("build.py"))
 
 
@@ -304,7 +304,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     if sys.platform != "linux" or os.getuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
         pytest.skip("mounting a small file system needs root on Linux")
     yield mount
-    subprocess.run(["umount", str(mount)], check=True)
+    subprocess.run(["umount", "--lazy", str(mount)], check=True)
 
 
 def write_plain(file: Path, size: int) -> None:

@@ -1,6 +1,7 @@
 """The embedded image set: 1,797 handwritten digits of 8x8 pixels that travel with scikit-learn, split once and for all.
 
-Source: UCI "Optical Recognition of Handwritten Digits" (E. Alpaydin, C. Kaynak, 1998; CC BY 4.0), as `sklearn.datasets.load_digits`.
+Source: UCI "Optical Recognition of Handwritten Digits" (E. Alpaydin, C. Kaynak, 1998; CC BY 4.0), as
+`sklearn.datasets.load_digits`.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def digits_set(split: DigitsSplit) -> ImageSet:
 
 
 def split_indices(split: DigitsSplit) -> list[int]:
-    """Return the positions of a split, ascending: every third image of each digit is test, every third of the rest calibrates."""
+    """Return the positions of a split: every third image of each digit is test, every third of the rest calibrates."""
     _, labels = _load()
     by_digit = np.argsort(labels, kind="stable")
     is_test = np.arange(len(labels)) % 3 == 1

@@ -12,13 +12,13 @@ from edgeconvnext.data.images import IMAGE_SUFFIXES
 from edgeconvnext.errors import ImageSetError
 
 LABEL_FILES = ("labels.csv", "labels.txt")
-_SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
+SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 _NAMED = 5
 
 
 @dataclass(frozen=True)
 class FolderListing:
-    """What a folder holds. ids: paths relative to it, in a fixed order; labels: index into class_names for each, or None."""
+    """What a folder holds. ids: relative paths, in a fixed order; labels: index into class_names for each, or None."""
 
     ids: tuple[str, ...]
     labels: tuple[int, ...] | None
@@ -29,15 +29,18 @@ class FolderListing:
 def list_folder(root: Path, images_per_class: int | None = None) -> FolderListing:
     """List the images below `root` in a deterministic order.
 
-    Subfolders with images are classes, in sorted order. Images directly in `root` take their classes from `labels.csv` or
-    `labels.txt` (one "file,class" per line), or have none. Hidden files and folders are passed over.
+    Subfolders with images are classes, in sorted order. Images directly in `root` take their classes from `labels.csv`
+    or `labels.txt` (one "file,class" per line), or have none. Hidden files and folders are passed over.
 
     images_per_class: keep only the first so many of each class, by file name; needs classes.
-    Raises ImageSetError for a missing, unreadable or imageless folder, and for one that holds splits instead of classes.
+    Raises ImageSetError for a missing, unreadable or imageless folder, and for one that holds splits instead of
+    classes.
     """
     if not root.is_dir():
         kind = "is a file, not a folder" if root.exists() else "does not exist"
-        raise ImageSetError(f"The image folder {root} {kind}. Name a folder of images, or one with a subfolder for each class.")
+        raise ImageSetError(
+            f"The image folder {root} {kind}. Name a folder of images, or one with a subfolder for each class."
+        )
     try:
         flat, other_names = _split_by_suffix(sorted(entry.name for entry in _visible(root) if entry.is_file()))
         folders = {entry.name: _images_below(root, entry.name) for entry in _visible(root) if entry.is_dir()}
@@ -56,11 +59,11 @@ def list_folder(root: Path, images_per_class: int | None = None) -> FolderListin
     elif classes:
         _refuse_splits(root, classes)
         left_out = _left_out(name for _, others in folders.values() for name in others)
-        listing = _from_classes(classes, images_per_class, left_out)
+        listing = _from_classes(classes, left_out)
     else:
         raise ImageSetError(
-            f"{root} holds no images. A set is a folder of images, or a folder with a subfolder of images for each class; "
-            f"files count by their ending ({', '.join(sorted(IMAGE_SUFFIXES))})."
+            f"{root} holds no images. A set is a folder of images, or a folder with a subfolder of images for each "
+            f"class; files count by their ending ({', '.join(sorted(IMAGE_SUFFIXES))})."
         )
     return listing if images_per_class is None else _first_of_each_class(root, listing, images_per_class)
 
@@ -72,14 +75,15 @@ def _visible(folder: Path) -> list[os.DirEntry[str]]:
 
 def _split_by_suffix(names: Iterable[str]) -> tuple[list[str], list[str]]:
     """Divide file names into those that end as images do, and the others."""
-    images, others = [], []
+    images: list[str] = []
+    others: list[str] = []
     for name in names:
         (images if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES else others).append(name)  # noqa: PTH122
     return images, others
 
 
 def _images_below(root: Path, name: str) -> tuple[list[str], list[str]]:
-    """Return the images of one subfolder, at any depth, and the names of its other files; relative to `root`, sorted."""
+    """Return the images of one subfolder, at any depth, and its other files; relative to `root`, sorted."""
     paths = []
     for folder, subfolders, files in os.walk(root / name):
         subfolders[:] = sorted(subfolder for subfolder in subfolders if not subfolder.startswith("."))
@@ -88,13 +92,12 @@ def _images_below(root: Path, name: str) -> tuple[list[str], list[str]]:
     return _split_by_suffix(sorted(paths))
 
 
-def _from_classes(classes: dict[str, list[str]], limit: int | None, remarks: tuple[str, ...]) -> FolderListing:
+def _from_classes(classes: dict[str, list[str]], remarks: tuple[str, ...]) -> FolderListing:
     ids: list[str] = []
     labels: list[int] = []
     for label, images in enumerate(classes.values()):
-        chosen = images[:limit]
-        ids += chosen
-        labels += [label] * len(chosen)
+        ids += images
+        labels += [label] * len(images)
     return FolderListing(tuple(ids), tuple(labels), tuple(classes), remarks)
 
 
@@ -104,15 +107,17 @@ def _from_labels_file(root: Path, labels_file: Path, flat: list[str]) -> FolderL
     missing = [name for name in pairs if not (root / name).is_file()]
     if missing:
         raise ImageSetError(
-            f"{labels_file} names {len(pairs)} images; {len(missing)} of them are missing under {root}: {_first(missing)}. "
-            "Add the files or remove their lines."
+            f"{labels_file} names {len(pairs)} images; {len(missing)} of them are missing under {root}: "
+            f"{_first(missing)}. Add the files or remove their lines."
         )
     class_names = tuple(sorted(set(pairs.values())))
     index = {name: position for position, name in enumerate(class_names)}
     ids = sorted(pairs)
     unlabelled = [name for name in flat if name not in pairs]
     remarks = (f"{len(unlabelled)} images are not in {labels_file.name} and were left out: {_first(unlabelled)}",)
-    return FolderListing(tuple(ids), tuple(index[pairs[name]] for name in ids), class_names, remarks if unlabelled else ())
+    return FolderListing(
+        tuple(ids), tuple(index[pairs[name]] for name in ids), class_names, remarks if unlabelled else ()
+    )
 
 
 def _read_labels(root: Path, labels_file: Path) -> dict[str, str]:
@@ -131,17 +136,22 @@ def _read_labels(root: Path, labels_file: Path) -> dict[str, str]:
         if number == 1 and not (root / name).is_file() and not _split_by_suffix([name])[0]:
             continue  # a header, "file,class"
         if pairs.setdefault(name, class_name) != class_name:
-            raise ImageSetError(f"{labels_file}, line {number}: {name} is {class_name!r} here and {pairs[name]!r} above.")
+            raise ImageSetError(
+                f"{labels_file}, line {number}: {name} is {class_name!r} here and {pairs[name]!r} above."
+            )
     if not pairs:
-        raise ImageSetError(f"{labels_file} names no images; it needs one 'file,class' per line. Delete it to use {root} without labels.")
+        raise ImageSetError(
+            f"{labels_file} names no images; it needs one 'file,class' per line. Delete it to use {root} without "
+            "labels."
+        )
     return pairs
 
 
 def _first_of_each_class(root: Path, listing: FolderListing, limit: int) -> FolderListing:
     if listing.labels is None:
         raise ImageSetError(
-            f"{root} has no classes, and this set takes {limit} of each class. Sort the images into a subfolder for each class, "
-            f"or add {' or '.join(LABEL_FILES)} with one 'file,class' per line."
+            f"{root} has no classes, and this set takes {limit} of each class. Sort the images into a subfolder for "
+            f"each class, or add {' or '.join(LABEL_FILES)} with one 'file,class' per line."
         )
     taken = [0] * len(listing.class_names)
     kept = []
@@ -154,8 +164,8 @@ def _first_of_each_class(root: Path, listing: FolderListing, limit: int) -> Fold
 
 
 def _refuse_splits(root: Path, classes: dict[str, list[str]]) -> None:
-    """Tell train/ and val/ folders from classes: a split would otherwise be learned as a class name."""
-    if not set(map(str.lower, classes)) <= _SPLIT_NAMES:
+    """Tell train/ and val/ folders from classes: otherwise each split would count as a class."""
+    if not set(map(str.lower, classes)) <= SPLIT_NAMES:
         return
     nested = any(image.count("/") > 1 for images in classes.values() for image in images)
     if nested or len(classes) > 1:

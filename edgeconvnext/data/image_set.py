@@ -1,4 +1,4 @@
-"""A set of images: which ones, in which order, of which class. Decoding happens on read, so a set is small and picklable."""
+"""A set of images: which ones, in which order, of which class. Decoding happens on read, so a set is small."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ FEW_IMAGES = 100
 class ImageReader(Protocol):
     """Where the images of a set come from. Readers travel to worker processes, so they must be picklable."""
 
-    in_memory: bool
+    @property
+    def in_memory(self) -> bool:
+        """Whether reading is so quick that worker processes would not pay."""
 
     def read(self, image_id: str) -> Image.Image:
         """Decode one image, 8-bit; raises BrokenImage."""
@@ -52,7 +54,8 @@ class ImageSet:
 
     ids: one per image, the same on every machine (relative paths for folders).
     labels: index into class_names for each image, or None.
-    class_names: folder names, synsets or what a labels file says. descriptions: readable names of the classes, where known.
+    class_names: folder names, synsets or what a labels file says. descriptions: readable names of the classes, where
+    known.
     remarks: what a reader of the results should know about how the set was put together.
     """
 
@@ -85,7 +88,8 @@ class ImageSet:
         plural = "image" if len(self) == 1 else "images"
         return (
             *self.remarks,
-            f"{self.name} gives only {len(self)} {plural}: ranges and accuracies from fewer than {FEW_IMAGES} are uncertain.",
+            f"{self.name} gives only {len(self)} {plural}: ranges and accuracies from fewer than {FEW_IMAGES} are "
+            "uncertain.",
         )
 
     @property
@@ -95,7 +99,7 @@ class ImageSet:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the list and of each file's size and modification time, for deciding whether a finished stage still holds."""
+        """Hash of the list and each file's size and modification time; it changes when any image does."""
         return self._hash(stamps=True)
 
     def read(self, index: int) -> Image.Image:
@@ -115,7 +119,7 @@ class ImageSet:
         )
 
     def take(self, count: int) -> ImageSet:
-        """Return at most `count` images, always the same ones: as many of each class as possible, evenly spread over the list."""
+        """Return at most `count` images, always the same: equally many of each class, spread evenly over the list."""
         if count < 1:
             raise ImageSetError(f"{count} images were asked of {self.name}; at least 1 is needed.")
         return self if count >= len(self) else self.select(spread(len(self), count, self.labels))

@@ -1,4 +1,4 @@
-"""Opening one image file: whatever a camera, a scanner or a scraper left behind becomes 8-bit RGB, or a stated reason why not."""
+"""Opening one image file: what cameras, scanners and scrapers leave behind becomes 8-bit RGB, or a stated reason."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
 )
 
-# A JPEG with more pixels than this is decoded at a half, a quarter or an eighth of its size: 16.8 megapixels are 50 MB as RGB.
-# Ordinary photographs stay below it, so that their pixels are those every other pipeline sees.
+# A JPEG with more pixels than this is decoded at a half, a quarter or an eighth of its size: 16.8 megapixels are 50 MB
+# as RGB. Ordinary photographs stay below it, so that their pixels are those every other pipeline sees.
 _FULL_DECODE_PIXELS = 4096 * 4096
 _REDUCED_SHORTER_SIDE = 2048
 
 
 class BrokenImage(Exception):
-    """An image that cannot be decoded; the message is the reason. The loader counts these, the user sees them as a list."""
+    """An image that cannot be decoded; the message is the reason. The loader collects these and says which."""
 
 
 def open_image(path: Path) -> Image.Image:
     """Decode a file to an upright 8-bit RGB image.
 
-    EXIF orientation is applied; CMYK, grey, palette and 16-bit pixels are converted. Transparency is dropped, not blended: so do
-    torchvision's and timm's loaders, and accuracy has to be comparable with theirs. Of an animation the first frame is taken.
+    EXIF orientation is applied; CMYK, grey, palette and 16-bit pixels are converted. Transparency is dropped, not
+    blended: so do torchvision's and timm's loaders, and accuracy has to be comparable with theirs. Of an animation the
+    first frame is taken.
 
     Raises BrokenImage with the reason for empty, truncated or foreign files and for decompression bombs.
     """
@@ -37,9 +38,13 @@ def open_image(path: Path) -> Image.Image:
             with Image.open(path) as image:
                 _reduce_huge_jpeg(image)
                 return to_rgb(ImageOps.exif_transpose(image))
-    except (BrokenImage, MemoryError):
+    except BrokenImage:
         raise
-    except Exception as error:  # decoders raise almost anything on damaged bytes: OSError, SyntaxError, struct.error, ...
+    except MemoryError as error:
+        raise BrokenImage("decoding it needs more memory than there is") from error
+    except (
+        Exception
+    ) as error:  # decoders raise almost anything on damaged bytes: OSError, SyntaxError, struct.error, ...
         raise BrokenImage(_reason(path, error)) from error
 
 
@@ -48,7 +53,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode == "I":
         image = _sixteen_bit_to_grey(image)
     elif image.mode == "F":
-        raise BrokenImage("its pixels are floating point, whose range is not stated in the file; save it as 8 or 16 bit")
+        raise BrokenImage(
+            "its pixels are floating point, whose range is not stated in the file; save it as 8 or 16 bit"
+        )
     elif image.mode == "P":
         # A palette entry may carry transparency, which Pillow converts cleanly through RGBA only.
         image = image.convert("RGBA")
@@ -58,7 +65,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _sixteen_bit_to_grey(image: Image.Image) -> Image.Image:
-    """Scale 0..65535 to 0..255: 65535 / 257 = 255. Pillow's own conversion clips at 255, which turns such images white."""
+    """Scale 0..65535 to 0..255 (65535 / 257 = 255). Pillow's own conversion clips at 255: such images turn white."""
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
         raise BrokenImage("its pixels are 32-bit integers beyond 0..65535, whose range is not stated in the file")

@@ -1,4 +1,4 @@
-"""Which class of the model each class of an image set is; a label that is guessed would make every accuracy worthless."""
+"""Which class of the model each class of an image set is. A guessed label would make every accuracy worthless."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from edgeconvnext.model.loaded import Labels
 
 IMAGENET_ORDER_NOTE = (
-    "the model has 1,000 outputs and names no classes; they are taken to be ImageNet-1k's in their standard order, sorted by synset"
+    "the model has 1,000 outputs and names no classes; they are taken to be ImageNet-1k's in their standard order, "
+    "sorted by synset"
 )
-# Label lists of ImageNet in the wild differ in the wording of a few classes; any other list agrees at next to none of the positions.
+# Label lists of ImageNet in the wild differ in the wording of a few classes; another list agrees at next to none of
+# the positions.
 _SAME_LIST = 0.95
 _NAMED = 5
 
@@ -24,24 +26,28 @@ _NAMED = 5
 def match_labels(image_set: ImageSet, labels: Labels | None, num_classes: int) -> np.ndarray:
     """Return the model's class index for each class of the set, int64 (len(class_names),).
 
-    A class is matched by its name or synset, then by its description, then by one of the words it is known by ("tench" of "tench,
-    Tinca tinca"), whatever the case, and only where exactly one class of the model fits. Classes without an image in the set may stay
-    unmatched; they get -1. See `assumes_imagenet_order` for models that do not name their classes.
+    A class is matched by its name or synset, then by its description, then by one of the words it is known by ("tench"
+    of "tench, Tinca tinca"), whatever the case, and only where exactly one class of the model fits. Classes without an
+    image in the set may stay unmatched; they get -1. See `assumes_imagenet_order` for models that do not name their
+    classes.
 
-    Raises LabelMismatchError, naming the classes, unless every image's class is matched, each to another class of the model.
+    Raises LabelMismatchError, naming the classes, unless every image's class is matched, each to another class of the
+    model.
     """
     if image_set.labels is None:
         raise LabelMismatchError(
-            f"{image_set.name} has no labels. Use a folder with a subfolder for each class, or add a labels.csv with one "
-            "'file,class' per line beside the images."
+            f"{image_set.name} has no labels. Use a folder with a subfolder for each class, or add a labels.csv with "
+            "one 'file,class' per line beside the images."
         )
     if labels is not None and len(labels.names) != num_classes:
-        raise LabelMismatchError(f"The model has {num_classes} outputs, but its labels name {len(labels.names)} classes.")
+        raise LabelMismatchError(
+            f"The model has {num_classes} outputs, but its labels name {len(labels.names)} classes."
+        )
     model_keys = _model_keys(labels, num_classes)
     if model_keys is None:
         raise LabelMismatchError(
-            f"The model names none of its {num_classes} classes, so the labels of {image_set.name} cannot be matched to them. Put a "
-            'JSON with "label_names" beside the weights file (same stem), in the order of the outputs.'
+            f"The model names none of its {num_classes} classes, so the labels of {image_set.name} cannot be matched "
+            "to them. Put a JSON with label_names, in the order of the outputs, beside the weights file (same stem)."
         )
     descriptions = image_set.descriptions or (None,) * len(image_set.class_names)
     used = set(image_set.labels)
@@ -52,19 +58,20 @@ def match_labels(image_set: ImageSet, labels: Labels | None, num_classes: int) -
     if unmatched:
         examples = labels.names if labels is not None else tuple(imagenet_classes())
         raise LabelMismatchError(
-            f"{len(unmatched)} of {len(used)} classes of {image_set.name} are not among the model's {num_classes} classes, or fit several "
-            f"of them: {_first(unmatched)}. The model's classes are called {_first(list(examples))}. Rename the folders to the model's "
-            "class names or synsets, or use a set of the model's own classes."
+            f"{len(unmatched)} of {len(used)} classes of {image_set.name} are not among the model's {num_classes} "
+            f"classes, or fit several of them: {_first(unmatched)}. The model's classes are called "
+            f"{_first(list(examples))}. Rename the folders to the model's class names or synsets, or use a set of the "
+            "model's own classes."
         )
     _refuse_shared(image_set, matches, used)
     return matches
 
 
 def assumes_imagenet_order(labels: Labels | None, num_classes: int) -> bool:
-    """Tell whether `match_labels` takes the outputs to be ImageNet-1k's standard order for want of names (IMAGENET_ORDER_NOTE).
+    """Tell whether `match_labels` has to assume ImageNet-1k's standard order, which IMAGENET_ORDER_NOTE says in words.
 
-    That is how every published 1000-class ConvNeXt is trained, and many checkpoints do not say so. Only sets of ImageNet classes
-    match such a model.
+    That is how every published 1000-class ConvNeXt is trained, and many checkpoints do not say so. Only sets of
+    ImageNet classes match such a model.
     """
     return labels is None and num_classes == len(imagenet_classes())
 
@@ -80,23 +87,35 @@ def _model_keys(labels: Labels | None, num_classes: int) -> list[list[set[str]]]
         agreeing = sum(bool(one[-1] & other[-1]) for one, other in zip(keys, standard, strict=True))
         # Two of ImageNet's classes are both called "crane": a list known by its order resolves what words alone cannot.
         if agreeing >= _SAME_LIST * num_classes:
-            return [[one | other for one, other in zip(*pair, strict=True)] for pair in zip(keys, standard, strict=True)]
+            return [
+                [one | other for one, other in zip(*pair, strict=True)] for pair in zip(keys, standard, strict=True)
+            ]
     return keys
 
 
 def _keys(name: str, description: str | None) -> list[set[str]]:
-    """Return what a class may be recognised by, surest first: its name, its full descriptions, every single word of these."""
+    """Return what a class may be recognised by, surest first: its name, its full descriptions, each of its synonyms."""
     full = {_normal(text) for text in (name, description, imagenet_classes().get(name)) if text}
-    words = {_normal(word) for text in (name, description, imagenet_classes().get(name)) if text for word in text.split(",")}
+    words = {
+        _normal(word) for text in (name, description, imagenet_classes().get(name)) if text for word in text.split(",")
+    }
     return [{_normal(name)}, full, full | words]
 
 
 def _only_match(keys: list[set[str]], model_keys: list[list[set[str]]]) -> int:
-    """Return the one class that shares a key at the surest level at which exactly one does, -1 where there is none."""
+    """Return the one class that shares a key at the surest level at which exactly one does, -1 where there is none.
+
+    Two synsets are the same class or they are not: words that both are known by do not count between them ("horn" is
+    a word for n03394916, the French horn, and for n03110669, the cornet).
+    """
+    synsets = imagenet_classes().keys()
+    others = list(range(len(model_keys)))
     for level, wanted in enumerate(keys):
-        fitting = [index for index, known in enumerate(model_keys) if known[level] & wanted]
+        fitting = [index for index in others if model_keys[index][level] & wanted]
         if len(fitting) == 1:
             return fitting[0]
+        if level == 0 and keys[0] & synsets:
+            others = [index for index in others if not model_keys[index][0] & synsets]
     return -1
 
 
@@ -107,8 +126,8 @@ def _refuse_shared(image_set: ImageSet, matches: np.ndarray, used: set[int]) -> 
         other = owner.setdefault(int(matches[index]), name)
         if other != name:
             raise LabelMismatchError(
-                f"The classes {other!r} and {name!r} of {image_set.name} both fit output {matches[index]} of the model. "
-                "Merge the two folders, or rename one to the class it is."
+                f"The classes {other!r} and {name!r} of {image_set.name} both fit output {matches[index]} of the "
+                "model. Merge the two folders, or rename one to the class it is."
             )
 
 

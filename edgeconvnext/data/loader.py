@@ -1,4 +1,4 @@
-"""Batches of preprocessed images: decoded in worker processes, in the order asked for, with the broken ones named and left out."""
+"""Batches of preprocessed images: decoded in worker processes, in the order asked for, broken ones left out by name."""
 
 from __future__ import annotations
 
@@ -83,6 +83,8 @@ class BatchStream:
             num_workers=self.workers,
             collate_fn=_collate,
             prefetch_factor=2 if self.workers else None,
+            # Without its own generator the loader would draw from torch's, and change what the caller draws next.
+            generator=torch.Generator(),
         )
         batches = iter(loader)
         while True:
@@ -94,8 +96,9 @@ class BatchStream:
                 if "exited unexpectedly" not in str(error):
                     raise
                 raise ImageSetError(
-                    f"A worker process that decoded images of {self.image_set.name} was killed, most likely because the memory "
-                    f"ran out. Close other programs or use a smaller batch (this one was {self.batch_size}), then run again."
+                    f"A worker process that decoded images of {self.image_set.name} was killed, most likely because "
+                    "the memory ran out. Close other programs or use a smaller batch (this one was "
+                    f"{self.batch_size}), then run again."
                 ) from error
             yield decoded
 
@@ -108,7 +111,8 @@ class BatchStream:
         what = f"None of the {total} images" if broken == total else f"{broken} of {total} images"
         could = "could be read" if broken == total else "could not be read, more than the 1 % that is tolerated"
         raise ImageSetError(
-            f"{what} of {self.image_set.name} {could}: {named}{more}. Replace or delete these files, or use another set."
+            f"{what} of {self.image_set.name} {could}: {named}{more}. Replace or delete these files, or use another "
+            "set."
         )
 
 
@@ -125,6 +129,7 @@ def batches(
     workers: decoding processes; None chooses by the number of images and processor cores, 0 decodes in this process.
     description: what the progress bar says.
     """
+    preprocess.check_channels()
     chosen = list(range(len(image_set))) if indices is None else list(indices)
     if not chosen:
         raise ImageSetError(f"No images of {image_set.name} were asked for; at least one is needed.")
@@ -135,7 +140,7 @@ def batches(
 
 
 def default_workers(image_set: ImageSet, count: int) -> int:
-    """Return how many processes decode `count` images: none for few or embedded ones, else all cores but one, at most 8."""
+    """Return how many processes decode `count` images: none for few or embedded ones, else cores - 1, at most 8."""
     # Daemonic processes (a worker of someone's own pool) may not have children.
     if image_set.reader.in_memory or count < _FEW_IMAGES or multiprocessing.current_process().daemon:
         return 0
@@ -145,7 +150,7 @@ def default_workers(image_set: ImageSet, count: int) -> int:
 
 @dataclass(frozen=True)
 class _Decoded:
-    """A batch on its way from a worker. NumPy arrays travel through a pipe; tensors would need /dev/shm, small in containers.
+    """A batch on its way from a worker. Arrays travel through a pipe; tensors would need /dev/shm, small in containers.
 
     pixels: uint8 (N, H, W, C), a quarter of the bytes of float32; None where all images were broken.
     """

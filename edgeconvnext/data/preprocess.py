@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -23,8 +23,8 @@ _RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-# Beyond this aspect ratio the ends of an image, which the centre crop discards, are cut off before resizing: a 1 x 10,000 strip
-# would otherwise become 256 x 2,560,000.
+# Beyond this aspect ratio the ends of an image, which the centre crop discards, are cut off before resizing: a 1 x
+# 10,000 strip would otherwise become 256 x 2,560,000.
 _MAX_ASPECT = 16
 
 
@@ -51,7 +51,9 @@ class Preprocess:
         if len(self.input_size) != 2 or min(self.input_size) < 1:
             raise ModelConfigError(f"input_size must be (height, width) in pixels, from 1 on; it is {self.input_size}.")
         if not 0 < self.crop_pct <= 1:
-            raise ModelConfigError(f"crop_pct is the share of the resized image that is kept, 0 < crop_pct <= 1; it is {self.crop_pct}.")
+            raise ModelConfigError(
+                f"crop_pct is the share of the resized image that is kept, 0 < crop_pct <= 1; it is {self.crop_pct}."
+            )
         if not self.mean or len(self.mean) != len(self.std):
             raise ModelConfigError(f"mean {self.mean} and std {self.std} must have one value for each input channel.")
         if not all(math.isfinite(value) for value in (*self.mean, *self.std)) or min(self.std) <= 0:
@@ -65,7 +67,8 @@ class Preprocess:
     def resize_size(self) -> tuple[int, int]:
         """Height and width the crop is taken from, input_size / crop_pct rounded down: 224 / 0.875 = 256."""
         height, width = self.input_size
-        # 224 / (224 / 236) is a hair off 236 in binary; the margin keeps such ratios at the integer they were made from.
+        # 224 / (224 / 236) is a hair off 236 in binary; the margin keeps such ratios at the integer they were made
+        # from.
         return math.floor(height / self.crop_pct + 1e-6), math.floor(width / self.crop_pct + 1e-6)
 
     def apply(self, image: Image.Image) -> np.ndarray:
@@ -74,14 +77,19 @@ class Preprocess:
 
     def pixels(self, image: Image.Image) -> np.ndarray:
         """Resize and crop an image, uint8 (H, W, C)."""
-        if self.in_channels not in (1, 3):
-            raise ModelConfigError(
-                f"This model takes {self.in_channels} input channels; images have 3 (colour) or 1 (grey), so no image set fits it."
-            )
+        self.check_channels()
         image = image.convert("RGB" if self.in_channels == 3 else "L")
         cropped = _centre_crop(self._resize(image), self.input_size)
         array = np.asarray(cropped, dtype=np.uint8)
         return array if array.ndim == 3 else array[:, :, None]
+
+    def check_channels(self) -> None:
+        """Raise ModelConfigError unless images can have as many channels as the network takes."""
+        if self.in_channels not in (1, 3):
+            raise ModelConfigError(
+                f"This model takes {self.in_channels} input channels; images have 3 (colour) or 1 (grey), so no image "
+                "set fits it."
+            )
 
     def normalize(self, pixels: np.ndarray) -> np.ndarray:
         """Turn uint8 pixels (N, H, W, C) into float32 values (N, H, W, C): x / 255, minus mean, over std."""
@@ -101,17 +109,6 @@ class Preprocess:
         std = 1.0 if value_range == "0..1" else 1 / 255
         return replace(self, mean=(0.0,) * self.in_channels, std=(std,) * self.in_channels)
 
-    def to_timm(self) -> dict[str, Any]:
-        """Return the fields of timm's `pretrained_cfg` that describe preprocessing."""
-        return {
-            "input_size": [self.in_channels, *self.input_size],
-            "crop_pct": self.crop_pct,
-            "crop_mode": self.crop_mode,
-            "interpolation": self.interpolation,
-            "mean": list(self.mean),
-            "std": list(self.std),
-        }
-
     def _resize(self, image: Image.Image) -> Image.Image:
         """Resize as torchvision's Resize and timm's ResizeKeepRatio do."""
         height, width = self.resize_size
@@ -126,8 +123,8 @@ class Preprocess:
 def _cover(image_size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
     """Return (height, width) of an image scaled, aspect ratio kept, until it just covers `target` (height, width).
 
-    image_size: (width, height), as Pillow gives it. A square target rounds the longer side down (torchvision), any other one
-    rounds to the nearest (timm).
+    image_size: (width, height), as Pillow gives it. A square target rounds the longer side down (torchvision), any
+    other one rounds to the nearest (timm).
     """
     width, height = image_size
     if target[0] == target[1]:
@@ -147,7 +144,7 @@ def _limit_aspect(image: Image.Image) -> Image.Image:
 
 
 def _centre_crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Crop `size` (height, width) from the centre; where the image is smaller, black fills the rest (as torchvision does)."""
+    """Crop `size` (height, width) from the centre; black fills what a smaller image lacks, as in torchvision."""
     width, height = image.size
     top = round((height - size[0]) / 2.0)
     left = round((width - size[1]) / 2.0)

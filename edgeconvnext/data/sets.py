@@ -1,4 +1,4 @@
-"""Image sets by name or folder: `calib/*.toml` says what a name stands for, nothing is ever replaced by something else."""
+"""Image sets by name or folder: `calib/*.toml` says what a name stands for, and nothing else ever takes its place."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from edgeconvnext.data.folders import list_folder
+from edgeconvnext.data.folders import SPLIT_NAMES, list_folder
 from edgeconvnext.data.image_set import FolderReader, ImageSet
 from edgeconvnext.data.imagenet import imagenet_classes
 from edgeconvnext.errors import ImageSetError, nearest
@@ -41,8 +41,8 @@ class ArchiveSection(Section):
 class SetFile(Section):
     """An image set, as its TOML file says.
 
-    embedded: a split of the digits inside the package. folders: where else the images may lie, most wanted first; relative ones are looked
-    for in the data folders (and beside the TOML file, where it is the user's own).
+    embedded: a split of the digits inside the package. folders: where else the images may lie, most wanted first;
+    relative ones are looked for in the data folders (and beside the TOML file, where it is the user's own).
     images_per_class: the first so many of each class, by file name; all of them where it is absent.
     how_to_get: the sentence an error ends with.
     """
@@ -50,7 +50,7 @@ class SetFile(Section):
     name: str
     description: str
     embedded: Literal["train", "calibration", "test"] | None = None
-    folders: list[str] = []
+    folders: list[str] = Field(default=[])
     images_per_class: int | None = Field(default=None, ge=1)
     how_to_get: str = ""
     expected: ExpectedSection | None = None
@@ -91,7 +91,8 @@ def resolve_image_set(name_or_path: str | Path) -> ImageSet:
     """Find an image set by its name, by a folder of images, or by a TOML file of the user's own.
 
     A name is looked for under EDGECONVNEXT_DATA, then in ~/.cache/edgeconvnext; a folder as given, then in these two.
-    Raises ImageSetError when it is not there (with how to get it) or holds no images, ConfigFileError for a TOML that does not hold.
+    Raises ImageSetError when it is not there (with how to get it) or holds no images, ConfigFileError for a TOML that
+    does not hold.
     """
     text = str(name_or_path)
     if text in set_files():
@@ -107,8 +108,8 @@ def resolve_image_set(name_or_path: str | Path) -> ImageSet:
     if path.exists():
         return _from_folder(path, path.name)
     raise ImageSetError(
-        f"There is no image set or folder {text!r}.{nearest(text, set_files())} "
-        f"Known sets: {', '.join(set_files())}; any folder of images works by its path."
+        f"There is no image set or folder {text!r}.{nearest(text, set_files())} Known sets: {', '.join(set_files())}; "
+        "any folder of images works by its path."
     )
 
 
@@ -132,8 +133,8 @@ def _find(description: SetFile, roots: list[Path]) -> Path:
     places = " and ".join(str(root) for root in roots)
     unset = "" if os.environ.get("EDGECONVNEXT_DATA") else " (EDGECONVNEXT_DATA is not set)"
     raise ImageSetError(
-        f"The image set {description.name} is not on this machine: looked in {places}{unset} for {', '.join(description.folders)}. "
-        f"{description.how_to_get}".rstrip()
+        f"The image set {description.name} is not on this machine: looked in {places}{unset} for "
+        f"{', '.join(description.folders)}. {description.how_to_get}".rstrip()
     )
 
 
@@ -161,8 +162,8 @@ def _imagenet_descriptions(class_names: tuple[str, ...]) -> tuple[str, ...] | No
 def _folder_name(folder: Path) -> str:
     """Return a short name; "imagenette2-160/val" rather than "val", which would say nothing."""
     resolved = folder.resolve()
-    generic = resolved.name.lower() in {"train", "val", "valid", "validation", "test", "images"} and resolved.parent.name
-    return f"{resolved.parent.name}/{resolved.name}" if generic else resolved.name
+    says_nothing = resolved.name.lower() in {*SPLIT_NAMES, "images"}
+    return f"{resolved.parent.name}/{resolved.name}" if says_nothing else resolved.name
 
 
 def _differences(found: ImageSet, expected: ExpectedSection | None) -> list[str]:
@@ -171,5 +172,8 @@ def _differences(found: ImageSet, expected: ExpectedSection | None) -> list[str]
     if len(found) != expected.images:
         return [f"{found.name} holds {len(found)} images here; the published set has {expected.images}"]
     if expected.list_sha256 not in (None, found.list_sha256):
-        return [f"{found.name} is another list of {len(found)} images than the reference list (sha256 {found.list_sha256[:12]}...)"]
+        return [
+            f"{found.name} is another list of {len(found)} images than the reference list (sha256 "
+            f"{found.list_sha256[:12]}...)"
+        ]
     return []

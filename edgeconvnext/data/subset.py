@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 def spread(total: int, count: int, labels: Sequence[int] | None = None) -> list[int]:
     """Choose `count` of `total` positions, in ascending order: evenly over the list, or evenly over each class.
 
-    With labels every class gives the same number of images, as far as it has them; where the division leaves a rest, the classes
-    that give one more are themselves evenly spread.
+    With labels every class gives the same number of images, as far as it has them; where the division leaves a rest,
+    the classes that give one more are themselves evenly spread.
     """
     if labels is None:
         return _even(range(total), count)
@@ -28,8 +28,8 @@ def spread(total: int, count: int, labels: Sequence[int] | None = None) -> list[
 def split_held_out(image_set: ImageSet) -> tuple[list[int], list[int]]:
     """Split a set into the indices to fit on and the third held out from fitting, both ascending.
 
-    Every third image is held out, counted class by class, so that both parts see every class that has enough images. A set of
-    one image cannot be split: it is then in both parts.
+    Every third image is held out, counted class by class, so that both parts see every class that has enough images. A
+    set of one image cannot be split: it is then in both parts.
     """
     order = list(range(len(image_set)))
     if len(order) == 1:

@@ -1,14 +1,11 @@
-"""Write a Core ML package: an image in, class label, probabilities and logits out, float16 with int8 weights and activations."""
+"""Write a Core ML package: an image in; class label, probabilities and logits out; int8 and float16 inside."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-import json
-import os
 import shutil
 import tempfile
-import uuid
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -22,6 +19,7 @@ from edgeconvnext.export.coreml_graph import single_image_program
 from edgeconvnext.export.coreml_package import check_weights
 from edgeconvnext.export.coreml_runtime import import_coremltools
 from edgeconvnext.export.metadata import ArtifactMetadata
+from edgeconvnext.files import TEMPORARY_PREFIX, storage_errors
 
 _IMAGE_SCALE = {"0..255": 1.0, "0..1": 1 / 255}
 _LICENCE_NOTE = "The weights keep the licence of the checkpoint they were made from."
@@ -48,7 +46,8 @@ def export_coreml(program: ExportedProgram, path: Path, *, metadata: ArtifactMet
     _describe(model, metadata, quantised=_is_quantised(program))
     with _replacing(path) as partial:
         model.save(str(partial))
-        _make_reproducible(partial)
+        # A debug file for ExecuTorch, which the package's manifest does not list.
+        (partial / "executorch_debug_handle_mapping.json").unlink(missing_ok=True)
         check_weights(program, partial)
     return path
 
@@ -82,20 +81,18 @@ def _image_type(ct: Any, program: ExportedProgram, metadata: ArtifactMetadata) -
 
 
 def _class_labels(program: ExportedProgram, metadata: ArtifactMetadata) -> list[str] | None:
-    """Return one unique label per class; Core ML's dictionary of probabilities would merge two classes of the same name."""
+    """Return one unique label per class; Core ML's dictionary of probabilities would merge classes of the same name."""
     if metadata.labels is None:
         return None
     (output,) = (node for node in program.graph.nodes if node.op == "output")
     classes = int(output.args[0][0].meta["val"].shape[-1])
     if len(metadata.labels) != classes:
         raise ExportError(
-            f"{metadata.model_name} has {classes} classes and {len(metadata.labels)} labels. Correct label_names in the JSON "
-            f"file beside the weights, or remove them."
+            f"{metadata.model_name} has {classes} classes and {len(metadata.labels)} labels. "
+            f"Correct label_names in the JSON file beside the weights, or remove them."
         )
     seen = Counter(metadata.labels)
-    return [
-        f"{label} (class {index})" if seen[label] > 1 else label for index, label in enumerate(metadata.labels)
-    ]
+    return [f"{label} (class {index})" if seen[label] > 1 else label for index, label in enumerate(metadata.labels)]
 
 
 def _convert(ct: Any, single: ExportedProgram, image: Any, labels: list[str] | None, target: Any) -> Any:
@@ -105,6 +102,7 @@ def _convert(ct: Any, single: ExportedProgram, image: Any, labels: list[str] | N
         classifier = ct.ClassifierConfig(labels, predicted_probabilities_output="probabilities")
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # tqdm bars, one per pass pipeline
         warnings.simplefilter("ignore", category=FutureWarning)
+        warnings.simplefilter("ignore", category=DeprecationWarning)
         try:
             program = ct.convert(
                 single,
@@ -117,7 +115,7 @@ def _convert(ct: Any, single: ExportedProgram, image: Any, labels: list[str] | N
             raise ExportError(
                 f"coremltools {ct.__version__} cannot convert this model: {str(error).rstrip('.')}."
             ) from error
-        # The types of the outputs are by now those of the program; the list would have to name the classifier's as well.
+        # The outputs have their types by now; the list would have to name those of the classifier as well.
         program.functions["main"].set_output_types(None)
         return ct.convert(
             program,
@@ -144,7 +142,6 @@ def _describe(model: Any, metadata: ArtifactMetadata, *, quantised: bool) -> Non
     properties = model.user_defined_metadata
     properties.update(metadata.properties())
     properties["com.github.apple.coremltools.source"] = f"torch=={torch.__version__.partition('+')[0]}"
-    properties.pop("com.github.apple.coremltools.conversion_date", None)
     model.input_description["image"] = (
         f"Image of {width} x {height} pixels: resize and crop as the metadata's preprocess says"
     )
@@ -155,28 +152,19 @@ def _describe(model: Any, metadata: ArtifactMetadata, *, quantised: bool) -> Non
         model.output_description["classLabel_probs"] = "Probability of each class"
 
 
-def _make_reproducible(package: Path) -> None:
-    """Replace the manifest's random identifiers by ones made from what they name, and drop a debug file of another runtime."""
-    (package / "executorch_debug_handle_mapping.json").unlink(missing_ok=True)
-    manifest_path = package / "Manifest.json"
-    manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
-    entries = manifest["itemInfoEntries"]
-    names = {key: str(uuid.uuid5(uuid.NAMESPACE_URL, entry["path"])) for key, entry in entries.items()}
-    manifest["itemInfoEntries"] = dict(sorted((names[key], entry) for key, entry in entries.items()))
-    manifest["rootModelIdentifier"] = names[manifest["rootModelIdentifier"]]
-    manifest_path.write_text(json.dumps(manifest, indent=4) + "\n", encoding="utf-8")
-
-
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     """Give a package path to write to; move it to `path` on success, and leave `path` alone on failure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.stem}-", dir=path.parent))
-    try:
-        partial = folder / path.name
-        yield partial
-        if path.exists():
-            os.replace(path, folder / "former")  # a folder that is not empty cannot be renamed over
-        os.replace(partial, path)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY_PREFIX}{path.stem}-", dir=path.parent))
+        partial, former = folder / path.name, folder / "former"
+        try:
+            yield partial
+            if path.exists():
+                path.replace(former)  # a folder that is not empty cannot be renamed over
+            partial.replace(path)
+        finally:
+            if former.exists() and not path.exists():
+                former.replace(path)
+            shutil.rmtree(folder, ignore_errors=True)

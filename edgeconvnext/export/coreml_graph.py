@@ -1,8 +1,8 @@
 """Ready an exported program for Core ML: one image in, and nothing that float16 cannot hold.
 
-Core ML computes in float16, with 5 bits of exponent: above 65504 a value is infinite, below 2^-14 = 6.1e-5 it loses digits, and
-hardware may take it for zero. Everything changed here is a multiplication by a power of two and its inverse, which floating point
-does without rounding.
+Core ML computes in float16, with 5 bits of exponent: above 65504 a value is infinite, below 2^-14 = 6.1e-5 it loses
+digits, and hardware may take it for zero. All that changes here are multiplications by a power of two and its inverse,
+which floating point does without rounding.
 """
 
 from __future__ import annotations
@@ -10,12 +10,16 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
+from edgeconvnext.errors import ExportError
+
+HALF_LARGEST = 65504.0
 HALF_SMALLEST_NORMAL = 2.0**-14
 
 _WEIGHTED = {torch.ops.aten.conv2d.default, torch.ops.aten.linear.default}
@@ -28,8 +32,8 @@ _DEQUANTIZE_CHANNEL = "quantized_decomposed.dequantize_per_channel.default"
 class LayerWeight:
     """Weight and bias of one conv or linear as the simulation multiplies them, in forward order.
 
-    weight: int8 codes where `scale` is there, else float32; (out, ...). scale: one per output channel, times the scale of the
-    layer's quantised input, so that it says what an int8 product is worth. bias: float32, (out,).
+    weight: int8 codes where `scale` is there, else float32; (out, ...). bias: float32, (out,).
+    scale: one per output channel, times the scale of the layer's quantised input: what an int8 product is worth.
     """
 
     name: str
@@ -52,11 +56,13 @@ class _ImageClassifier(nn.Module):
 
 
 def single_image_program(program: ExportedProgram, *, probabilities: bool) -> ExportedProgram:
-    """Return `program` for one image, safe in float16, with outputs "logits" and, if asked for, "probabilities" before it.
+    """Return `program` for one image, safe in float16, with outputs "logits" and, if asked for, "probabilities" first.
 
     program: float32, with or without Q/DQ, one input (N, C, H, W). It is left as it was.
+    Raises ExportError where a weight does not fit float16.
     """
     module = graph_module(program)
+    refuse_overflow(module)
     lift_small_scales(module)
     scale_sums_of_squares(module)
     module.recompile()
@@ -64,7 +70,9 @@ def single_image_program(program: ExportedProgram, *, probabilities: bool) -> Ex
     image = torch.zeros(1, *example.shape[1:])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        single = torch.export.export(_ImageClassifier(module, probabilities), (image,), strict=False).run_decompositions({})
+        single = torch.export.export(
+            _ImageClassifier(module, probabilities), (image,), strict=False
+        ).run_decompositions({})
     names = ("probabilities", "logits") if probabilities else ("logits",)
     (output,) = (node for node in single.graph.nodes if node.op == "output")
     for node, name in zip(output.args[0], names, strict=True):
@@ -74,7 +82,7 @@ def single_image_program(program: ExportedProgram, *, probabilities: bool) -> Ex
 
 
 def graph_module(program: ExportedProgram) -> GraphModule:
-    """Return the program's graph with its tensors as attributes. The tensors are shared with `program`: replace, never write."""
+    """Return the program's graph with its tensors as attributes. They are shared: replace, never write into them."""
     module = program.module(check_guards=False)
     if not isinstance(module, GraphModule):
         raise AssertionError("an exported program unlifts to a graph module")
@@ -84,55 +92,70 @@ def graph_module(program: ExportedProgram) -> GraphModule:
 def layer_weights(module: GraphModule) -> list[LayerWeight]:
     """Return what each conv and linear of an exported graph multiplies and adds, in forward order."""
     layers = []
-    for node in _weighted(module):
-        source, weight, bias = node.args[0], node.args[1], node.args[2]
+    for node in weighted_nodes(module):
+        source, weight, bias = _inputs(node)[:3]
         name = str(bias.target).removesuffix(".bias")
         if str(weight.target) == _DEQUANTIZE_CHANNEL:
-            scale = _tensor(module, weight.args[1]) * _input_scale(source)
-            layers.append(LayerWeight(name, _tensor(module, weight.args[0]), scale, _tensor(module, bias)))
+            codes, channel_scale = _inputs(weight)[:2]
+            input_scale = float(_inputs(source)[1]) if str(source.target) == _DEQUANTIZE_TENSOR else 1.0
+            scale = tensor_of(module, channel_scale) * input_scale
+            layers.append(LayerWeight(name, tensor_of(module, codes), scale, tensor_of(module, bias)))
         else:
-            layers.append(LayerWeight(name, _tensor(module, weight), None, _tensor(module, bias)))
+            layers.append(LayerWeight(name, tensor_of(module, weight), None, tensor_of(module, bias)))
     return layers
+
+
+def refuse_overflow(module: GraphModule) -> None:
+    """Raise ExportError, naming the tensor, where a parameter is beyond float16's largest number or not a number."""
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        largest = float(tensor.detach().abs().max()) if tensor.is_floating_point() and tensor.numel() else 0.0
+        if not largest <= HALF_LARGEST:
+            raise ExportError(
+                f"{name} holds {largest:.6g}, and float16, in which Core ML computes, ends at {HALF_LARGEST:.0f}. "
+                f"Check the checkpoint: a trained ConvNeXt has no weights of this size."
+            )
 
 
 def lift_small_scales(module: GraphModule) -> None:
     """Move a power of two from a layer's input scale to its weight scales where float16 would lose digits of those.
 
-    Folded layer scale and input normalisation make weights small. Example: a channel with weights up to 0.001 has the scale
-    7.9e-6, which float16 rounds to 132 * 2^-24, 0.2 % off. Times 8 it is a normal number; the input's 0.05 becomes 0.00625, and
-    every product stays what it was. The input scale itself never falls below the smallest normal number.
+    Folded layer scale and input normalisation make weights small. Example: a channel with weights up to 0.001 has the
+    scale 7.9e-6, which float16 rounds to 132 * 2^-24, 0.1 % off. Times 8 it is a normal number; an input scale of
+    0.05 becomes 0.00625, and every product stays what it was. The input scale itself stays a normal number.
     """
-    for node in _weighted(module):
-        source, weight = node.args[0], node.args[1]
+    for node in weighted_nodes(module):
+        source, weight = _inputs(node)[:2]
         quantised = str(weight.target) == _DEQUANTIZE_CHANNEL and str(source.target) == _DEQUANTIZE_TENSOR
         if not quantised or len(source.users) > 1:
             continue
-        codes, scale = _tensor(module, weight.args[0]), _tensor(module, weight.args[1])
+        codes, scale = (tensor_of(module, stored) for stored in _inputs(weight)[:2])
+        input_scale = float(_inputs(source)[1])
         used = scale[codes.flatten(1).ne(0).any(dim=1)]
         if not len(used):
             continue
         wanted = math.ceil(math.log2(HALF_SMALLEST_NORMAL / float(used.min())))
-        available = math.floor(math.log2(float(source.args[1]) / HALF_SMALLEST_NORMAL))
+        available = math.floor(math.log2(input_scale / HALF_SMALLEST_NORMAL))
         exponent = min(wanted, available)
         if exponent > 0:
-            owner, _, leaf = str(weight.args[1].target).rpartition(".")
+            owner, _, leaf = str(_inputs(weight)[1].target).rpartition(".")
             module.get_submodule(owner).register_buffer(leaf, scale * 2.0**exponent)
-            source.args = (source.args[0], float(source.args[1]) * 2.0**-exponent, *source.args[2:])
+            source.args = (source.args[0], input_scale * 2.0**-exponent, *source.args[2:])
 
 
 def scale_sums_of_squares(module: GraphModule) -> None:
     """Keep the L2 norms of GRN within float16: sqrt(sum(x^2)) becomes 2^k * sqrt(sum((x / 2^k)^2)).
 
-    At 56 x 56 positions a root mean square of 4.6 already sums to more than 65504. 2^k is a quarter of the square root of the
-    number of positions (16 at 56 x 56), so that the sum holds up to a root mean square of 64, and squares of small
-    activations do not vanish.
+    At 56 x 56 positions a root mean square of 4.6 already sums to more than 65504. 2^k is about a quarter of the square
+    root of the number of positions (16 at 56 x 56), so that the sum holds up to a root mean square of about 64, and the
+    squares of small activations do not vanish.
     """
-    for square in [node for node in module.graph.nodes if node.target == torch.ops.aten.square.default]:
+    squares = [node for node in module.graph.nodes if node.target == torch.ops.aten.square.default]
+    for square in squares:
         (total,) = square.users
         (root,) = total.users
         if total.target != torch.ops.aten.sum.dim_IntList or root.target != torch.ops.aten.sqrt.default:
             continue
-        positions = math.prod(int(square.meta["val"].shape[axis]) for axis in total.args[1])
+        positions = math.prod(int(square.meta["val"].shape[axis]) for axis in _inputs(total)[1])
         factor = 2.0 ** max(round(math.log2(positions) / 2) - 2, 0)
         if factor > 1:
             with module.graph.inserting_before(square):
@@ -143,14 +166,16 @@ def scale_sums_of_squares(module: GraphModule) -> None:
             root.replace_all_uses_with(restored, delete_user_cb=lambda user, kept=restored: user is not kept)
 
 
-def _weighted(module: GraphModule) -> list[Node]:
+def weighted_nodes(module: GraphModule) -> list[Node]:
+    """Return the convs and linears of an exported graph, in forward order."""
     return [node for node in module.graph.nodes if node.target in _WEIGHTED]
 
 
-def _input_scale(source: Node) -> float:
-    return float(source.args[1]) if str(source.target) == _DEQUANTIZE_TENSOR else 1.0  # type: ignore[arg-type]
-
-
-def _tensor(module: GraphModule, node: Node) -> torch.Tensor:
+def tensor_of(module: GraphModule, node: Node) -> torch.Tensor:
+    """Return the stored tensor that an attribute node stands for."""
     owner, _, leaf = str(node.target).rpartition(".")
     return getattr(module.get_submodule(owner), leaf).detach()
+
+
+def _inputs(node: Node) -> tuple[Any, ...]:
+    return node.args

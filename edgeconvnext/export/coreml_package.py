@@ -6,7 +6,6 @@ Everything here works where Core ML itself does not run.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,10 @@ class OpCount:
 
 @dataclass(frozen=True)
 class Feature:
-    """One input or output. kind: "image", "array", "dictionary" or "text"; detail: "RGB 224x224", "float16 1x1000" or ""."""
+    """One input or output.
+
+    kind: "image", "array", "dictionary" or "text". detail: as in "RGB 224x224" or "float16 1x1000", else empty.
+    """
 
     name: str
     kind: str
@@ -46,8 +48,9 @@ class Feature:
 class PackageInfo:
     """What an .mlpackage holds.
 
-    operators: by falling count, constants left out. weight_types: of the convs' and linears' weights, element type to number of
-    weights. float32_operators: operators that compute in float32, beyond what Core ML's image input and classifier need.
+    operators: by falling count, constants left out. weight_types: element types of the weights of convs and linears,
+    with the number of layers. float32_operators: those that compute in float32; casts at the image and before the
+    classifier, which Core ML fixes to float32, do not count.
     specification: Core ML's format version (8: iOS 17, macOS 14; 9: iOS 18).
     """
 
@@ -69,11 +72,12 @@ class PackageInfo:
 
 @dataclass(frozen=True)
 class WeightCheck:
-    """The artifact's weights against the simulation's: int8 codes are identical, the rest differs by float16's rounding.
+    """The artifact's weights against the simulation's: int8 codes are identical, floats differ by float16's rounding.
 
-    layers: convs and linears compared; int8_layers: those with int8 weights. largest_scale_error: relative error of what an int8
-    product is worth (weight scale times input scale). largest_float_error: of float weights and biases, relative to the largest of
-    their tensor.
+    layers: convs and linears compared. int8_layers: those with int8 weights.
+    largest_scale_error: relative error of what an int8 product is worth, weight scale times input scale; 0 where the
+    plan chose float16 scales, as it does for float16 targets.
+    largest_float_error: of float weights and biases, relative to the largest value of their tensor.
     """
 
     layers: int
@@ -140,7 +144,9 @@ def _load(path: Path) -> tuple[Any, list[Any]]:
         model = ct.models.MLModel(str(path), skip_model_load=True)
         spec = model.get_spec()
         program = load(spec, spec.specificationVersion, model.weights_dir)
-    except Exception as error:  # coremltools raises bare Exception, RuntimeError and protobuf's own errors for a broken package
+    except (
+        Exception
+    ) as error:  # coremltools raises bare Exception, RuntimeError and protobuf's own errors for a broken package
         reason = str(error).partition("\n")[0].rstrip(".")
         raise ExportError(f"{path} cannot be read as a Core ML package: {reason}. Export the model again.") from error
     return model, list(program.functions["main"].operations)
@@ -154,7 +160,6 @@ def _weight_type(op: Any) -> str:
 
 
 def _computes_in_float32(op: Any) -> bool:
-    """Whether `op` computes in float32; casts at the image and the classifier, which Core ML fixes to float32, do not count."""
     if op.op_type in ("const", "cast"):
         return False
     from coremltools.converters.mil.mil import types
@@ -165,7 +170,7 @@ def _computes_in_float32(op: Any) -> bool:
 def _labels(operations: list[Any]) -> tuple[str, ...] | None:
     for op in operations:
         if op.op_type == "classify":
-            return tuple(str(label.val) for label in op.classes.val.ls)
+            return tuple(str(label) for label in op.classes.val)
     return None
 
 
@@ -185,14 +190,14 @@ def _feature(feature: Any) -> Feature:
 
 
 def _float_error(path: Path, layer: LayerWeight, expected: np.ndarray, found: np.ndarray) -> float:
-    """Return the largest difference, relative to the largest expected value; raise ExportError beyond float16's rounding."""
+    """Return the largest difference, relative to the largest value; raise ExportError beyond float16's rounding."""
     if expected.shape != found.shape:
         raise ExportError(f"{layer.name} has the shape {found.shape} in {path} and {expected.shape} in the model.")
     difference = np.abs(expected - found.astype(np.float32))
     if not np.all(difference <= _HALF_ROUNDING * np.abs(expected) + _SMALLEST_HALF):
         raise ExportError(
-            f"A float of {layer.name} differs in {path} by {difference.max():.2e} from the model it was made from, more than "
-            f"float16 rounds. The conversion is not faithful; report this with the versions of torch and coremltools."
+            f"A weight or bias of {layer.name} differs in {path} by {difference.max():.2e} from the model it was made "
+            f"from, more than float16 rounds: the package does not belong to this model. Export the model again."
         )
     return float(difference.max() / max(float(np.abs(expected).max()), _SMALLEST_HALF))
 
@@ -201,10 +206,10 @@ def _scale_error(path: Path, layer: LayerWeight, op: Any) -> float:
     """Return the largest relative error of an int8 product's worth; raise ExportError where codes or scales differ."""
     source = op.weight.op
     if source.op_type not in _COMPRESSED or layer.scale is None:
-        raise ExportError(f"{layer.name} is quantised in the model, but {path} holds {source.op_type} for its weight.")
+        raise ExportError(f"{layer.name} has int8 weights in the model and none in {path}. Export the model again.")
     codes = source.inputs[_COMPRESSED[source.op_type]].val
     if not np.array_equal(codes, layer.weight.numpy()):
-        raise ExportError(f"The int8 weights of {layer.name} in {path} are not those of the quantised model.")
+        raise ExportError(f"The int8 weights of {layer.name} in {path} are not the model's. Export it again.")
     used = codes.reshape(len(codes), -1).any(axis=1)
     worth = source.inputs["scale"].val.astype(np.float64).reshape(-1) * _input_scale(op)
     expected = layer.scale.double().numpy()
@@ -213,18 +218,12 @@ def _scale_error(path: Path, layer: LayerWeight, op: Any) -> float:
     # A scale below float16's normal range keeps fewer digits: its rounding is absolute.
     floor = _SMALLEST_HALF * _input_scale(op) / expected[used]
     if not np.all(error <= 2.1 * _HALF_ROUNDING + floor):
-        raise ExportError(f"The scales of {layer.name} in {path} are off by up to {largest:.1e}, more than float16 rounds.")
+        raise ExportError(
+            f"The scales of {layer.name} in {path} are off by up to {largest:.1e}, more than float16 rounds."
+        )
     return largest
 
 
 def _input_scale(op: Any) -> float:
-    return next((float(source.scale.val) for source in _sources(op) if source.op_type == "dequantize"), 1.0)
-
-
-def _sources(op: Any) -> Iterator[Any]:
-    """Yield the operation that makes the input of `op`, looking through layout changes."""
     source = op.x.op
-    while source is not None and source.op_type in ("transpose", "cast"):
-        source = source.x.op
-    if source is not None:
-        yield source
+    return float(source.scale.val) if source is not None and source.op_type == "dequantize" else 1.0

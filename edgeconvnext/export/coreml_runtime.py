@@ -12,8 +12,8 @@ import numpy as np
 
 from edgeconvnext.errors import RuntimeMissingError
 
-# Said at import, and known: the newest torch that coremltools' authors tried, a scikit-learn converter that is not used here, and
-# Core ML's own library, which exists on macOS only.
+# Said at import, and known: the newest torch that coremltools' authors tried, a scikit-learn converter that is not used
+# here, and Core ML's own library, which exists on macOS only.
 _KNOWN_MESSAGES = ("Torch version", "scikit-learn version", "Failed to load _ML")
 
 
@@ -40,7 +40,7 @@ def import_coremltools() -> ModuleType:
 def predict_coreml(path: Path, images: np.ndarray) -> np.ndarray:
     """Run an .mlpackage in Core ML, one image after the other, on the compute units Core ML chooses.
 
-    images: pixel values 0..255 as the preprocessing leaves them, (N, C, H, W); rounded to whole numbers. Returns the logits,
+    images: pixel values 0..255, whatever the network takes, (N, C, H, W); rounded to whole numbers. Returns the logits,
     (N, num_classes) float32. Raises RuntimeMissingError anywhere but on macOS.
     """
     if platform.system() != "Darwin":

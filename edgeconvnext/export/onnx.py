@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import os
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeconvnext.errors import ExportError
 from edgeconvnext.export.metadata import ArtifactMetadata
+from edgeconvnext.files import atomic_write
 
 if TYPE_CHECKING:
     import onnx
@@ -22,7 +25,7 @@ _LARGEST_FILE_BYTES = 2**31 - 2**20
 def export_onnx(program: ExportedProgram, path: Path, *, opset: int, metadata: ArtifactMetadata) -> Path:
     """Write `program` as one ONNX file, checked, with labels and preprocessing in its metadata.
 
-    program: one input image, (N, C, H, W), one output logits, (N, classes); Q/DQ stays as it is placed, with int8 weights.
+    program: one input image, (N, C, H, W), one output logits, (N, classes); Q/DQ stays where it is, with int8 weights.
     opset: from 20 on GELU is one node, below it is x * (1 + erf(x / sqrt 2)) / 2, which TensorRT fuses back.
     Raises ExportError where the file would exceed what a single ONNX file can hold.
     """
@@ -37,10 +40,7 @@ def build_onnx(program: ExportedProgram, *, opset: int) -> ir.Model:
     from edgeconvnext.export import onnx_graph
     from edgeconvnext.export.onnx_quantized_ops import translations
 
-    with warnings.catch_warnings():
-        # The exporter warns about its own deprecated calls; nothing a user could act on.
-        warnings.filterwarnings("ignore", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", category=FutureWarning)
+    with _quiet_exporter():
         exported = torch.onnx.export(
             program,
             (),
@@ -49,17 +49,52 @@ def build_onnx(program: ExportedProgram, *, opset: int) -> ir.Model:
             input_names=["image"],
             output_names=["logits"],
             custom_translation_table=translations(),
+            optimize=False,
             verbose=False,
         )
     if exported is None:
         raise AssertionError("torch.onnx.export returned nothing")
     model = exported.model
+    _simplify(model)
     onnx_graph.fold_constant_casts(model.graph)
     onnx_graph.store_linear_weights_transposed(model.graph)
     passes.RemoveUnusedNodesPass()(model)
     onnx_graph.name_after_layers(model.graph)
     onnx_graph.drop_origins(model)
     return model
+
+
+def _simplify(model: ir.Model) -> None:
+    """Inline functions and fold constants as the exporter would, but leave equal tensors apart.
+
+    After folding, all LayerNorms of a width have the same scale and shift; sharing them would take each layer's name
+    away, and some runtime options fail on shared initializers.
+    """
+    import onnx_ir.passes.common as passes
+    from onnxscript import optimizer
+
+    passes.InlinePass()(model)
+    optimizer.fold_constants(model)
+    passes.RemoveUnusedNodesPass()(model)
+    passes.RemoveUnusedFunctionsPass()(model)
+    passes.RemoveUnusedOpsetsPass()(model)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    passes.NameFixPass()(model)
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Hold back the exporter's remarks on packages it could also use and on its own deprecated calls."""
+    log = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=DeprecationWarning)
+            warnings.filterwarnings("ignore", category=FutureWarning)
+            yield
+    finally:
+        log.setLevel(level)
 
 
 def save_onnx(model: ir.Model, path: Path, *, metadata: ArtifactMetadata) -> Path:
@@ -79,12 +114,7 @@ def save_onnx(model: ir.Model, path: Path, *, metadata: ArtifactMetadata) -> Pat
     model.metadata_props.update(metadata.properties())
     proto: onnx.ModelProto = ir.to_proto(model)
     onnx.checker.check_model(proto, full_check=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(proto.SerializeToString(deterministic=True))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    atomic_write(path, proto.SerializeToString(deterministic=True))
     return path
 
 

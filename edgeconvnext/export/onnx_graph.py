@@ -1,7 +1,7 @@
 """Graph passes between torch's exporter and the ONNX file: readable names, weights stored as the kernels want them.
 
-Every pass changes the graph in place and keeps its function. QuantizeLinear and DequantizeLinear nodes are never folded:
-a folded weight would be a float weight.
+Every pass changes the graph in place and keeps its function. QuantizeLinear and DequantizeLinear nodes are never
+folded: a folded weight would be a float weight.
 """
 
 from __future__ import annotations
@@ -34,10 +34,16 @@ def store_linear_weights_transposed(graph: ir.Graph) -> None:
         if node.op_type != "Transpose" or list(node.attributes["perm"].as_ints()) != [1, 0]:
             continue
         source = node.inputs[0]
+        if source is None:
+            continue
         dequantize = source.producer()
         if _is_initializer(source):
             _replace_by_array(graph, node, np.ascontiguousarray(_array(source).T))
-        elif dequantize is not None and dequantize.op_type == "DequantizeLinear" and _is_initializer(dequantize.inputs[0]):
+        elif (
+            dequantize is not None
+            and dequantize.op_type == "DequantizeLinear"
+            and _is_initializer(dequantize.inputs[0])
+        ):
             _transpose_dequantized(graph, dequantize)
             node.outputs[0].replace_all_uses_with(source)
             graph.remove(node, safe=True)
@@ -100,11 +106,11 @@ def _name_input_pair(node: ir.Node, path: str) -> None:
     if dequantize is None or dequantize.op_type != "DequantizeLinear":
         return
     quantize = dequantize.inputs[0].producer() if dequantize.inputs[0] is not None else None
-    dequantize.name = f"{path}.input_dequantize"
-    if quantize is not None:
-        quantize.name = f"{path}.input_quantize"
-        for scale_or_zero, part in zip(quantize.inputs[1:], ("input_scale", "input_zero_point"), strict=False):
-            _name_own(scale_or_zero, {quantize, dequantize}, f"{path}.{part}")
+    for pair_node, side in ((quantize, "input_quantize"), (dequantize, "input_dequantize")):
+        if pair_node is not None:
+            pair_node.name = f"{path}.{side}"
+            for stored, part in zip(pair_node.inputs[1:], ("scale", "zero_point"), strict=True):
+                _name_own(stored, {pair_node}, f"{path}.{side}_{part}")
 
 
 def _name_own(value: ir.Value | None, owners: set[ir.Node], name: str) -> None:

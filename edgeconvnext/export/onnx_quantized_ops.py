@@ -13,8 +13,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
-from onnxscript import opset19 as op
-from torch.ao.quantization.fx._decomposed import quantized_decomposed_lib  # noqa: F401  (registers the operators)
+from onnxscript import opset19
+from torch.ao.quantization.fx._decomposed import quantized_decomposed_lib  # noqa: F401  (registers them)
+
+# onnxscript types its operators for tensors of values; the exporter passes graph values.
+op: Any = opset19
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:

@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 from edgeconvnext.errors import ExportError, RuntimeMissingError
+from edgeconvnext.files import atomic_write
 
 Runtime = Literal["tensorrt_rtx", "tensorrt"]
 
@@ -59,7 +60,7 @@ class ParsedNetwork:
 
 @dataclass(frozen=True)
 class EngineBuild:
-    """A built engine: where it lies, its size, how long the build took, for which batches, and the network it came from."""
+    """A built engine: where it lies, its size, how long the build took, its batches, and the network it came from."""
 
     path: Path
     size_bytes: int
@@ -106,12 +107,12 @@ def require_runtime(name: Runtime) -> ModuleType:
 
 
 def require_gpu() -> ModuleType:
-    """Return TensorRT where it can build for a GPU of this machine, or raise RuntimeMissingError naming what is missing."""
+    """Return TensorRT where it can build for a GPU of this machine; RuntimeMissingError names what is missing."""
     missing = [problem for problem in (_missing_driver(), _missing_package("tensorrt")) if problem]
     if missing:
         raise RuntimeMissingError(
-            f"A TensorRT engine is built on the GPU it runs on, and here {' and '.join(missing)}. Run this command on the "
-            "machine with the GPU (NVIDIA driver, pip install 'edgeconvnext[tensorrt]'), or choose --target rtx, "
+            f"A TensorRT engine is built on the GPU it runs on, and here {' and '.join(missing)}. Run this command on "
+            "the machine with the GPU (NVIDIA driver, pip install 'edgeconvnext[tensorrt]'), or choose --target rtx, "
             "which builds without a GPU, or --target jetson, which builds on the board."
         )
     return require_runtime("tensorrt")
@@ -156,17 +157,12 @@ def _build(runtime: ModuleType, onnx_path: Path, engine_path: Path, batch: Seque
             f"{parsed.runtime} parsed {onnx_path.name} but did not build an engine: {_told(log)}. "
             "If memory was short, lower the largest batch in the target file."
         )
-    temporary = engine_path.with_name(f".{engine_path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(memoryview(engine))
-        temporary.replace(engine_path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    atomic_write(engine_path, bytes(memoryview(engine)))
     return EngineBuild(engine_path, engine_path.stat().st_size, seconds, (low, typical, high), parsed)
 
 
 def _parse(runtime: ModuleType, onnx_path: Path) -> tuple[Any, Any, list[tuple[str, str]]]:
-    """Return builder and network, and the log of this parse. 10.x needs the flag; 11.x and RTX are always strongly typed."""
+    """Return builder, network and the log of this parse. 10.x needs the flag; 11.x is always strongly typed."""
     logger = _logger(runtime)
     logger.lines.clear()
     builder = runtime.Builder(logger)
@@ -175,7 +171,9 @@ def _parse(runtime: ModuleType, onnx_path: Path) -> tuple[Any, Any, list[tuple[s
     parser = runtime.OnnxParser(network, logger)
     product = f"{_PRODUCT[runtime.__name__]} {runtime.__version__}"
     if not onnx_path.is_file():
-        raise ExportError(f"There is no file {onnx_path} for {product} to read. Name the model.onnx of a run directory.")
+        raise ExportError(
+            f"There is no file {onnx_path} for {product} to read. Name the model.onnx of a run directory."
+        )
     if not parser.parse_from_file(str(onnx_path)):
         told = "; ".join(_parser_error(parser.get_error(index)) for index in range(parser.num_errors))
         raise ExportError(
@@ -209,7 +207,9 @@ def _layer(layer: Any, makers: dict[str, Any]) -> NetworkLayer:
     outputs = [layer.get_output(index) for index in range(layer.num_outputs)]
     kind = _name(layer.type)
     # A convolution's optional third input is its bias, which stays float.
-    quantized = kind in _WEIGHTED and len(tensors) >= 2 and all(_comes_from_int8(tensor, makers) for tensor in tensors[:2])
+    quantized = (
+        kind in _WEIGHTED and len(tensors) >= 2 and all(_comes_from_int8(tensor, makers) for tensor in tensors[:2])
+    )
     return NetworkLayer(
         name=layer.name,
         kind=kind,

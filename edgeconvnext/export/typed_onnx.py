@@ -1,11 +1,12 @@
 """Typed ONNX for TensorRT 10.3 and later: the file's own types, FP16 and INT8 Q/DQ, decide every precision.
 
-TensorRT builds such a file as a strongly typed network, on 10.x by a flag and on 11.x always. What it needs is checked here,
-before a board is involved: FP16 scales (opset 19 is the first to have them), no Cast between DequantizeLinear and the
-operator it feeds, symmetric INT8, LayerNormalization as one node (taken apart, its squares overflow FP16), and operators
-that TensorRT's parser knows.
+TensorRT builds such a file as a strongly typed network, on 10.x by a flag and on 11.x always. What it needs is checked
+here, before a board is involved: FP16 scales (opset 19 is the first to have them), no Cast between DequantizeLinear and
+the operator it feeds, symmetric INT8, LayerNormalization as one node (taken apart, its squares overflow FP16), and
+operators that TensorRT's parser knows.
 
-The input stays float32: images come as float32, and the one Cast behind it joins the copy TensorRT makes of its input anyway.
+The input stays float32: images come as float32, and the one Cast behind it can join the reformatting that TensorRT does
+to its input anyway.
 """
 
 from __future__ import annotations
@@ -26,12 +27,28 @@ if TYPE_CHECKING:
 LOWEST_OPSET = 19
 
 # The operators a ConvNeXt exports to at opset 19, each marked "Y" with FP16 (Q/DQ: INT8, zero point 0) in the parser's
-# published lists on both sides of 10.3: docs/operators.md of github.com/onnx/onnx-tensorrt for TensorRT 9.2 (opset 19) and
-# for 10.15 (opset 24); the changelog between them withdraws none. Gelu is in the second list only, so opset 20 stays out;
-# TensorRT fuses x * (1 + erf(x / sqrt 2)) / 2 into one GELU by itself (developer guide, "types of fusions").
+# published lists on both sides of 10.3: docs/operators.md of github.com/onnx/onnx-tensorrt for TensorRT 9.2 (opset 19)
+# and for 10.15 (opset 24); the changelog between them withdraws none. Only the second has Gelu, so opset 20 stays out.
+# TensorRT fuses x * (1 + erf(x / sqrt 2)) / 2 into one GELU by itself (its developer guide, "types of fusions").
 TENSORRT_OPERATORS = frozenset(
-    "Add Cast Conv DequantizeLinear Div Erf Gemm LayerNormalization MatMul Mul Pow QuantizeLinear ReduceMean ReduceSum "
-    "Reshape Sqrt Sub Transpose".split()
+    {
+        "Add",
+        "Cast",
+        "Conv",
+        "DequantizeLinear",
+        "Div",
+        "Erf",
+        "Gemm",
+        "LayerNormalization",
+        "MatMul",
+        "Mul",
+        "Pow",
+        "QuantizeLinear",
+        "ReduceMean",
+        "ReduceSum",
+        "Sqrt",
+        "Transpose",
+    }
 )
 _WEIGHTED = {"Conv", "MatMul", "Gemm"}
 
@@ -53,7 +70,7 @@ def export_typed_onnx(program: ExportedProgram, path: Path, *, opset: int, metad
 
 
 def check_typed(model: ir.Model) -> None:
-    """Raise ExportError, naming the nodes, unless TensorRT 10.3 takes `model` as a strongly typed FP16 + INT8 network."""
+    """Raise ExportError, naming the nodes, unless TensorRT 10.3 takes `model` as a strongly typed network."""
     problems = _unknown_operators(model)
     for node in model.graph:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):

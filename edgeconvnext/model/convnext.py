@@ -66,7 +66,9 @@ class ConvNeXtConfig:
                 f"num_classes ({self.num_classes}) at least 0."
             )
         if self.kernel_size % 2 == 0:
-            raise ModelConfigError(f"kernel_size must be odd, so that a block keeps its size; it is {self.kernel_size}.")
+            raise ModelConfigError(
+                f"kernel_size must be odd, so that a block keeps its size; it is {self.kernel_size}."
+            )
         if self.layer_scale is None:
             object.__setattr__(self, "layer_scale", self.version == 1)
         widths = self.hidden or tuple((4 * dim,) * depth for depth, dim in zip(self.depths, self.dims, strict=True))

@@ -7,9 +7,15 @@ from collections.abc import Iterable
 
 _SIGNS: tuple[tuple[str, str], ...] = (
     (r"^visual\.trunk\.stem\.", "a CLIP model with a ConvNeXt image tower; load a fine-tuned classifier instead"),
-    (r"^(encoder|decoder)\..*\.kernel$|^mask_token$", "ConvNeXt V2 pretraining (FCMAE) weights; load a fine-tuned checkpoint"),
+    (
+        r"^(encoder|decoder)\..*\.kernel$|^mask_token$",
+        "ConvNeXt V2 pretraining (FCMAE) weights; load a fine-tuned checkpoint",
+    ),
     (r"relative_position_bias_table|\.attn\.(logit_scale|cpb_mlp)", "a Swin Transformer"),
-    (r"\.attn\.qkv\.|(^|\.)cls_token$|encoder_layer_\d+\.self_attention|\.attention\.attention\.query\.", "a Vision Transformer (ViT)"),
+    (
+        r"\.attn\.qkv\.|(^|\.)cls_token$|encoder_layer_\d+\.self_attention|\.attention\.attention\.query\.",
+        "a Vision Transformer (ViT)",
+    ),
     (r"^(backbone|rpn|roi_heads|neck|bbox_head|decode_head)\.", "a detection or segmentation model"),
     (r"^layer[1-4]\.\d+\.conv\d|^(resnet\.)?encoder\.stages\.\d+\.layers\.\d+\.layer\.", "a ResNet"),
     (r"conv_stem\.|_conv_stem|_expand_conv|\.(conv_pw|conv_pwl|conv_dw|se)\..*", "an EfficientNet or MobileNet"),

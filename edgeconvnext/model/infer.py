@@ -20,8 +20,8 @@ _LISTED = 8
 def infer_config(renamed: Renamed, source: str) -> ConvNeXtConfig:
     """Read sizes, version, stem and classes off the shapes.
 
-    Where tensors contradict each other the majority decides, so that `check_tensors` can name the odd one. Raises CheckpointError
-    where whole stages or blocks are absent or the sizes make no ConvNeXt.
+    Where tensors contradict each other the majority decides, so that `check_tensors` can name the odd one. Raises
+    CheckpointError where whole stages or blocks are absent or the sizes make no ConvNeXt.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in renamed.tensors.items()}
     depths = _depths(shapes, source)
@@ -31,9 +31,10 @@ def infer_config(renamed: Renamed, source: str) -> ConvNeXtConfig:
         for stage, (depth, dim) in enumerate(zip(depths, dims, strict=True))
     )
     plain = all(width == 4 * dim for widths, dim in zip(hidden, dims, strict=True) for width in widths)
-    stem, patch_size = _stem(shapes, dims[0], source)
+    timm = renamed.layout.name.startswith("timm")
+    stem, patch_size = _stem(shapes, dims[0], timm, source)
     version_2 = any(".grn." in name for name in shapes)
-    eps = _norm_eps(renamed, depths, dims)
+    eps = _norm_eps(timm, depths, dims)
     try:
         return ConvNeXtConfig(
             depths=depths,
@@ -51,7 +52,9 @@ def infer_config(renamed: Renamed, source: str) -> ConvNeXtConfig:
             head_norm_eps=eps if eps != 1e-6 else renamed.layout.head_norm_eps,
         )
     except ModelConfigError as error:
-        raise CheckpointError(f"{source} has the tensor names of a ConvNeXt, but sizes that make none: {error}") from error
+        raise CheckpointError(
+            f"{source} has the tensor names of a ConvNeXt, but sizes that make none: {error}"
+        ) from error
 
 
 def check_tensors(renamed: Renamed, config: ConvNeXtConfig, source: str) -> None:
@@ -67,9 +70,15 @@ def check_tensors(renamed: Renamed, config: ConvNeXtConfig, source: str) -> None
         for name, shape in expected.items()
         if name in found and found[name] != shape
     ]
+    floats = {name for name, tensor in renamed.tensors.items() if tensor.dtype == torch.float32}
     problems = [
-        f"{len(names)} {kind}: {_listed(names)}"
-        for kind, names in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
+        f"{len(names)} {kind}: {listed(names)}"
+        for kind, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("misshapen", misshapen),
+            ("not floating-point (already quantised?)", [theirs[name] for name in found if name not in floats]),
+        )
         if names
     ]
     if problems:
@@ -86,12 +95,17 @@ def _depths(shapes: Mapping[str, Shape], source: str) -> tuple[int, ...]:
     for name in shapes:
         if match := re.match(r"stages\.(\d+)\.(\d+)\.", name):
             present.setdefault(int(match[1]), set()).add(int(match[2]))
-    stages = max(present, default=-1) + 1
+    stages = max(present) + 1
     gaps = [f"stage {s}" for s in range(stages) if s not in present]
-    gaps += [f"block {b} of stage {s}" for s, blocks in sorted(present.items()) for b in range(max(blocks)) if b not in blocks]
-    if not stages or gaps:
+    gaps += [
+        f"block {b} of stage {s}"
+        for s, blocks in sorted(present.items())
+        for b in range(max(blocks))
+        if b not in blocks
+    ]
+    if gaps:
         raise CheckpointError(
-            f"{source} is an incomplete ConvNeXt: it has no tensors for {_listed(gaps) if gaps else 'any block'}. "
+            f"{source} is an incomplete ConvNeXt: it has no tensors for {listed(gaps)}. "
             "Save the whole state dict again, or load the original file."
         )
     return tuple(max(present[stage]) + 1 for stage in range(stages))
@@ -101,7 +115,13 @@ def _width(shapes: Mapping[str, Shape], stage: int, depth: int, source: str) -> 
     axes = [
         (f"stages.{stage}.{block}.{part}", axis)
         for block in range(depth)
-        for part, axis in (("dwconv.weight", 0), ("norm.weight", 0), ("norm.bias", 0), ("dwconv.bias", 0), ("pwconv2.bias", 0))
+        for part, axis in (
+            ("dwconv.weight", 0),
+            ("norm.weight", 0),
+            ("norm.bias", 0),
+            ("dwconv.bias", 0),
+            ("pwconv2.bias", 0),
+        )
     ]
     width = _vote(_axis(shapes, axes), default=0)
     if not width:
@@ -117,26 +137,33 @@ def _hidden(shapes: Mapping[str, Shape], block: str, dim: int) -> int:
     return _vote(_axis(shapes, axes), default=4 * dim)
 
 
-def _stem(shapes: Mapping[str, Shape], dim: int, source: str) -> tuple[Stem, int]:
-    """Kind of stem and its patch size. Two convs mean timm's overlapping stem; where both of its kinds agree it is "overlap"."""
+def _stem(shapes: Mapping[str, Shape], dim: int, timm: bool, source: str) -> tuple[Stem, int]:
+    """Kind of stem and its patch size. Two convs mean timm's overlapping stem; where its two kinds agree, "overlap"."""
     first = shapes.get("downsample_layers.0.0.weight", ())
     if len(shapes.get("downsample_layers.0.1.weight", ())) != 4:
-        return "patch", first[2] if len(first) == 4 else 4
+        patch_size = first[2] if len(first) == 4 else 4
+        if timm and patch_size >= 8:
+            raise CheckpointError(
+                f"{source} is a timm model with {patch_size}x{patch_size} patches: timm then dilates the convs of the last "
+                "stages instead of downsampling. This variant is not supported."
+            )
+        return "patch", patch_size
     middle = first[0] if first else dim
     if middle == dim:
         return "overlap", 4
     if middle == tiered_stem_width(dim):
         return "overlap_tiered", 4
     raise CheckpointError(
-        f"{source} has a stem of two convs with {middle} channels between them; a ConvNeXt with {dim} channels in its first stage "
-        f"has {dim} (overlap) or {tiered_stem_width(dim)} (overlap_tiered) there. This variant is not supported."
+        f"{source} has a stem of two convs with {middle} channels between them; a ConvNeXt with {dim} channels in its "
+        f"first stage has {dim} (overlap) or {tiered_stem_width(dim)} (overlap_tiered) there. "
+        "This variant is not supported."
     )
 
 
-def _norm_eps(renamed: Renamed, depths: tuple[int, ...], dims: tuple[int, ...]) -> float:
+def _norm_eps(timm: bool, depths: tuple[int, ...], dims: tuple[int, ...]) -> float:
     """1e-6, but 1e-5 for timm's xxlarge, which no tensor shows; it is known by its sizes."""
     xxlarge = (depths, dims) == ((3, 4, 30, 3), (384, 768, 1536, 3072))
-    return 1e-5 if xxlarge and renamed.layout.name.startswith("timm") else 1e-6
+    return 1e-5 if xxlarge and timm else 1e-6
 
 
 def _axis(shapes: Mapping[str, Shape], axes: Iterable[tuple[str, int]]) -> Iterable[int]:
@@ -149,7 +176,8 @@ def _vote(values: Iterable[int], default: int) -> int:
     return counted.most_common(1)[0][0] if counted else default
 
 
-def _listed(names: list[str]) -> str:
+def listed(names: list[str]) -> str:
+    """Join the first few names and count the rest."""
     rest = len(names) - _LISTED
     return ", ".join(names[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")
 

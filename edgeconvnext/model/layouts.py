@@ -1,7 +1,7 @@
 """Checkpoint layouts: how other libraries name the tensors of a ConvNeXt, written as tables against our names.
 
-A layout gives its own name for each of ours; a checkpoint belongs to the layout that explains most of its tensors. Shapes
-differ too: pointwise layers may be 1x1 convs (H, C, 1, 1), layer scale (C, 1, 1), GRN (1, 1, 1, C).
+A layout gives its own name for each of ours; a checkpoint belongs to the layout that explains most of its tensors.
+Shapes differ too: pointwise layers may be 1x1 convs (H, C, 1, 1), layer scale (C, 1, 1), GRN (1, 1, 1, C).
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class Renamed:
 
 
 def rename(tensors: Mapping[str, torch.Tensor]) -> Renamed | None:
-    """Rename `tensors` by the layout that explains most of them; None where none explains half: not a ConvNeXt."""
+    """Rename `tensors` by the layout that explains most of them; None where none explains half, or any block."""
     stages, blocks = _largest_indices(tensors)
     best: Renamed | None = None
     for layout in LAYOUTS:
@@ -155,9 +155,9 @@ def rename(tensors: Mapping[str, torch.Tensor]) -> Renamed | None:
         found = {ours[name]: _plain_shape(ours[name], tensor) for name, tensor in tensors.items() if name in ours}
         if best is None or len(found) > len(best.tensors):
             best = Renamed(layout, found, theirs, tuple(name for name in tensors if name not in ours))
-    if best is None or 2 * len(best.tensors) < max(len(tensors), 2):
+    if best is None or 2 * len(best.tensors) < len(tensors):
         return None
-    return best
+    return best if any(name.startswith("stages.") for name in best.tensors) else None
 
 
 def _largest_indices(names: Iterable[str]) -> tuple[int, int]:
@@ -172,7 +172,7 @@ def _largest_indices(names: Iterable[str]) -> tuple[int, int]:
 
 
 def _plain_shape(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """Drop the axes of length one that libraries add: (H, C, 1, 1) -> (H, C) for linears, (C, 1, 1) -> (C) for vectors."""
+    """Drop the axes of length one that libraries add: linears (H, C, 1, 1) -> (H, C), vectors (C, 1, 1) -> (C)."""
     if name.endswith(("pwconv1.weight", "pwconv2.weight")) or name == "head.weight":
         return tensor.flatten(1) if tensor.dim() == 4 and tensor.shape[2:] == (1, 1) else tensor
     if name.endswith(("gamma", "grn.beta")) and tensor.dim() > 1 and tensor.numel() == max(tensor.shape):

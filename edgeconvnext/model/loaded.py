@@ -28,7 +28,7 @@ class LoadedModel:
 
     module: eval mode, float32, logits (N, num_classes) from images (N, C, H, W).
     labels: None where neither the checkpoint nor a file beside it names the classes.
-    name: short and safe as a file name. layout: whose tensor names the file used. source: path or hub name it came from.
+    name: short and safe as a file name. layout: whose tensor names the file used. source: path or hub name.
     sha256: of the weights file. notes: what had to be assumed, for the user to read.
     """
 

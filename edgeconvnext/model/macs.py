@@ -11,9 +11,9 @@ from edgeconvnext.model.layers import weighted_layers
 def layer_macs(model: ConvNeXt | ConvNeXtConfig, input_size: tuple[int, int]) -> dict[str, int]:
     """Return the multiply-adds of each conv and linear, batch 1, by layer name in forward order.
 
-    input_size: (height, width) in pixels. A layer costs its number of weights times the positions it is applied to: pwconv1 of
-    Tiny's first stage at 224 has 96 * 384 weights and 56 * 56 positions, 115.6 million. Norms, activations and biases are not
-    counted (DESIGN.md "Terms"). Raises ModelConfigError for an input size that does not fit.
+    input_size: (height, width) in pixels. A layer costs its number of weights times the positions it is applied to:
+    pwconv1 of Tiny's first stage at 224 has 96 * 384 weights and 56 * 56 positions, 115.6 million. Norms, activations
+    and biases are not counted. Raises ModelConfigError for an input size that does not fit.
     """
     module = _on_meta(model)
     config = module.config
@@ -49,7 +49,7 @@ def _on_meta(model: ConvNeXt | ConvNeXtConfig) -> ConvNeXt:
 
 
 def _output_stride(config: ConvNeXtConfig, layer: str) -> int:
-    """Input pixels per output position of `layer`: "stages.s..." and "downsample_layers.s.1" work at the stage's resolution."""
+    """Input pixels per output position of `layer`; "stages.s..." and "downsample_layers.s.1" are at stage s."""
     parts = layer.split(".")
     if config.stem != "patch" and layer == "downsample_layers.0.0":
         return 2

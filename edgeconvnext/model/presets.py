@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,9 +13,10 @@ from edgeconvnext.model.convnext import ConvNeXtConfig, Stem
 class Preset:
     """A published network.
 
-    parameters: millions, as printed (the number of digits is part of the claim). gflops: 1e9 multiply-adds at 224x224, as printed.
-    default_tag: timm's name for the weights it loads by default.
-    Sources: arXiv 2201.03545 and 2301.00808 with the tables of their repositories; timm for atto..nano of V1, `_ols` and `_hnf`.
+    parameters: millions, as printed (the number of digits is part of the claim). gflops: 1e9 multiply-adds at 224x224,
+        as printed. default_tag: timm's name for the weights it loads by default.
+    Sources: arXiv 2201.03545 and 2301.00808 with the tables of their repositories; timm's model cards for V1 atto to
+        nano, `_ols` and `_hnf`.
     """
 
     name: str
@@ -54,7 +54,7 @@ PRESETS: dict[str, Preset] = {
     for preset in (
         _preset("convnext_atto", _SMALL, 40, "3.7", 0.55, "d2_in1k"),
         _preset("convnext_femto", _SMALL, 48, "5.2", 0.79, "d1_in1k"),
-        _preset("convnext_pico", _SMALL, 64, "9.1", 1.37, "d1_in1k"),
+        _preset("convnext_pico", _SMALL, 64, "9.0", 1.37, "d1_in1k"),
         _preset("convnext_nano", _NANO, 80, "15.6", 2.46, "in12k_ft_in1k"),
         _preset("convnext_tiny", _TINY, 96, "28.6", 4.5, "in12k_ft_in1k"),
         _preset("convnext_small", _BASE, 96, "50", 8.7, "in12k_ft_in1k"),
@@ -79,7 +79,7 @@ PRESETS: dict[str, Preset] = {
 
 
 def find_preset(name: str) -> Preset | None:
-    """Return the preset called `name`: "convnext_tiny", "convnext-tiny" or "tiny" (V1), "convnextv2_tiny"; None for others."""
+    """Return the preset called "convnext_tiny", "convnext-tiny" or "tiny" (V1), or "convnextv2_tiny"; else None."""
     name = name.strip().lower().replace("-", "_")
     return PRESETS.get(name) or PRESETS.get(f"convnext_{name}")
 
@@ -95,7 +95,7 @@ def get_preset(name: str) -> Preset:
 
 
 def preset_hub_name(name: str) -> str | None:
-    """Return the hub name behind a plain model name: its default weights, or the tag it carries ("convnext_tiny.fb_in1k")."""
+    """Return the hub name of a plain model name: its default weights, or its own tag ("convnext_tiny.fb_in1k")."""
     architecture, _, tag = name.partition(".")
     preset = find_preset(architecture)
     if preset is None:
@@ -105,20 +105,11 @@ def preset_hub_name(name: str) -> str | None:
 
 def match_preset(config: ConvNeXtConfig) -> Preset | None:
     """Return the preset with the architecture of `config`, whatever its classes, epsilons and folded layer scale."""
-    for preset in PRESETS.values():
-        free = {
-            "num_classes": config.num_classes,
-            "in_channels": config.in_channels,
-            "layer_scale": config.layer_scale,
-            "norm_eps": config.norm_eps,
-            "head_norm_eps": config.head_norm_eps,
-        }
-        if dataclasses.replace(preset.config, **free) == dataclasses.replace(config, hidden=_plain_hidden(config)):
-            return preset
-    return None
+    return next((preset for preset in PRESETS.values() if _architecture(preset.config) == _architecture(config)), None)
 
 
-def _plain_hidden(config: ConvNeXtConfig) -> tuple[tuple[int, ...], ...] | None:
-    """None where every block is 4 x dim wide, so that a config that spells the widths out still equals one that does not."""
-    plain = tuple((4 * dim,) * depth for depth, dim in zip(config.depths, config.dims, strict=True))
-    return None if config.hidden_widths == plain else config.hidden_widths
+def _architecture(config: ConvNeXtConfig) -> tuple[object, ...]:
+    return (
+        *(config.depths, config.dims, config.hidden_widths, config.version, config.stem),
+        *(config.stem_stride, config.kernel_size, config.head_norm),
+    )

@@ -1,4 +1,4 @@
-"""The simulation in float16: what a target computes whose float side is float16 and whose weighted operators are int8."""
+"""The simulation in float16: what a target computes that runs float16 around its int8 operators."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ from edgeconvnext.errors import QuantizationError
 
 _HALF_MAX = torch.finfo(torch.float16).max
 _HALF_TINY = 2.0**-24
-# GRN sums squares over all positions: activations of 13 give 169 * 56 * 56 = 530,000, eight times float16's largest number.
+# GRN sums squares over all positions: activations of 13 give 169 * 56 * 56 = 530,000, eight times float16's largest.
 _SUMS_OF_SQUARES = {torch.ops.aten.square.default, torch.ops.aten.pow.Tensor_Scalar}
 
 
 def to_float16(program: ExportedProgram) -> ExportedProgram:
     """Return `program` with its float side in float16; images and logits stay float32.
 
-    program: float32, with or without Q/DQ, one input image (N, C, H, W). Weights stay int8; scales are rounded to float16,
-    because a typed ONNX stores them so. Sums of squares (GRN) stay float32, which float16 could not hold.
+    program: float32, with or without Q/DQ, one input image (N, C, H, W). Weights stay int8; scales are rounded to
+    float16, because a typed ONNX stores them so. Sums of squares (GRN) stay float32, which float16 could not hold.
     Raises QuantizationError where a parameter does not fit float16.
     """
     image = program.example_inputs[0][0]  # type: ignore[index]
-    dynamic = any(not isinstance(size, int) for size in _image_node(program).meta["val"].shape)
     module = program.module(check_guards=False)
     if not isinstance(module, GraphModule):
         raise AssertionError("an exported program unlifts to a graph module")
@@ -35,13 +34,8 @@ def to_float16(program: ExportedProgram) -> ExportedProgram:
     _keep_sums_of_squares(module)
     module.graph.lint()
     module.recompile()
-    shapes = ({0: Dim("batch", min=1, max=2**16)},) if dynamic else None
-    return torch.export.export(module, (image.float(),), dynamic_shapes=shapes, strict=False)
-
-
-def _image_node(program: ExportedProgram) -> Node:
-    name = program.graph_signature.user_inputs[0]
-    return next(node for node in program.graph.nodes if node.name == name)
+    shapes = [{0: Dim("batch", min=1, max=int(limits.upper))} for limits in program.range_constraints.values()]
+    return torch.export.export(module, (image,), dynamic_shapes=tuple(shapes) or None, strict=False)
 
 
 def _per_channel_scales(module: GraphModule) -> set[str]:
@@ -106,7 +100,9 @@ def _keep_sums_of_squares(module: GraphModule) -> None:
         tensors = [argument for argument in node.all_input_nodes if argument.op != "get_attr"]
         if node.target in _SUMS_OF_SQUARES:
             with graph.inserting_before(node):
-                node.replace_input_with(tensors[0], graph.call_function(torch.ops.aten.to.dtype, (tensors[0], torch.float32)))
+                node.replace_input_with(
+                    tensors[0], graph.call_function(torch.ops.aten.to.dtype, (tensors[0], torch.float32))
+                )
             single.add(node)
         elif tensors and all(tensor in single for tensor in tensors):
             single.add(node)

@@ -1,4 +1,4 @@
-"""Numbers as people read them: units, sensible digits, ASCII only (`typographic` turns a text into its printed form)."""
+"""Numbers as people read them: units, sensible digits, ASCII only (`typographic` turns a text into print)."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ import re
 
 
 def significant(value: float, digits: int = 3) -> str:
-    """Round to `digits` significant digits, in plain notation between 0.001 and a million: 0.412, 14.8, 139, 1,390."""
+    """Round to `digits` significant digits, never coarser than units: 0.412, 14.8, 139, 1,394."""
     if value == 0:
         return "0"
     magnitude = math.floor(math.log10(abs(float(f"{value:.{digits - 1}e}"))))
     if not -3 <= magnitude < 6:
         return f"{value:.{digits - 1}e}"
-    decimals = digits - 1 - magnitude
-    return f"{round(value, decimals):,.{max(0, decimals)}f}"
+    return f"{value:,.{max(0, digits - 1 - magnitude)}f}"
 
 
 def percent(value: float) -> str:

@@ -1,14 +1,15 @@
-"""report.json: the stable result of a run. Keys are documented in docs/report.md; what was not measured is null with a reason.
+"""report.json: the stable result of a run. Keys are documented in docs/report.md.
 
-A field that may be null is listed with its reason in `not_measured`, under its dotted name ("accuracy.artifact").
+What was not measured is null, and listed with its reason in `not_measured` under its dotted name ("accuracy.artifact").
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from edgeconvnext.data.preprocess import Interpolation, ValueRange
 from edgeconvnext.targets import Exporter
 
 DECIBEL_LIMIT = 200.0
@@ -22,6 +23,14 @@ def _within_limit(db: float) -> float:
 
 
 Decibel = Annotated[float, Field(allow_inf_nan=True), AfterValidator(_within_limit)]
+
+
+def _readable(name: str) -> str:
+    """Write a file name's undecodable bytes as \\udcff: they are legal on disk and illegal in JSON and HTML."""
+    return name.encode("utf-8", "backslashreplace").decode() if isinstance(name, str) else name
+
+
+FileName = Annotated[str, BeforeValidator(_readable)]
 
 
 class Record(BaseModel):
@@ -51,7 +60,7 @@ class TopK(Record):
 class Flip(Record):
     """An image whose top-1 class differs from FP32's. Confidences are softmax probabilities, 0..1."""
 
-    image: str
+    image: FileName
     label: str | None
     fp32: str
     artifact: str
@@ -72,12 +81,12 @@ class ClassChange(Record):
 class Accuracy(Record):
     """FP32, the simulated quantised graph, and the artifact in its runtime, on the same images.
 
-    drop_pp: FP32 top-1 minus artifact top-1 (simulated, where there is no artifact result), points, with a paired 95 % interval.
-    agreement: per cent of images with FP32's top-1. sqnr_db: logit SQNR over all images and classes. `measured_on` says whether
-    drop, agreement, sqnr, flips and classes are the artifact's or the simulation's.
+    drop_pp: FP32 top-1 minus artifact top-1 (simulated, where there is no artifact result), points, with a paired 95 %
+    interval. agreement: per cent of images with FP32's top-1. sqnr_db: logit SQNR over all images and classes.
+    `measured_on` says whether drop, agreement, sqnr, flips and classes are the artifact's or the simulation's.
     """
 
-    dataset: str | None = None
+    dataset: FileName | None = None
     images: int = 0
     fp32: TopK | None = None
     simulated: TopK | None = None
@@ -166,17 +175,17 @@ class PreprocessRecord(Record):
 
     crop_pct: float
     crop_mode: Literal["center", "squash"]
-    interpolation: str
+    interpolation: Interpolation
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    value_range: Literal["normalized", "0..1", "0..255"]
+    value_range: ValueRange
 
 
 class ModelRecord(Record):
     """The network that went in, and what was folded."""
 
     name: str
-    source: str
+    source: FileName
     layout: str
     sha256: str
     parameters: int
@@ -184,7 +193,9 @@ class ModelRecord(Record):
     input_size: tuple[int, int]
     num_classes: int
     preprocess: PreprocessRecord | None = None
-    folds: dict[str, float] = Field(default={}, description="exact rewrites applied, with the largest relative error measured")
+    folds: dict[str, float] = Field(
+        default={}, description="exact rewrites applied, with the largest relative error measured"
+    )
 
 
 class QuantizationRecord(Record):
@@ -194,12 +205,20 @@ class QuantizationRecord(Record):
     operators: list[str]
     int8_macs: float
     calibrator: str
-    calibration_set: str
+    calibration_set: FileName
     calibration_images: int
     calibration_held_out: int
     calibration_sha256: str
-    calibration_skipped: list[str] = []
+    calibration_skipped: list[FileName] = []
     layers: list[LayerError] = []
+
+
+class ExportCheck(Record):
+    """A proof that needs no target hardware: a parser's verdict, or a run in a runtime that is not the target's."""
+
+    name: str
+    passed: bool
+    result: str
 
 
 class StageCost(Record):
@@ -227,6 +246,7 @@ class Report(Record):
     speedup: float | None = None
     speedup_interval: Interval | None = None
     size_bytes: Sizes
+    checks: list[ExportCheck] = []
     gates: list[Gate]
     passed: bool
     stages: list[StageCost] = []

@@ -34,6 +34,9 @@ _CAUSES = {
     "speedup_interval": ("speedup", "latency.artifact"),
     "size_bytes.artifact": ("artifact",),
     "accuracy.artifact": ("artifact",),
+    "accuracy.classes": ("accuracy.drop_pp", "accuracy.fp32"),
+    "accuracy.drop_pp": ("accuracy.fp32",),
+    "accuracy.sqnr_db": ("accuracy.agreement",),
     "latency.artifact": ("artifact",),
 }
 
@@ -58,13 +61,16 @@ class GateText:
 
 
 def verdict(report: Report) -> Verdict:
-    """Sum up the gates: missed where one is missed, passed where all are met, else open."""
+    """Sum up the gates and checks: missed where one is missed or fails, passed where all gates are met, else open."""
     texts = [gate_text(gate) for gate in report.gates]
     missed = [text for text in texts if text.outcome == "missed"]
     met = [text for text in texts if text.outcome == "passed"]
-    if missed or not report.passed:
-        promises = "; ".join(f"{text.promise}, measured {text.measured}" for text in missed)
-        return Verdict("missed", "Gate missed", f"Promised: {promises}." if promises else "The run did not pass.")
+    failed = [check for check in report.checks if not check.passed]
+    if missed or failed or not report.passed:
+        details = [f"Promised: {text.promise}, measured {text.measured}." for text in missed]
+        details += [f"{check.name}: {check.result.rstrip('.')}." for check in failed]
+        title = "Gate missed" if missed else "Check failed" if failed else "Not passed"
+        return Verdict("missed", title, " ".join(details) or "The run did not pass.")
     if not texts:
         return Verdict("open", "No gates", "This target promises nothing, so there is nothing to pass or miss.")
     if len(met) == len(texts):
@@ -95,7 +101,7 @@ def gate_text(gate: Gate) -> GateText:
 
 
 def reason(report: Report, key: str) -> str | None:
-    """Say why the value at a dotted name is null: its own reason, its parents', or that of its cause; None where nobody said."""
+    """Say why the value at a dotted name is null: its own, its parents' or its cause's reason; None where none is."""
     names = key.split(".")
     for end in range(len(names), 0, -1):
         name = ".".join(names[:end])

@@ -10,16 +10,15 @@ import copy
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import nn
 
-from edgeconvnext.data.preprocess import Preprocess
+from edgeconvnext.data.preprocess import Preprocess, ValueRange
 from edgeconvnext.errors import RewriteError
 from edgeconvnext.model.convnext import Block, ConvNeXt, ConvNeXtConfig
 
-ValueRange = Literal["normalized", "0..1", "0..255"]
 Rewrite = Callable[[ConvNeXt], ConvNeXt]
 
 EXACT_LIMIT = 1e-4
@@ -30,8 +29,8 @@ EXACT_LIMIT = 1e-4
 class FoldResult:
     """A rewritten network and, for each rewrite in order, the largest relative error of the logits so far.
 
-    errors: max |a - b| / max |a| over all images and classes; a are the logits of the network that was handed in, b those
-        after this rewrite and all before it.
+    errors: max |a - b| / max |a| over all images and classes; a are the logits of the network handed in, b those after
+        this rewrite and all before it.
     """
 
     module: ConvNeXt
@@ -41,8 +40,8 @@ class FoldResult:
 class ShiftedInputConvNeXt(ConvNeXt):
     """A ConvNeXt that adds a constant to each input channel first, so that it can take raw pixel values.
 
-    An overlapping stem pads with zeros, which stand for the mean colour only behind this addition, so it folds no further.
-    Layers keep the names they have in ConvNeXt. input_shift: (1, in_channels, 1, 1).
+    An overlapping stem pads with zeros, which stand for the mean colour only behind this addition, so it folds no
+    further. Layers keep the names they have in ConvNeXt. input_shift: (1, in_channels, 1, 1).
     """
 
     input_shift: torch.Tensor
@@ -117,9 +116,10 @@ def fold_layer_scale(module: ConvNeXt) -> ConvNeXt:
 def fold_norm_affine(module: ConvNeXt) -> ConvNeXt:
     """Move the scale and shift of each LayerNorm into the layer behind it: W (g n + s) + b = (W diag(g)) n + (b + W s).
 
-    Blocks fold into pwconv1, downsampling norms into their unpadded 2x2 conv, the head norm into the classifier (one before
-    pooling as well: a mean over positions is linear). The norms stay, with weight 1 and bias 0. Two keep their affine: the
-    stem's, which feeds a residual connection and a zero-padded conv, and the head's where no classifier follows.
+    Blocks fold into pwconv1, downsampling norms into their unpadded 2x2 conv, the head norm into the classifier (one
+    before pooling as well: a mean over positions is linear). The norms stay, with weight 1 and bias 0. Two keep their
+    affine: the stem's, which feeds a residual connection and a zero-padded conv, and the head's where no classifier
+    follows.
     """
     folded = copy.deepcopy(module)
     for block in _blocks(folded):
@@ -147,8 +147,8 @@ def fold_grn_shift(module: ConvNeXt) -> ConvNeXt:
 def fold_input_normalization(module: ConvNeXt, preprocess: Preprocess, value_range: ValueRange) -> ConvNeXt:
     """Return a network that takes pixel values 0..1 or 0..255 in place of (x - mean) / std.
 
-    Division by std (and by 255) always goes into the stem conv's weights. The mean goes into its bias where the stem is a
-    patch conv, which has no padding; overlapping stems become a ShiftedInputConvNeXt, which subtracts the mean first.
+    Division by std (and by 255) always goes into the stem conv's weights. The mean goes into its bias where the stem is
+    a patch conv, which has no padding; overlapping stems become a ShiftedInputConvNeXt, which subtracts the mean first.
     Example: ImageNet's red channel in 0..255 is (v - 123.675) / 58.395; its weights are divided by 58.395.
     Raises RewriteError where mean and std do not fit the channels, or the network takes pixel values already.
     """
@@ -183,8 +183,8 @@ def to_value_range(images: torch.Tensor, preprocess: Preprocess, value_range: Va
 
 def _with_input_shift(module: ConvNeXt, shift: torch.Tensor) -> ShiftedInputConvNeXt:
     """Copy `module` behind the addition of `shift`, one value per input channel."""
-    weight = module.downsample_layers[0][0].weight
-    shifted = ShiftedInputConvNeXt(module.config, shift.view(1, -1, 1, 1)).to(weight)
+    weight = cast(nn.Sequential, module.downsample_layers[0])[0].weight
+    shifted = ShiftedInputConvNeXt(module.config, shift.view(1, -1, 1, 1)).to(cast(torch.Tensor, weight))
     shifted.load_state_dict(module.state_dict(), strict=False)
     return shifted.train(module.training)
 

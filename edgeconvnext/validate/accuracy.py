@@ -45,6 +45,8 @@ def compare(
             _check_logits(logits, reference.shape, producer, error)
     if len(image_ids) != len(reference):
         raise ValueError(f"{len(image_ids)} image ids for {len(reference)} rows of logits")
+    if labels is not None:
+        _check_labels(labels, reference.shape)
 
     measured = artifact if artifact is not None else simulated
     result = Accuracy(dataset=dataset, images=len(reference))
@@ -56,7 +58,6 @@ def compare(
         result.sqnr_db = logit_sqnr_db(reference, measured)
         result.flips = flips(reference, measured, labels, class_names, image_ids)
     if labels is not None:
-        _check_labels(labels, reference.shape)
         result.fp32 = topk(reference, labels)
         result.simulated = None if simulated is None else topk(simulated, labels)
         result.artifact = None if artifact is None else topk(artifact, labels)

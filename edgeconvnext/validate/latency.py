@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -67,6 +68,7 @@ def onnx_latency(
 
     paths = {"artifact": artifact_path} if fp32_path is None else {"fp32": fp32_path, "artifact": artifact_path}
     runners = {name: OnnxRunner(path, threads) for name, path in paths.items()}
+    load = load_before()
     samples = time_interleaved({name: _call(runner, inputs) for name, runner in runners.items()}, seconds=seconds)
 
     comparison = LatencyComparison(
@@ -81,6 +83,7 @@ def onnx_latency(
             "graph optimisations": "all",
             "inter-op threads": "1",
             "spinning between runs": "off",
+            "load before": load,
             "input": f"{source}, {inputs.shape[2]}x{inputs.shape[3]}",
         },
     )
@@ -157,6 +160,13 @@ def settings(seconds: float) -> dict[str, str]:
         "timed": "one call, from host memory to host memory",
         "clock": "time.perf_counter",
     }
+
+
+def load_before() -> str:
+    """Return what else was running: on a busy machine the longer run is interrupted more often, and ratios grow."""
+    if not hasattr(os, "getloadavg"):
+        return "unknown"
+    return f"{os.getloadavg()[0]:.1f} processes on {os.cpu_count()} cores (1 minute average)"
 
 
 def _warm_up(call: Callable[[], None], seconds: float, clock: Callable[[], float]) -> int:

@@ -1,115 +1,142 @@
-"""Small ConvNeXts, quantised with torchao PT2E the way a target asks, for the export tests."""
+"""Small ConvNeXts, quantised the way a target asks, for the export tests."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import nn
-from torch.export import Dim, ExportedProgram
-from torchao.quantization.pt2e import MinMaxObserver, PerChannelMinMaxObserver
-from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpec, Quantizer
+from torch.export import ExportedProgram
 
-from edgeconvnext.model.convnext import ConvNeXt, ConvNeXtConfig
+from edgeconvnext.data.preprocess import Preprocess
+from edgeconvnext.export.metadata import ArtifactMetadata
+from edgeconvnext.export.onnx import export_onnx
+from edgeconvnext.export.typed_onnx import export_typed_onnx
+from edgeconvnext.model.convnext import ConvNeXt, ConvNeXtConfig, Stem
+from edgeconvnext.model.layers import weighted_layers
+from edgeconvnext.quantize.float16 import to_float16
+from edgeconvnext.quantize.planning import build_plan
+from edgeconvnext.quantize.program import export_program, quantize_program
+from edgeconvnext.quantize.statistics import collect_statistics
+from edgeconvnext.targets import load_target
 
-Kind = Literal["float", "symmetric", "affine"]
+CLASSES = 7
+METADATA = ArtifactMetadata(
+    model_name="small",
+    labels=tuple(f"class {index}" for index in range(CLASSES)),
+    preprocess=Preprocess(input_size=(32, 32)),
+    value_range="normalized",
+    edgeconvnext_version="0.1.0",
+    notes={"calibration": "smooth random pictures"},
+)
 
 
 @dataclass(frozen=True)
-class WeightedInputs(Quantizer):
-    """Quantise input and weight of every conv and linear; symmetric int8 or affine uint8 activations."""
+class Variant:
+    """One architecture of the test matrix."""
 
-    kind: Kind
-
-    def annotate(self, model: torch.fx.GraphModule) -> torch.fx.GraphModule:
-        affine = self.kind == "affine"
-        activation = QuantizationSpec(
-            dtype=torch.uint8 if affine else torch.int8,
-            observer_or_fake_quant_ctr=MinMaxObserver.with_args(eps=2**-12),
-            quant_min=0 if affine else -128,
-            quant_max=255 if affine else 127,
-            qscheme=torch.per_tensor_affine if affine else torch.per_tensor_symmetric,
-        )
-        weight = QuantizationSpec(
-            dtype=torch.int8,
-            observer_or_fake_quant_ctr=PerChannelMinMaxObserver.with_args(eps=2**-12),
-            quant_min=-64 if affine else -127,
-            quant_max=64 if affine else 127,
-            qscheme=torch.per_channel_symmetric,
-            ch_axis=0,
-        )
-        for node in model.graph.nodes:
-            if node.target in (torch.ops.aten.conv2d.default, torch.ops.aten.linear.default):
-                node.meta["quantization_annotation"] = QuantizationAnnotation(
-                    input_qspec_map={node.args[0]: activation, node.args[1]: weight}, _annotated=True
-                )
-        return model
-
-    def validate(self, model: torch.fx.GraphModule) -> None:
-        """Nothing to refuse: every annotation above is supported."""
+    version: Literal[1, 2] = 1
+    stem: Stem = "patch"
+    head_norm: Literal["after_pool", "before_pool"] = "after_pool"
 
 
-def small_convnext(version: Literal[1, 2] = 1, stem: str = "patch", head_norm: str = "after_pool") -> ConvNeXt:
+VARIANTS = (Variant(), Variant(version=2), Variant(stem="overlap_tiered", head_norm="before_pool"))
+
+
+@cache
+def small_convnext(variant: Variant = VARIANTS[0]) -> ConvNeXt:
     """A two-stage ConvNeXt with weights far from their initial zeros and ones."""
-    torch.manual_seed(version)
+    torch.manual_seed(variant.version)
     config = ConvNeXtConfig(
         depths=(1, 2),
         dims=(16, 32),
-        num_classes=7,
-        version=version,
-        stem=stem,  # type: ignore[arg-type]
-        head_norm=head_norm,  # type: ignore[arg-type]
+        num_classes=CLASSES,
+        version=variant.version,
+        stem=variant.stem,
+        head_norm=variant.head_norm,
         layer_scale=False,
     )
     module = ConvNeXt(config).eval()
     for name, parameter in module.named_parameters():
         if parameter.dim() > 1:
-            fan_in = parameter[0].numel()
-            nn.init.normal_(parameter, std=1.5 * fan_in**-0.5)
-        elif "norm" in name or "downsample" in name:
-            nn.init.normal_(parameter, mean=1.0 if name.endswith("weight") else 0.0, std=0.2)
+            nn.init.normal_(parameter, std=1.5 * parameter[0].numel() ** -0.5)
         else:
-            nn.init.normal_(parameter, std=0.2)
+            is_gain = parameter.dim() == 1 and name.endswith("norm.weight")
+            nn.init.normal_(parameter, mean=1.0 if is_gain else 0.0, std=0.2)
     return module
 
 
-def images(count: int, seed: int = 0, side: int = 32) -> torch.Tensor:
-    """Smooth random pictures, (count, 3, side, side), about mean 0 and variance 1."""
+def images(count: int, seed: int = 0) -> torch.Tensor:
+    """Smooth random pictures, (count, 3, 32, 32), about mean 0 and variance 1."""
     coarse = torch.randn(count, 3, 6, 6, generator=torch.Generator().manual_seed(seed))
-    return nn.functional.interpolate(coarse, size=(side, side), mode="bicubic")
-
-
-def export_program(module: nn.Module, side: int = 32) -> ExportedProgram:
-    """Export with a dynamic batch axis, input "image"."""
-
-    class Named(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = module
-
-        def forward(self, image: torch.Tensor) -> torch.Tensor:
-            return self.inner(image)
-
-    return torch.export.export(
-        Named(), (images(2, side=side),), dynamic_shapes={"image": {0: Dim("batch", min=1, max=64)}}, strict=False
-    )
+    return nn.functional.interpolate(coarse, size=(32, 32), mode="bicubic")
 
 
 @cache
-def quantized_program(
-    kind: Kind = "symmetric",
-    version: Literal[1, 2] = 1,
-    stem: str = "patch",
-    head_norm: str = "after_pool",
-) -> ExportedProgram:
-    """Return the exported small ConvNeXt, float or calibrated on 64 pictures and converted to Q/DQ."""
-    program = export_program(small_convnext(version, stem, head_norm))
-    if kind == "float":
+def program_for(target: str | None, variant: Variant = VARIANTS[0]) -> ExportedProgram:
+    """Return the small network as exported program: quantised for `target`, or float for None."""
+    module = small_convnext(variant)
+    program = export_program(module, images(2), max_batch=64)
+    if target is None:
         return program
-    prepared = prepare_pt2e(program.module(), WeightedInputs(kind))
-    with torch.no_grad():
-        prepared(images(64, seed=1))
-    return export_program(convert_pt2e(prepared))
+    statistics = collect_statistics(module, [images(48, seed=1)], [images(24, seed=2)])
+    return quantize_program(program, build_plan(module, statistics, load_target(target), effort="quick"))
+
+
+@cache
+def half_program_for(target: str | None, variant: Variant = VARIANTS[0]) -> ExportedProgram:
+    """The same in float16."""
+    return to_float16(program_for(target, variant))
+
+
+@cache
+def onnx_bytes(target: str | None, variant: Variant = VARIANTS[0]) -> bytes:
+    """The ONNX file of `program_for`."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        return export_onnx(program_for(target, variant), path, opset=21, metadata=METADATA).read_bytes()
+
+
+@cache
+def typed_onnx_bytes(target: str | None, variant: Variant = VARIANTS[0]) -> bytes:
+    """The typed ONNX file of `half_program_for`."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        program = half_program_for(target, variant)
+        return export_typed_onnx(program, path, opset=19, metadata=METADATA).read_bytes()
+
+
+def in_onnxruntime(model: bytes, batch: torch.Tensor, optimized: Path | None = None) -> np.ndarray:
+    """Logits of an ONNX file on one thread; `optimized` is where onnxruntime writes the graph it runs."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    logits: np.ndarray = session.run(["logits"], {"image": batch.numpy()})[0]
+    return logits
+
+
+def layers_of(variant: Variant = VARIANTS[0]) -> dict[str, str]:
+    """Weighted layers of a variant, by path, with their kinds."""
+    return dict(weighted_layers(small_convnext(variant)))
+
+
+def run(program: ExportedProgram, batch: torch.Tensor) -> np.ndarray:
+    """Logits of a program in torch, (N, classes) float32."""
+    with torch.inference_mode():
+        logits: torch.Tensor = program.module()(batch)
+    return logits.numpy()
+
+
+def sqnr_db(reference: np.ndarray, other: np.ndarray) -> float:
+    """10 log10(signal / noise)."""
+    return float(10 * np.log10((reference**2).sum() / ((reference - other) ** 2).sum()))

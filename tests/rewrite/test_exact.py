@@ -49,10 +49,9 @@ def trained_looking(config: ConvNeXtConfig, seed: int = 0) -> ConvNeXt:
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            scale = name.endswith("gamma") or (
-                name.endswith("norm.weight") or parameter.dim() == 1 and "weight" in name
-            )
-            parameter.copy_(1 + 0.3 * noise if scale else noise * (0.3 if parameter.dim() == 1 else 0.15))
+            is_scale = name.endswith("gamma") or (name.endswith("weight") and parameter.dim() == 1)
+            spread = 0.3 if parameter.dim() == 1 else 0.15
+            parameter.copy_(is_scale + spread * noise)
     return module
 
 
@@ -166,7 +165,7 @@ def test_inexact_rewrite_is_refused(photographs: torch.Tensor) -> None:
 
 
 def test_folding_the_stem_norm_would_not_be_exact(photographs: torch.Tensor) -> None:
-    """Why the stem norm keeps its affine: the depthwise conv behind it pads with zeros, the residual needs the shift."""
+    """Why the stem norm keeps its affine: the conv behind it pads with zeros, the residual needs the shift."""
 
     def fold_stem_norm(module: ConvNeXt) -> ConvNeXt:
         folded = copy.deepcopy(module)
@@ -214,7 +213,7 @@ def test_pixel_input_needs_the_preprocessing(photographs: torch.Tensor) -> None:
     with pytest.raises(RewriteError, match="mean and std"):
         fold_exact(module, photographs, value_range="0..255")
     with pytest.raises(RewriteError, match="2 means"):
-        fold_input_normalization(module, dataclasses.replace(PREPROCESS, mean=(0.5, 0.5)), "0..255")
+        fold_input_normalization(module, dataclasses.replace(PREPROCESS, mean=(0.5, 0.5), std=(0.2, 0.2)), "0..255")
     shifted = fold_input_normalization(trained_looking(CONFIGS["overlap"]), PREPROCESS, "0..255")
     with pytest.raises(RewriteError, match="already"):
         fold_input_normalization(shifted, PREPROCESS, "0..255")

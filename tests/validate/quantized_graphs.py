@@ -15,7 +15,7 @@ ACTIVATION_SCALE = 0.02
 
 
 def alternating_weights(limit: int, reduced: int, columns: int, seed: int = 0) -> np.ndarray:
-    """Codes (reduced, columns) of -limit and limit in which rows 2k and 2k + 1 are equal: the worst case for their sum."""
+    """Codes (reduced, columns) of -limit and limit, rows 2k and 2k + 1 equal: the worst case for their sum."""
     pairs = np.random.default_rng(seed).choice(np.array([-limit, limit], np.int8), (reduced // 2, columns))
     return np.repeat(pairs, 2, axis=0)
 
@@ -35,7 +35,7 @@ def linear_file(path: Path, weights: np.ndarray, activation: type = np.uint8, ge
 def conv_file(
     path: Path, weights: np.ndarray, activation: type = np.uint8, quantized_output: bool = True, groups: int = 1
 ) -> Path:
-    """Write a 2x2 stride 2 conv with dequantised input and weights (O, C / groups, 2, 2), its output quantised or not."""
+    """Write a 2x2 stride 2 conv of dequantised input and weights (O, C / groups, 2, 2), its output quantised or not."""
     out = len(weights)
     conv = helper.make_node("Conv", ["x_dq", "w_dq"], ["c"], name="conv", strides=[2, 2], group=groups)
     end = [helper.make_node("Identity", ["c"], ["y"])]

@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
+# ruff: noqa: B905  (boards run Python 3.8, whose zip has no `strict`)
 """Build the TensorRT engines on this board, check the INT8 one against recorded answers, and time it against FP16.
 
-Needs Python 3.8 or later, the `tensorrt` package that comes with the board's software, and nothing else. Run it from anywhere:
+Needs Python 3.8 or later, the `tensorrt` package that comes with the board's software, and nothing else. Run it from
+anywhere:
 
     python3 build_and_check.py
 
-Reads, beside this file or one folder up: model.onnx (FP16 + INT8), model_fp16.onnx (the same network in FP16), vectors.json and
-vectors.bin (images and the answers they must give). Writes beside this file: model.engine, model_fp16.engine, timing.cache
-and device.json with every figure.
+Reads, beside this file or one folder up: model.onnx (FP16 + INT8), model_fp16.onnx (the same network in FP16),
+vectors.json and vectors.bin (images and the answers they must give). Writes beside this file: model.engine,
+model_fp16.engine, timing.cache and device.json with every figure.
 
 Ends with 0 when every gate is met, 1 when a file is missing or broken, 3 when a gate is missed (the engines are kept),
 4 when TensorRT, CUDA or the GPU is not here.
@@ -16,7 +18,6 @@ Ends with 0 when every gate is met, 1 when a file is missing or broken, 3 when a
 import argparse
 import array
 import ctypes
-import glob
 import importlib
 import json
 import math
@@ -56,24 +57,28 @@ class Cuda:
         self.library.cudaGetErrorString.restype = ctypes.c_char_p
         count = ctypes.c_int(0)
         if self.library.cudaGetDeviceCount(ctypes.byref(count)) or not count.value:
-            raise RuntimeMissing("CUDA finds no GPU on this machine; run this script on the board or PC with the NVIDIA GPU.")
+            raise RuntimeMissing(
+                "CUDA finds no GPU on this machine; run this script on the board or PC with the NVIDIA GPU."
+            )
         self.stream = self._new("cudaStreamCreate")
 
     @staticmethod
     def _open():
-        names = ["libcudart.so"] + ["libcudart.so.%d" % major for major in (13, 12)] + ["libcudart.so.11.0"]
-        names += sorted(glob.glob("/usr/local/cuda*/lib64/libcudart.so*"), reverse=True)
+        names = ["libcudart.so", "libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0"]
+        names += sorted(map(str, Path("/usr/local").glob("cuda*/lib64/libcudart.so*")), reverse=True)
         for name in names:
             try:
                 return ctypes.CDLL(name)
             except OSError:
                 continue
-        raise RuntimeMissing("libcudart, the CUDA runtime, is not here; it comes with the board's JetPack or the CUDA toolkit.")
+        raise RuntimeMissing(
+            "libcudart, the CUDA runtime, is not here; it comes with the board's JetPack or the CUDA toolkit."
+        )
 
     def _call(self, function, *arguments):
         code = getattr(self.library, function)(*arguments)
         if code:
-            raise RuntimeError("%s: %s" % (function, self.library.cudaGetErrorString(code).decode()))
+            raise RuntimeError(f"{function}: {self.library.cudaGetErrorString(code).decode()}")
 
     def _new(self, function):
         handle = ctypes.c_void_p()
@@ -117,7 +122,9 @@ class Cuda:
 
     def describe(self):
         """Name, compute capability and CUDA version of the GPU."""
-        properties = ctypes.create_string_buffer(16384)  # the name is the first field; the rest differs between versions
+        properties = ctypes.create_string_buffer(
+            16384
+        )  # the name is the first field; the rest differs between versions
         self._call("cudaGetDeviceProperties", properties, ctypes.c_int(0))
         version, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
         self._call("cudaRuntimeGetVersion", ctypes.byref(version))
@@ -125,8 +132,8 @@ class Cuda:
         self._call("cudaDeviceGetAttribute", ctypes.byref(minor), ctypes.c_int(self.CAPABILITY_MINOR), ctypes.c_int(0))
         return {
             "gpu": properties.value.decode("utf-8", "replace"),
-            "compute_capability": "%d.%d" % (major.value, minor.value),
-            "cuda_runtime": "%d.%d" % (version.value // 1000, version.value % 1000 // 10),
+            "compute_capability": f"{major.value}.{minor.value}",
+            "cuda_runtime": f"{version.value // 1000}.{version.value % 1000 // 10}",
         }
 
 
@@ -138,7 +145,7 @@ def find(name):
     for folder in (HERE, HERE.parent):
         if (folder / name).is_file():
             return folder / name
-    raise InputProblem("%s is missing: it belongs beside %s or one folder up. Copy the run directory whole." % (name, HERE))
+    raise InputProblem(f"{name} is missing: it belongs beside {HERE} or one folder up. Copy the run directory whole.")
 
 
 def read_vectors():
@@ -148,14 +155,14 @@ def read_vectors():
         count, classes = about["count"], about["classes"]
         image_values = count * about["image_shape"][0] * about["image_shape"][1] * about["image_shape"][2]
     except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise InputProblem("vectors.json does not hold (%s). Copy it again from the run directory." % error)
+        raise InputProblem(f"vectors.json does not hold ({error}). Copy it again from the run directory.") from error
     values = array.array("f")
     values.frombytes(find("vectors.bin").read_bytes())
     if sys.byteorder == "big":
         values.byteswap()
     expected = image_values + 2 * count * classes
     if len(values) != expected:
-        raise InputProblem("vectors.bin has %d numbers and needs %d. Copy it again." % (len(values), expected))
+        raise InputProblem(f"vectors.bin has {len(values)} numbers and needs {expected}. Copy it again.")
     fp32 = values[image_values : image_values + count * classes]
     return about, values[:image_values], fp32, values[image_values + count * classes :]
 
@@ -168,9 +175,9 @@ def load_tensorrt(name):
         return importlib.import_module(name)
     except (ImportError, OSError) as error:
         raise RuntimeMissing(
-            "Python cannot import %s (%s). On a Jetson it comes with JetPack: use the system's python3, or a virtual "
-            "environment made with --system-site-packages." % (name, error)
-        )
+            f"Python cannot import {name} ({error}). On a Jetson it comes with JetPack: use the system's python3, or a "
+            "virtual environment made with --system-site-packages."
+        ) from error
 
 
 def make_logger(trt):
@@ -184,7 +191,7 @@ def make_logger(trt):
         def log(self, severity, message):
             kind = str(severity).rpartition(".")[2]
             if kind in ("WARNING", "ERROR", "INTERNAL_ERROR"):
-                self.lines.append("%s: %s" % (kind, message))
+                self.lines.append(f"{kind}: {message}")
 
     return Logger()
 
@@ -198,20 +205,20 @@ def build(trt, logger, onnx_path, engine_path, batch):
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(onnx_path)):
         told = "; ".join(str(parser.get_error(index).desc()) for index in range(parser.num_errors))
-        raise InputProblem("TensorRT %s does not read %s: %s" % (trt.__version__, onnx_path.name, told or logger.lines))
+        raise InputProblem(f"TensorRT {trt.__version__} does not read {onnx_path.name}: {told or logger.lines}")
     config = builder.create_builder_config()
     image = network.get_input(0)
     shape = tuple(image.shape)
     if shape[0] == -1:
         profile = builder.create_optimization_profile()
-        profile.set_shape(image.name, *[(size,) + shape[1:] for size in batch])
+        profile.set_shape(image.name, *[(size, *shape[1:]) for size in batch])
         config.add_optimization_profile(profile)
     cache = load_timing_cache(config)
     start = time.perf_counter()
     engine = builder.build_serialized_network(network, config)
     seconds = time.perf_counter() - start
     if engine is None:
-        raise InputProblem("TensorRT %s built no engine from %s: %s" % (trt.__version__, onnx_path.name, logger.lines[-3:]))
+        raise InputProblem(f"TensorRT {trt.__version__} built no engine from {onnx_path.name}: {logger.lines[-3:]}")
     write(engine_path, memoryview(engine))
     if cache is not None:
         write(HERE / "timing.cache", memoryview(config.get_timing_cache().serialize()))
@@ -243,12 +250,12 @@ class Engine:
         self.cuda, self.batch = cuda, batch
         self.engine = runtime.deserialize_cuda_engine(path.read_bytes())
         if self.engine is None:
-            raise InputProblem("%s does not load on this GPU; delete it and run this script again." % path.name)
+            raise InputProblem(f"{path.name} does not load on this GPU; delete it and run this script again.")
         self.context = self.engine.create_execution_context()
         self.image_values = image_shape[0] * image_shape[1] * image_shape[2]
         self.classes = classes
         self.image_bytes, self.logit_bytes = 4 * batch * self.image_values, 4 * batch * classes
-        self.context.set_input_shape("image", (batch,) + tuple(image_shape))
+        self.context.set_input_shape("image", (batch, *image_shape))
         self.device_images, self.device_logits = cuda.allocate(self.image_bytes), cuda.allocate(self.logit_bytes)
         self.host_images, self.host_logits = cuda.allocate_host(self.image_bytes), cuda.allocate_host(self.logit_bytes)
         self.context.set_tensor_address("image", self.device_images)
@@ -260,7 +267,7 @@ class Engine:
         ctypes.memmove(self.host_images, images.buffer_info()[0], self.image_bytes)
 
     def run(self):
-        """Copy in, run, copy out. Returns (latency_ms, gpu_ms): host time for all three, and GPU time of the run alone."""
+        """Copy in, run, copy out. Returns (latency_ms, gpu_ms): host time of all three, GPU time of the run alone."""
         cuda = self.cuda
         start = time.perf_counter()
         cuda.copy(self.device_images, self.host_images, self.image_bytes, cuda.HOST_TO_DEVICE)
@@ -281,18 +288,26 @@ class Engine:
 # ---------------------------------------------------------------------------------------------------------- Comparison
 
 
+def window(images, start, length):
+    """`length` values from `start` on, beginning again where the images end."""
+    values = images[start : start + length]
+    while len(values) < length:
+        values.extend(images[: length - len(values)])
+    return values
+
+
 def answers(engine, images, count):
-    """Return the logits of `count` images, one at a time."""
+    """Return the logits of `count` images, one batch after the other."""
     result = array.array("f")
-    for index in range(count):
-        engine.load(images[index * engine.image_values : (index + 1) * engine.image_values])
+    for index in range(0, count, engine.batch):
+        engine.load(window(images, index * engine.image_values, engine.batch * engine.image_values))
         engine.run()
         result.extend(engine.logits())
-    return result
+    return result[: count * engine.classes]
 
 
 def ratio_db(reference, other):
-    """10 log10(sum reference^2 / sum (reference - other)^2); 200 where they are equal, null where `other` is not finite."""
+    """10 log10(sum reference^2 / sum (reference - other)^2); 200 where equal, None where `other` is not finite."""
     if not all(map(math.isfinite, other)):
         return None
     noise = sum((a - b) ** 2 for a, b in zip(reference, other))
@@ -328,14 +343,15 @@ def compare(about, measured, fp32, simulated):
 def time_pair(engines, seconds):
     """Time engines in turns of short blocks, at least `seconds` and LEAST_RUNS each, after a warm-up of 200 ms.
 
-    Returns {name: list of blocks}, each block a list of (latency_ms, gpu_ms). Clocks and temperature drift; turns share it.
+    Returns {name: list of blocks}, each block a list of (latency_ms, gpu_ms). Clocks and temperature drift; turns share
+    that drift.
     """
     for engine in engines.values():
         end = time.perf_counter() + WARM_UP_SECONDS
         while time.perf_counter() < end:
             engine.run()
-    blocks = dict((name, []) for name in engines)
-    spent = dict((name, 0.0) for name in engines)
+    blocks = {name: [] for name in engines}
+    spent = dict.fromkeys(engines, 0.0)
 
     def unfinished(name):
         return spent[name] < seconds or sum(map(len, blocks[name])) < LEAST_RUNS
@@ -362,7 +378,7 @@ def summary(samples, batch):
     """trtexec's figures for one list of times, milliseconds."""
     ordered = sorted(samples)
     mean = sum(ordered) / len(ordered)
-    deviation = math.sqrt(sum((value - mean) ** 2 for value in ordered) / max(1, len(ordered) - 1))
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in ordered) / len(ordered))
     return {
         "median_ms": quantile(ordered, 0.5),
         "mean_ms": mean,
@@ -391,13 +407,18 @@ def speedup(fp16_blocks, int8_blocks):
 
 
 def judge(gates, check, gain):
-    """Return the gates with what was measured. The speed gate fails only where the whole interval lies below its limit."""
+    """Return the gates with what was measured; the speed gate fails only where its whole interval lies below."""
     judged = []
     if gates.get("min_fidelity_db") is not None:
         fidelity = check["fidelity_db"]
         limit = gates["min_fidelity_db"]
         judged.append(
-            {"name": "min_fidelity_db", "limit": limit, "measured": fidelity, "passed": fidelity is not None and fidelity >= limit}
+            {
+                "name": "min_fidelity_db",
+                "limit": limit,
+                "measured": fidelity,
+                "passed": fidelity is not None and fidelity >= limit,
+            }
         )
     if gates.get("min_speedup") is not None:
         limit = gates["min_speedup"]
@@ -416,7 +437,9 @@ def board():
         except (OSError, IndexError):
             about[key] = None
     try:
-        told = subprocess.run(["nvpmodel", "-q"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=10, check=False)
+        told = subprocess.run(
+            ["nvpmodel", "-q"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=10, check=False
+        )
         about["power_mode"] = " ".join(told.stdout.decode(errors="replace").split()) or None
     except (OSError, subprocess.SubprocessError):
         about["power_mode"] = None
@@ -428,7 +451,7 @@ def board():
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch", type=int, default=1, help="batch to time (default 1)")
+    parser.add_argument("--batch", type=int, default=None, help="batch to time (default: the smallest)")
     parser.add_argument("--seconds", type=float, default=3.0, help="time for each engine (default 3, as trtexec)")
     parser.add_argument("--build-only", action="store_true", help="build the engines, run nothing")
     parser.add_argument("--module", default="tensorrt", help="Python package to use (default tensorrt)")
@@ -436,27 +459,37 @@ def main(arguments=None):
     try:
         return build_and_check(options)
     except InputProblem as problem:
-        print("Error: %s" % problem, file=sys.stderr)
+        print(f"Error: {problem}", file=sys.stderr)
         return 1
     except RuntimeMissing as problem:
-        print("Error: %s" % problem, file=sys.stderr)
+        print(f"Error: {problem}", file=sys.stderr)
         return 4
 
 
 def build_and_check(options):
     about, images, fp32, simulated = read_vectors()
     low, typical, high = about["batch"]
-    if not low <= options.batch <= high:
-        raise InputProblem("--batch %d is outside the engine's batches, %d to %d." % (options.batch, low, high))
+    batch = low if options.batch is None else options.batch
+    if not low <= batch <= high:
+        raise InputProblem(f"--batch {batch} is outside the engine's batches, {low} to {high}.")
     trt = load_tensorrt(options.module)
     cuda = None if options.build_only else Cuda()
     logger = make_logger(trt)
-    result = {"format": 1, "model": about["model"], "tensorrt": trt.__version__, "module": options.module, "device": board()}
-    print("Building with %s %s; this takes minutes the first time." % (options.module, trt.__version__), flush=True)
-    result["engines"] = dict(
-        (name, build(trt, logger, find(onnx), HERE / engine, (low, typical, high)))
-        for name, onnx, engine in (("int8", "model.onnx", "model.engine"), ("fp16", "model_fp16.onnx", "model_fp16.engine"))
-    )
+    result = {
+        "format": 1,
+        "model": about["model"],
+        "tensorrt": trt.__version__,
+        "module": options.module,
+        "device": board(),
+    }
+    print(f"Building with {options.module} {trt.__version__}; this takes minutes the first time.", flush=True)
+    result["engines"] = {
+        name: build(trt, logger, find(onnx), HERE / engine, (low, typical, high))
+        for name, onnx, engine in (
+            ("int8", "model.onnx", "model.engine"),
+            ("fp16", "model_fp16.onnx", "model_fp16.engine"),
+        )
+    }
     result["messages"] = logger.lines
     if cuda is None:
         return finish(result, [])
@@ -465,41 +498,48 @@ def build_and_check(options):
     runtime = trt.Runtime(logger)
     shape, classes = about["image_shape"], about["classes"]
 
-    def engine(name, batch):
-        return Engine(trt, runtime, cuda, HERE / result["engines"][name]["file"], shape, classes, batch)
+    def engine(name, size):
+        return Engine(trt, runtime, cuda, HERE / result["engines"][name]["file"], shape, classes, size)
 
-    result["check"] = compare(about, answers(engine("int8", low), repeat(images, low, about), about["count"]), fp32, simulated)
-    timed = dict((name, engine(name, options.batch)) for name in ("fp16", "int8"))
+    result["check"] = compare(about, answers(engine("int8", low), images, about["count"]), fp32, simulated)
+    timed = {name: engine(name, batch) for name in ("fp16", "int8")}
     for one in timed.values():
-        one.load(cycle(images, options.batch * one.image_values))
+        one.load(window(images, 0, batch * one.image_values))
     blocks = time_pair(timed, options.seconds)
-    result["latency"] = {"batch": options.batch, "warm_up_ms": 1000 * WARM_UP_SECONDS, "transfers": "included", "cuda_graph": False}
+    result["latency"] = {
+        "batch": batch,
+        "warm_up_ms": 1000 * WARM_UP_SECONDS,
+        "transfers": "included",
+        "cuda_graph": False,
+    }
     for name in timed:
         runs = [run for block in blocks[name] for run in block]
-        result["latency"][name] = summary([run[0] for run in runs], options.batch)
-        result["latency"][name]["gpu"] = summary([run[1] for run in runs], options.batch)
+        result["latency"][name] = summary([run[0] for run in runs], batch)
+        result["latency"][name]["gpu"] = summary([run[1] for run in runs], batch)
     result["speedup"] = speedup(blocks["fp16"], blocks["int8"])
     return finish(result, judge(about.get("gates", {}), result["check"], result["speedup"]))
 
 
 def finish(result, gates):
-    """Write device.json, print the short of it and return the exit code."""
+    """Write device.json, print the short of it and return the exit code. passed is None where nothing was judged."""
     result["gates"] = gates
-    result["passed"] = all(gate["passed"] for gate in gates)
+    result["passed"] = all(gate["passed"] for gate in gates) if gates else None
     write(HERE / "device.json", json.dumps(result, indent=2).encode("utf-8"))
     for name, engine in result["engines"].items():
-        print("%s engine: %.1f MiB, built in %.0f s" % (name, engine["size_bytes"] / 2.0**20, engine["build_seconds"]))
+        print(f"{name} engine: {engine['size_bytes'] / 2**20:.1f} MiB, built in {engine['build_seconds']:.0f} s")
     if "check" in result:
-        check, gain = result["check"], result["speedup"]
-        print("agreement with FP32 %.1f %% of %d images, fidelity %s dB" % (check["agreement"], check["images"], check["fidelity_db"]))
+        check, gain, latency = result["check"], result["speedup"], result["latency"]
+        fidelity = "not finite" if check["fidelity_db"] is None else f"{check['fidelity_db']:.1f} dB"
+        print(f"agreement with FP32 {check['agreement']:.1f} % of {check['images']} images, fidelity {fidelity}")
         print(
-            "median %.3f ms INT8, %.3f ms FP16: %.2fx (95 %% %.2f to %.2f)"
-            % (result["latency"]["int8"]["median_ms"], result["latency"]["fp16"]["median_ms"], gain["value"], gain["low"], gain["high"])
+            f"median {latency['int8']['median_ms']:.3f} ms INT8, {latency['fp16']['median_ms']:.3f} ms FP16: "
+            f"{gain['value']:.2f}x (95 % {gain['low']:.2f} to {gain['high']:.2f})"
         )
     for gate in gates:
-        print("%s %s: measured %s, limit %s" % ("met" if gate["passed"] else "MISSED", gate["name"], gate["measured"], gate["limit"]))
-    print("Wrote %s" % (HERE / "device.json"))
-    return 0 if result["passed"] else 3
+        word = "met" if gate["passed"] else "MISSED"
+        print(f"{word} {gate['name']}: measured {gate['measured']}, limit {gate['limit']}")
+    print(f"Wrote {HERE / 'device.json'}")
+    return 3 if result["passed"] is False else 0
 
 
 if __name__ == "__main__":

@@ -1,0 +1,56 @@
+# One environment in .venv serves every goal; it is made on first use and again when the versions change.
+#   make export TARGET=jetson [MODEL=weights.pth] [CALIB=set or folder] [EVAL=set or folder]
+#   make setup PYTHON=python3.12
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+
+# Without MODEL the network that ships in the package is exported: handwritten digits, with their own images.
+ifndef MODEL
+MODEL := digits
+CALIB ?= digits
+EVAL ?= digits_test
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help setup export target-named test test-fast check bench clean
+
+help:  ## List the goals
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+
+setup: $(INSTALLED)  ## Make .venv and install the pinned versions
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "edgeconvnext needs Python 3.11 or later, and '$(PYTHON)' is not that." \
+			"Name another one, for example: make setup PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,dev]'
+	@touch $(INSTALLED)
+
+export: target-named $(INSTALLED)  ## Quantise and export: TARGET=onnx, jetson, rtx, gpu or coreml, with MODEL=, CALIB=, EVAL= (none: digits)
+	$(BIN)/edgeconvnext export --target "$(TARGET)" --model "$(MODEL)" \
+		$(if $(CALIB),--calib "$(CALIB)") $(if $(EVAL),--eval "$(EVAL)")
+
+target-named:
+	@test -n "$(TARGET)" || { echo "Name a target: make export TARGET=jetson (or onnx, rtx, gpu, coreml)" >&2; exit 2; }
+
+test: $(INSTALLED)  ## Run all tests that this machine can run
+	$(BIN)/python -m pytest
+
+test-fast: $(INSTALLED)  ## Run the tests that take less than ten seconds each
+	$(BIN)/python -m pytest -m "not slow"
+
+check: $(INSTALLED)  ## Run ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(INSTALLED)  ## Measure time and memory of every stage, into benchmarks/results
+	$(BIN)/python -m benchmarks.pipeline
+
+clean:  ## Remove .venv, build output and caches; runs/ stays
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find edgeconvnext tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,132 @@
+"""The commands as functions: what a script or notebook calls. `edgeconvnext` re-exports them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from edgeconvnext import pipeline
+from edgeconvnext.data.loader import batches
+from edgeconvnext.data.sets import resolve_image_set
+from edgeconvnext.job import DEFAULT_IMAGES, Request
+from edgeconvnext.model.checkpoint import save_checkpoint
+from edgeconvnext.model.load import load_model
+from edgeconvnext.model.loaded import LoadedModel
+from edgeconvnext.pipeline import Outcome
+from edgeconvnext.quantize.planning import Calibrator, Effort
+from edgeconvnext.rewrite.exact import FoldResult, fold_exact
+from edgeconvnext.rewrite.prune import PruneResult, prune_hidden
+
+PROOF_IMAGES = 16
+
+
+def quantize(
+    model: str | Path | None = None,
+    *,
+    calib: str | Path | None = None,
+    eval: str | Path | None = None,
+    target: str = "onnx",
+    num_images: int = DEFAULT_IMAGES,
+    calibrator: Calibrator = "auto",
+    effort: Effort = "default",
+    resolution: int | None = None,
+    output: str | Path | None = None,
+) -> Outcome:
+    """Fold, calibrate and quantise a model, and measure the simulated INT8 graph; writes a run directory.
+
+    model: a weights file, folder, hub name or preset. calib, eval: a set's name or a folder of images. See `Request`.
+    """
+    return pipeline.quantize(
+        Request(
+            model=_text(model),
+            target=target,
+            calibration=_text(calib),
+            evaluation=_text(eval),
+            num_images=num_images,
+            calibrator=calibrator,
+            effort=effort,
+            resolution=resolution,
+            output=None if output is None else Path(output),
+        )
+    )
+
+
+def export(
+    model: str | Path | None = None,
+    *,
+    target: str,
+    calib: str | Path | None = None,
+    eval: str | Path | None = None,
+    from_run: str | Path | None = None,
+    num_images: int = DEFAULT_IMAGES,
+    calibrator: Calibrator = "auto",
+    effort: Effort = "default",
+    resolution: int | None = None,
+    latency: bool = True,
+    output: str | Path | None = None,
+) -> Outcome:
+    """Quantise a model and write, run and measure the artifact of `target`; writes a run directory.
+
+    from_run: a finished run whose model, images and statistics are used again.
+    """
+    return pipeline.export(
+        Request(
+            model=_text(model),
+            target=target,
+            calibration=_text(calib),
+            evaluation=_text(eval),
+            num_images=num_images,
+            calibrator=calibrator,
+            effort=effort,
+            resolution=resolution,
+            measure_latency=latency,
+            output=None if output is None else Path(output),
+            reuse_from=None if from_run is None else Path(from_run),
+        )
+    )
+
+
+def validate(run: str | Path, *, data: str | Path | None = None, latency: bool = True) -> Outcome:
+    """Measure the artifact of a finished run again, on the images of `data` where given, and renew its report."""
+    return pipeline.validate(Path(run), _text(data), measure_latency=latency)
+
+
+def fold(model: str | Path | LoadedModel, *, calib: str | Path, output: str | Path | None = None) -> FoldResult:
+    """Fold layer scale and LayerNorm affines exactly, proven on real images; save the result where `output` is given.
+
+    output: a .safetensors file; preprocessing and labels go into a JSON of the same stem.
+    """
+    loaded = model if isinstance(model, LoadedModel) else load_model(model)
+    images = resolve_image_set(calib).take(PROOF_IMAGES)
+    result = fold_exact(loaded.module, (batch.images for batch in batches(images, loaded.preprocess)))
+    if output is not None:
+        save_checkpoint(replace(loaded, module=result.module, config=result.module.config), Path(output))
+    return result
+
+
+def prune(
+    model: str | Path | LoadedModel,
+    *,
+    macs: float,
+    calib: str | Path,
+    num_images: int = DEFAULT_IMAGES,
+    multiple: int = 8,
+    output: str | Path | None = None,
+) -> PruneResult:
+    """Remove hidden channels of the blocks until `macs` (0..1) of the multiply-adds are left, and re-fit what follows them.
+
+    multiple: widths that change are rounded to it. output: a .safetensors file, loadable like any checkpoint.
+    """
+    loaded = model if isinstance(model, LoadedModel) else load_model(model)
+    images = resolve_image_set(calib).take(num_images)
+    stream = batches(images, loaded.preprocess, description="Gathering channel statistics")
+    result = prune_hidden(
+        loaded.module, (batch.images for batch in stream), macs, loaded.preprocess.input_size, multiple
+    )
+    if output is not None:
+        save_checkpoint(replace(loaded, module=result.module, config=result.module.config), Path(output))
+    return result
+
+
+def _text(value: str | Path | None) -> str | None:
+    return None if value is None else str(value)

@@ -1,0 +1,101 @@
+"""Time one artifact in its runtime, interleaved with its float baseline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from edgeconvnext.errors import ExportError, RuntimeMissingError
+from edgeconvnext.export.artifact import FLOAT_ONNX
+from edgeconvnext.report.schema import Interval, Latency, LatencyComparison, Record
+
+_ELSEWHERE = {
+    ".mlpackage": "Core ML runs on macOS and iOS only",
+    ".engine": "an engine runs on the NVIDIA GPU it was built for; use device/build_and_check.py there",
+}
+
+
+class BenchResult(Record):
+    """Times of an artifact and of its float baseline, and how many times faster the artifact is."""
+
+    artifact: str
+    baseline: str | None
+    latency: LatencyComparison
+    speedup: Interval | None
+
+
+def bench_artifact(
+    path: Path, against: Path | None = None, *, batch: int = 1, threads: int = 1, seconds: float = 3.0
+) -> BenchResult:
+    """Time an ONNX file, or the artifact of a run directory, in onnxruntime.
+
+    against: float ONNX to interleave with; None takes the baseline that an export wrote beside the artifact, if any.
+    Raises RuntimeMissingError for artifacts whose runtime is not on this machine.
+    """
+    from edgeconvnext.progress import progress_bar
+    from edgeconvnext.validate.latency import onnx_latency
+    from edgeconvnext.validate.runners import onnx_session
+
+    artifact = _artifact_of(path)
+    if artifact.suffix in _ELSEWHERE:
+        raise RuntimeMissingError(f"{artifact} cannot be timed on this machine: {_ELSEWHERE[artifact.suffix]}.")
+    baseline = against or artifact.parent / FLOAT_ONNX
+    if against is None and not baseline.is_file():
+        baseline = None  # type: ignore[assignment]
+    shape = onnx_session(artifact).get_inputs()[0].shape
+    if len(shape) != 4 or not all(isinstance(side, int) for side in shape[1:]):
+        raise ExportError(f"{artifact} takes input of shape {shape}; only images of a fixed size can be timed.")
+    with progress_bar("Timing", None):
+        result = onnx_latency(
+            baseline, artifact, batch=batch, threads=threads, input_size=(shape[2], shape[3]), seconds=seconds,
+            in_channels=shape[1],
+        )
+    return BenchResult(
+        artifact=artifact.name,
+        baseline=None if baseline is None else baseline.name,
+        latency=result.comparison,
+        speedup=result.speedup,
+    )
+
+
+def render_bench(result: BenchResult) -> RenderableType:
+    """Lay the times out as a table of 80 columns."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("ms")
+    for column in ("median", "mean", "min", "p90", "p99", "images/s", "cv", "runs"):
+        table.add_column(column, justify="right")
+    rows: list[tuple[str | None, Latency | None]] = [
+        (result.baseline, result.latency.fp32),
+        (result.artifact, result.latency.artifact),
+    ]
+    for name, times in rows:
+        if name is not None and times is not None:
+            figures = (times.median_ms, times.mean_ms, times.min_ms, times.p90_ms, times.p99_ms)
+            table.add_row(
+                name, *(f"{figure:.3f}" for figure in figures), f"{times.throughput:.1f}", f"{times.cv:.2f}", str(times.runs)
+            )
+    settings = result.latency
+    where = f"{settings.runtime} on {settings.device}, batch {settings.batch}, threads {settings.threads}"
+    parts: list[RenderableType] = [table, Text(where, "dim")]
+    if result.speedup is not None:
+        speedup = result.speedup
+        parts.append(Text(f"speed-up of medians {speedup.value:.2f}x ({speedup.low:.2f} to {speedup.high:.2f})", "bold"))
+    return Group(*parts)
+
+
+def _artifact_of(path: Path) -> Path:
+    """Return the artifact of a run directory, or the path itself."""
+    if path.is_dir() and path.suffix != ".mlpackage":
+        from edgeconvnext.manifest import load_run
+
+        run = load_run(path)
+        for name in ("model.engine", "model.mlpackage", "model.onnx"):
+            if any(file == name or file.startswith(f"{name}/") for file in run.files):
+                return path / name
+        raise ExportError(f"{path} holds no artifact; it is a run of edgeconvnext quantize. Export one with --from {path}.")
+    if not path.exists():
+        raise ExportError(f"There is no artifact {path}.")
+    return path

@@ -1,0 +1,350 @@
+"""The command line: one typed function per command; what a command needs is imported inside it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
+
+import typer
+
+from edgeconvnext.errors import EdgeConvNextError
+
+if TYPE_CHECKING:
+    from edgeconvnext.job import Request
+    from edgeconvnext.pipeline import Outcome
+
+app = typer.Typer(
+    help="From a trained ConvNeXt to measured INT8 artifacts for TensorRT, Core ML and ONNX Runtime.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+data_app = typer.Typer(help="Image sets: list them, fetch the public ones.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data_app, name="data")
+
+CalibratorName = Literal["auto", "minmax", "percentile", "entropy", "mse"]
+EffortName = Literal["quick", "default", "best"]
+
+ModelArgument = Annotated[str, typer.Argument(help="Weights file, folder, hub name, preset, or 'digits'.")]
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", help="Weights file, folder, hub name or preset. Default: $EDGECONVNEXT_MODEL, else convnext_tiny."),
+]
+CalibOption = Annotated[str | None, typer.Option("--calib", help="Calibration images: a set's name or a folder.")]
+EvalOption = Annotated[str | None, typer.Option("--eval", help="Labelled evaluation images: a set's name or a folder.")]
+TargetOption = Annotated[str, typer.Option("--target", help="Target by name, or a TOML file (see: edgeconvnext targets).")]
+ImagesOption = Annotated[int, typer.Option("--num-images", help="Calibration images in all; a third is held out.")]
+CalibratorOption = Annotated[
+    CalibratorName, typer.Option("--calibrator", help="Range estimator; auto picks the best one per tensor.")
+]
+EffortOption = Annotated[EffortName, typer.Option("--effort", help="How long to look for good ranges.")]
+ResolutionOption = Annotated[
+    int | None, typer.Option("--resolution", help="Input side in pixels. Default: the checkpoint's own.")
+]
+CropOption = Annotated[float | None, typer.Option("--crop-pct", help="Crop share of evaluation. Default: the checkpoint's.")]
+MeanOption = Annotated[str | None, typer.Option("--mean", help="Input means in 0..1, as in 0.485,0.456,0.406.")]
+StdOption = Annotated[str | None, typer.Option("--std", help="Input standard deviations, as in 0.229,0.224,0.225.")]
+OutputOption = Annotated[Path | None, typer.Option("--output", help="Run directory. Default: runs/<model>-<target>-<key>.")]
+LatencyOption = Annotated[bool, typer.Option("--latency/--no-latency", help="Measure latency.")]
+ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="Threads of the runtime while timing.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+
+
+@app.command()
+def quantize(
+    model: ModelOption = None,
+    calib: CalibOption = None,
+    eval_set: EvalOption = None,
+    target: TargetOption = "onnx",
+    num_images: ImagesOption = 256,
+    calibrator: CalibratorOption = "auto",
+    effort: EffortOption = "default",
+    resolution: ResolutionOption = None,
+    crop_pct: CropOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
+    output: OutputOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Quantise to INT8 with real images and measure the simulated graph against FP32."""
+    from edgeconvnext import pipeline
+
+    request = _request(
+        model, calib, eval_set, target, num_images, calibrator, effort, resolution, crop_pct, mean, std, output
+    )
+    _finish(pipeline.quantize(request), json)
+
+
+@app.command()
+def export(
+    target: Annotated[str, typer.Option("--target", help="Target by name, or a TOML file (see: edgeconvnext targets).")],
+    model: ModelOption = None,
+    calib: CalibOption = None,
+    eval_set: EvalOption = None,
+    from_run: Annotated[
+        Path | None, typer.Option("--from", help="A finished run: its model, images and statistics are used again.")
+    ] = None,
+    num_images: ImagesOption = 256,
+    calibrator: CalibratorOption = "auto",
+    effort: EffortOption = "default",
+    resolution: ResolutionOption = None,
+    crop_pct: CropOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
+    latency: LatencyOption = True,
+    threads: ThreadsOption = 1,
+    output: OutputOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Quantise, write the artifact of a target, run it where its runtime is here, and report."""
+    from dataclasses import replace
+
+    from edgeconvnext import pipeline
+
+    if from_run is not None and model is not None:
+        raise typer.BadParameter("--from names a run and its model; leave out --model.")
+    request = _request(
+        model, calib, eval_set, target, num_images, calibrator, effort, resolution, crop_pct, mean, std, output
+    )
+    _finish(
+        pipeline.export(replace(request, reuse_from=from_run, measure_latency=latency, threads=threads)), json
+    )
+
+
+@app.command()
+def validate(
+    run: Annotated[Path, typer.Argument(help="Run directory that quantize or export wrote.")],
+    data: Annotated[str | None, typer.Option("--data", help="Evaluation images: a set's name or a folder.")] = None,
+    latency: LatencyOption = True,
+    threads: ThreadsOption = 1,
+    json: JsonOption = False,
+) -> None:
+    """Measure the artifact of a finished run again and renew its report."""
+    from edgeconvnext import pipeline
+
+    _finish(pipeline.validate(run, data, measure_latency=latency, threads=threads), json)
+
+
+@app.command()
+def bench(
+    artifact: Annotated[Path, typer.Argument(help="An ONNX artifact, or a run directory.")],
+    against: Annotated[
+        Path | None, typer.Option("--against", help="A float ONNX to compare with. Default: the baseline of the run.")
+    ] = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Images at once.")] = 1,
+    threads: ThreadsOption = 1,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Measured time of each model.")] = 3.0,
+    json: JsonOption = False,
+) -> None:
+    """Time an artifact in its runtime, interleaved with its float baseline."""
+    from edgeconvnext.bench import bench_artifact, render_bench
+
+    result = bench_artifact(artifact, against, batch=batch, threads=threads, seconds=seconds)
+    if json:
+        sys.stdout.write(result.model_dump_json(indent=2) + "\n")
+    else:
+        _print(render_bench(result))
+
+
+@app.command()
+def inspect(
+    model: ModelArgument,
+    resolution: ResolutionOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show architecture, layout, parameters, MACs, input, labels, and which LayerNorms fold."""
+    from dataclasses import asdict
+    from json import dumps
+
+    from edgeconvnext.model.describe import describe, render
+    from edgeconvnext.model.load import load_model
+
+    description = describe(load_model(model, resolution=resolution))
+    if json:
+        sys.stdout.write(dumps(asdict(description), indent=2) + "\n")
+    else:
+        _print(render(description))
+
+
+@app.command()
+def fold(
+    model: ModelArgument,
+    output: Annotated[Path, typer.Option("--output", help="Weights file to write, .safetensors.")],
+    calib: Annotated[str, typer.Option("--calib", help="Images the fold is proven on: a set's name or a folder.")],
+) -> None:
+    """Fold layer scale and LayerNorm affines exactly and save the network."""
+    from edgeconvnext.api import fold as run
+
+    result = run(model, calib=calib, output=output)
+    for rewrite, error in result.errors.items():
+        typer.echo(f"{rewrite}: largest relative error of the logits {error:.1e}")
+    typer.echo(f"written: {output}")
+
+
+@app.command()
+def prune(
+    model: ModelArgument,
+    macs: Annotated[float, typer.Option("--macs", help="Share of the multiply-adds to keep, as in 0.7.")],
+    calib: Annotated[str, typer.Option("--calib", help="Calibration images: a set's name or a folder.")],
+    output: Annotated[Path, typer.Option("--output", help="Weights file to write, .safetensors.")],
+    num_images: Annotated[int, typer.Option("--num-images", help="Calibration images.")] = 256,
+    multiple: Annotated[int, typer.Option("--multiple", min=1, help="Hidden widths become multiples of it.")] = 8,
+) -> None:
+    """Remove hidden channels that matter least, re-fit the layers behind them, and save the network."""
+    from edgeconvnext.api import prune as run
+
+    result = run(model, macs=macs, calib=calib, num_images=num_images, multiple=multiple, output=output)
+    share = result.macs_after / result.macs_before
+    typer.echo(f"MACs: {result.macs_before / 1e6:.1f} M -> {result.macs_after / 1e6:.1f} M ({100 * share:.1f} %)")
+    for block, error in result.errors.items():
+        typer.echo(f"{block}: relative error of the block's branch {error:.3f}")
+    typer.echo(f"written: {output}")
+
+
+@app.command()
+def targets(json: JsonOption = False) -> None:
+    """List the targets."""
+    from json import dumps
+
+    from rich.table import Table
+
+    from edgeconvnext.targets import load_target, target_files
+
+    known = [load_target(name) for name in target_files()]
+    if json:
+        sys.stdout.write(dumps([target.model_dump() for target in known], indent=2) + "\n")
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("target", "runtime", "quantised", "rest", "description"):
+        table.add_column(column)
+    for target in known:
+        quantised = f"{len(target.quantize.operators)} of 6 operators, {target.quantize.activations.scheme}"
+        runtime = f"{target.runtime.name} >= {target.runtime.minimum}"
+        table.add_row(target.name, runtime, quantised, target.float_type, target.description)
+    _print(table)
+
+
+@app.command()
+def doctor(json: JsonOption = False) -> None:
+    """Say which runtimes, devices and image sets are here."""
+    from dataclasses import asdict
+    from json import dumps
+
+    from edgeconvnext.doctor import diagnose, render
+
+    checks = diagnose()
+    if json:
+        sys.stdout.write(dumps([asdict(check) for check in checks], indent=2) + "\n")
+    else:
+        _print(render(checks))
+
+
+@data_app.command("list")
+def data_list() -> None:
+    """List the known image sets and whether they are here."""
+    from edgeconvnext.doctor import diagnose, render
+
+    _print(render([check for check in diagnose() if check.kind == "data"]))
+
+
+@data_app.command("get")
+def data_get(
+    name: Annotated[str, typer.Argument(help="The set to fetch, as in imagenette.")],
+    destination: Annotated[Path | None, typer.Option("--destination", help="Folder to unpack into.")] = None,
+) -> None:
+    """Fetch a public image set: checked, resumable, unpacked safely."""
+    from edgeconvnext.data.fetch import fetch
+
+    typer.echo(f"ready: {fetch(name, destination)}")
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False,
+) -> None:
+    if version:
+        import edgeconvnext
+
+        typer.echo(f"edgeconvnext {edgeconvnext.__version__}")
+        raise typer.Exit
+
+
+def _request(
+    model: str | None,
+    calib: str | None,
+    eval_set: str | None,
+    target: str,
+    num_images: int,
+    calibrator: CalibratorName,
+    effort: EffortName,
+    resolution: int | None,
+    crop_pct: float | None,
+    mean: str | None,
+    std: str | None,
+    output: Path | None,
+) -> Request:
+    from edgeconvnext.job import Request
+
+    return Request(
+        model=model,
+        target=target,
+        calibration=calib,
+        evaluation=eval_set,
+        num_images=num_images,
+        calibrator=calibrator,
+        effort=effort,
+        resolution=resolution,
+        crop_pct=crop_pct,
+        mean=_numbers("--mean", mean),
+        std=_numbers("--std", std),
+        output=output,
+    )
+
+
+def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"{option} takes numbers separated by commas, as in 0.485,0.456,0.406; it is {text!r}.") from None
+
+
+def _finish(outcome: Outcome, json: bool) -> NoReturn:
+    """Print the summary, or the report as JSON, and end with the run's exit code."""
+    from edgeconvnext.report.terminal import render_summary
+    from edgeconvnext.report.write import report_json
+
+    if json:
+        sys.stdout.write(report_json(outcome.report))
+    else:
+        _print(render_summary(outcome.report))
+        typer.echo(f"\nreport: {outcome.path / 'report.html'}")
+    raise typer.Exit(outcome.exit_code)
+
+
+def _print(renderable: object) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.print(renderable)
+
+
+def main() -> None:
+    """Run the command line; user errors end with one paragraph on standard error and their exit code."""
+    try:
+        app()
+    except EdgeConvNextError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; run the same command again to go on where it stopped\n")
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(141)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""Write the artifact of a target, with what proves it here: parsers, checkers, and runtimes that can stand in for the target's."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch.export import ExportedProgram
+
+from edgeconvnext.errors import RuntimeMissingError
+from edgeconvnext.export.metadata import ArtifactMetadata
+from edgeconvnext.report.schema import ExportCheck
+from edgeconvnext.targets import Target
+
+ARTIFACTS = {
+    "onnx": "model.onnx",
+    "tensorrt-onnx": "model.onnx",
+    "tensorrt-rtx": "model.engine",
+    "tensorrt": "model.engine",
+    "coreml": "model.mlpackage",
+}
+FLOAT_ONNX = "baseline/model_fp32.onnx"
+FLOAT16_ONNX = "device/model_fp16.onnx"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """checks: proofs that ran. missing: proofs that did not, with the reason."""
+
+    checks: list[ExportCheck]
+    missing: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Programs:
+    """quantized, floating: float32 graphs with and without Q/DQ, both for the target's input.
+
+    images: a few real images as that input, (N, C, H, W). simulated: the quantised graph's logits for them, in the target's float
+    type, (N, num_classes).
+    """
+
+    quantized: ExportedProgram
+    floating: ExportedProgram
+    images: np.ndarray
+    simulated: np.ndarray
+
+
+def require_target(target: Target) -> None:
+    """Raise RuntimeMissingError before any work where the exporter of `target` cannot run on this machine."""
+    if target.exporter == "tensorrt":
+        from edgeconvnext.export.tensorrt import require_gpu
+
+        require_gpu()
+    elif target.exporter == "tensorrt-rtx":
+        from edgeconvnext.export.tensorrt import require_runtime
+
+        require_runtime("tensorrt_rtx")
+    elif target.exporter == "coreml":
+        from edgeconvnext.export.coreml_runtime import import_coremltools
+
+        import_coremltools()
+
+
+def write_artifact(target: Target, programs: Programs, folder: Path, metadata: ArtifactMetadata) -> Exported:
+    """Write `ARTIFACTS[target.exporter]` and its float baseline into `folder`."""
+    if target.exporter == "onnx":
+        return _write_onnx(target, programs, folder, metadata)
+    if target.exporter == "coreml":
+        return _write_coreml(target, programs, folder, metadata)
+    return _write_tensorrt(target, programs, folder, metadata)
+
+
+def _write_onnx(target: Target, programs: Programs, folder: Path, metadata: ArtifactMetadata) -> Exported:
+    from edgeconvnext.export.onnx import export_onnx
+    from edgeconvnext.validate.fidelity import saturation
+
+    assert target.opset is not None
+    model, baseline = folder / ARTIFACTS["onnx"], folder / FLOAT_ONNX
+    baseline.parent.mkdir()
+    export_onnx(programs.quantized, model, opset=target.opset, metadata=metadata)
+    export_onnx(programs.floating, baseline, opset=target.opset, metadata=metadata)
+    layers = saturation(model, programs.images)
+    pairs, saturating = sum(layer.pairs for layer in layers), sum(layer.saturating for layer in layers)
+    worst = max(layers, key=lambda layer: layer.relative_error, default=None)
+    result = f"{saturating} of {pairs} int16 sums of two products saturate on x86 without VNNI"
+    if saturating and worst is not None:
+        result += f"; worst layer {worst.layer}, {100 * worst.relative_error:.1f} % error. Use range_bits = 7 for its weights"
+    return Exported([_stands_in(model, programs), ExportCheck(name="x86 saturation", passed=not saturating, result=result)], {})
+
+
+def _write_tensorrt(target: Target, programs: Programs, folder: Path, metadata: ArtifactMetadata) -> Exported:
+    from edgeconvnext.export.tensorrt import build_gpu_engine, build_rtx_engine
+    from edgeconvnext.export.typed_onnx import export_typed_onnx
+    from edgeconvnext.quantize.float16 import to_float16
+
+    assert target.opset is not None
+    model, baseline = folder / "model.onnx", folder / FLOAT16_ONNX
+    baseline.parent.mkdir()
+    export_typed_onnx(to_float16(programs.quantized), model, opset=target.opset, metadata=metadata)
+    export_typed_onnx(to_float16(programs.floating), baseline, opset=target.opset, metadata=metadata)
+    checks, missing = [_stands_in(model, programs)], {}
+    batch = target.input.batch
+    if target.exporter == "tensorrt":
+        build_gpu_engine(model, folder / ARTIFACTS["tensorrt"], batch=batch)
+    elif target.exporter == "tensorrt-rtx":
+        checks.append(_engine_check(build_rtx_engine(model, folder / ARTIFACTS["tensorrt-rtx"], batch=batch)))
+    else:
+        with tempfile.TemporaryDirectory() as scratch:
+            try:
+                checks.append(_engine_check(build_rtx_engine(model, Path(scratch) / "model.engine", batch=batch)))
+            except RuntimeMissingError as error:
+                missing["checks.TensorRT-RTX"] = str(error)
+    return Exported(checks, missing)
+
+
+def _write_coreml(target: Target, programs: Programs, folder: Path, metadata: ArtifactMetadata) -> Exported:
+    from edgeconvnext.export.coreml import export_coreml
+    from edgeconvnext.export.coreml_package import check_weights, inspect_mlpackage
+
+    assert target.minimum_os is not None
+    package = folder / ARTIFACTS["coreml"]
+    export_coreml(programs.quantized, package, metadata=metadata, minimum_os=target.minimum_os)
+    info, weights = inspect_mlpackage(package), check_weights(programs.quantized, package)
+    kinds = ", ".join(f"{entry.count} {entry.operator}" for entry in info.operators)
+    types = ", ".join(f"{count} {kind}" for kind, count in info.weight_types.items())
+    return Exported(
+        [
+            ExportCheck(name="package loads", passed=True, result=f"operators: {kinds}; weights: {types}"),
+            ExportCheck(
+                name="weights equal the simulation's",
+                passed=True,
+                result=f"{weights.int8_layers} int8 layers identical; scales within {weights.largest_scale_error:.1e}, "
+                f"float weights within {weights.largest_float_error:.1e}",
+            ),
+        ],
+        {},
+    )
+
+
+def _stands_in(model: Path, programs: Programs) -> ExportCheck:
+    """Run the ONNX file in onnxruntime on real images and compare with the simulation."""
+    from edgeconvnext.validate.accuracy import logit_sqnr_db
+    from edgeconvnext.validate.runners import OnnxRunner, in_fixed_batches
+
+    runner = OnnxRunner(model)
+    logits = in_fixed_batches(lambda piece: runner.run(piece), programs.images, runner.batch)
+    decibels = logit_sqnr_db(programs.simulated, logits.astype(np.float32))
+    return ExportCheck(
+        name="onnxruntime against the simulation",
+        passed=decibels >= 30,
+        result=f"{decibels:.1f} dB over {len(programs.images)} images in {runner.runtime}",
+    )
+
+
+def _engine_check(build: object) -> ExportCheck:
+    from edgeconvnext.export.tensorrt import EngineBuild
+
+    assert isinstance(build, EngineBuild)
+    weighted = build.network.weighted()
+    return ExportCheck(
+        name="TensorRT-RTX",
+        passed=True,
+        result=f"{build.network.runtime} parses and builds it: {len(build.network.layers)} layers, "
+        f"{sum(layer.quantized for layer in weighted)} of {len(weighted)} convs and linears in INT8, "
+        f"{build.size_bytes / 2**20:.1f} MiB in {build.seconds:.1f} s",
+    )

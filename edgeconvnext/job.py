@@ -1,0 +1,202 @@
+"""What a run is asked to do, with every name resolved: model, target, images, labels."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeconvnext.data.image_set import ImageSet
+from edgeconvnext.data.labels import IMAGENET_ORDER_NOTE, assumes_imagenet_order, match_labels
+from edgeconvnext.data.sets import resolve_image_set
+from edgeconvnext.data.subset import split_held_out
+from edgeconvnext.errors import CheckpointError, LabelMismatchError, QuantizationError
+from edgeconvnext.manifest import load_run
+from edgeconvnext.model.load import load_model
+from edgeconvnext.model.loaded import LoadedModel
+from edgeconvnext.quantize.planning import Calibrator, Effort
+from edgeconvnext.targets import Target, load_target
+
+DEFAULT_MODEL = "convnext_tiny"
+MODEL_VARIABLE = "EDGECONVNEXT_MODEL"
+DEFAULT_IMAGES = 256
+# Without an evaluation set, so many of the calibration set's other images are evaluated on.
+EVALUATED_OF_CALIBRATION_SET = 1000
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for, before any name is looked up.
+
+    model: None takes EDGECONVNEXT_MODEL, else the hub's convnext_tiny. calibration, evaluation: a set's name or a folder.
+    num_images: calibration images in all, a third of which is held out. reuse_from: a run whose model, images and finished
+    stages are taken over. measure_latency: False leaves timings out (CI).
+    """
+
+    model: str | None = None
+    target: str = "onnx"
+    calibration: str | None = None
+    evaluation: str | None = None
+    num_images: int = DEFAULT_IMAGES
+    calibrator: Calibrator = "auto"
+    effort: Effort = "default"
+    resolution: int | None = None
+    crop_pct: float | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    measure_latency: bool = True
+    threads: int = 1
+    output: Path | None = None
+    reuse_from: Path | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The images accuracy is measured on. labels: the model's class of each image, or None with the reason."""
+
+    images: ImageSet
+    labels: np.ndarray | None
+    unlabelled_reason: str | None
+    description: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """A resolved request. fit, held_out: positions in `calibration` that ranges are fitted and judged on."""
+
+    request: Request
+    model: LoadedModel
+    target: Target
+    calibration: ImageSet
+    fit: list[int]
+    held_out: list[int]
+    evaluation: Evaluation
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What was asked, as resolved: goes into the manifest, and a later run can be asked for with it."""
+        request = self.request
+        return {
+            "model": {
+                "name": self.model.name,
+                "source": self.model.source,
+                "sha256": self.model.sha256,
+                "input_size": list(self.model.preprocess.input_size),
+                "crop_pct": self.model.preprocess.crop_pct,
+                "mean": list(self.model.preprocess.mean),
+                "std": list(self.model.preprocess.std),
+            },
+            "target": {"name": self.target.name, "sha256": self.target.sha256},
+            "calibration": {
+                "set": request.calibration,
+                "images": len(self.calibration),
+                "list_sha256": self.calibration.list_sha256,
+            },
+            "evaluation": {
+                "set": request.evaluation,
+                "images": len(self.evaluation.images),
+                "list_sha256": self.evaluation.images.list_sha256,
+            },
+            "calibrator": request.calibrator,
+            "effort": request.effort,
+        }
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """What the classes are called in reports and artifacts."""
+        return None if self.model.labels is None else self.model.labels.descriptions
+
+
+def resolve(request: Request) -> Job:
+    """Look up everything a request names; raises the error of the first thing that is not there."""
+    if request.num_images < 3:
+        raise QuantizationError(
+            f"--num-images is {request.num_images}; calibration needs at least 3 images (a third is held out), better 100 or more."
+        )
+    target = load_target(request.target)
+    notes: list[str] = []
+    if request.reuse_from is not None:
+        request, model = _from_run(request, request.reuse_from, notes)
+    else:
+        model = load_model(
+            request.model or os.environ.get(MODEL_VARIABLE) or DEFAULT_MODEL,
+            resolution=request.resolution,
+            crop_pct=request.crop_pct,
+            mean=request.mean,
+            std=request.std,
+        )
+    if request.calibration is None:
+        raise QuantizationError(
+            "No calibration images were named. Give a set's name or a folder with --calib, for example --calib imagenet_1k_subset."
+        )
+    whole = resolve_image_set(request.calibration)
+    calibration = whole.take(request.num_images)
+    fit, held_out = split_held_out(calibration)
+    evaluation = _evaluation(request, model, whole, calibration, fit)
+    notes = [*notes, *model.notes, *calibration.notes, *(evaluation.images.notes if request.evaluation else ())]
+    if evaluation.labels is not None and assumes_imagenet_order(model.labels, model.config.num_classes):
+        notes.append(IMAGENET_ORDER_NOTE)
+    return Job(request, model, target, calibration, fit, held_out, evaluation, tuple(dict.fromkeys(notes)))
+
+
+def _evaluation(
+    request: Request, model: LoadedModel, whole: ImageSet, calibration: ImageSet, fit: list[int]
+) -> Evaluation:
+    """Take the evaluation set; without one, the calibration set's images that no range was fitted on.
+
+    Labels that do not match the model are an error where the user asked for this evaluation, else a reason.
+    """
+    if request.evaluation is not None:
+        images = resolve_image_set(request.evaluation)
+        return Evaluation(images, _labels_of(images, model), None, images.name)
+    fitted = {calibration.ids[index] for index in fit}
+    rest = [index for index, image_id in enumerate(whole.ids) if image_id not in fitted]
+    images = whole.select(rest).take(EVALUATED_OF_CALIBRATION_SET) if rest else calibration
+    description = f"{whole.name} (images that ranges were not fitted on)"
+    try:
+        return Evaluation(images, _labels_of(images, model), None, description)
+    except LabelMismatchError as error:
+        return Evaluation(images, None, str(error), description)
+
+
+def _labels_of(images: ImageSet, model: LoadedModel) -> np.ndarray:
+    classes = match_labels(images, model.labels, model.config.num_classes)
+    assert images.labels is not None
+    return classes[np.array(images.labels, dtype=np.int64)]
+
+
+def _from_run(request: Request, path: Path, notes: list[str]) -> tuple[Request, LoadedModel]:
+    """Take model and images from a finished run; what the request names itself comes first."""
+    config = load_run(path).config
+    stored = config["model"]
+    preprocessing = {
+        "crop_pct": stored["crop_pct"],
+        "mean": tuple(stored["mean"]),
+        "std": tuple(stored["std"]),
+    }
+    size = stored["input_size"][0]
+    try:
+        model = load_model(stored["source"].partition("@")[0], resolution=size, **preprocessing)
+        if model.sha256 != stored["sha256"]:
+            raise CheckpointError(f"{stored['source']} has changed since {path} was made")
+    except CheckpointError as error:
+        model = load_model(path / "folded.safetensors", resolution=size, **preprocessing)
+        notes.append(
+            f"The checkpoint that {path.name} was made from is not available ({error}); FP32 figures are those of its exactly "
+            "folded copy in the run."
+        )
+    from dataclasses import replace
+
+    merged = replace(
+        request,
+        calibration=request.calibration or config["calibration"]["set"],
+        evaluation=request.evaluation or config["evaluation"]["set"],
+        num_images=config["calibration"]["images"],
+        calibrator=config["calibrator"],
+        effort=config["effort"],
+    )
+    return merged, model

@@ -1,0 +1,109 @@
+"""Weights by hub name, through huggingface-hub and its cache."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgeconvnext.errors import CheckpointError
+
+_HUB_NAME = re.compile(r"(?:hf-hub:|hf_hub:)?(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+
+
+@dataclass(frozen=True)
+class HubFiles:
+    """Files of one repository in the local cache. commit: the revision they belong to."""
+
+    weights: Path
+    config: Path | None
+    preprocessor: Path | None
+    repository: str
+    commit: str
+
+
+def parse_hub_name(name: str) -> tuple[str, str | None] | None:
+    """Split "org/name", "hf-hub:org/name" or "org/name@revision" into repository and revision; None for other names."""
+    match = _HUB_NAME.fullmatch(name)
+    return (match["repository"], match["revision"]) if match else None
+
+
+def fetch(repository: str, revision: str | None = None) -> HubFiles:
+    """Fetch config and weights of a repository, or take them from the cache; safetensors where there are any.
+
+    HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE are honoured. Raises CheckpointError where the repository or its weights do
+    not exist, or cannot be reached and are not in the cache.
+    """
+    config = _fetch_file(repository, "config.json", revision)
+    preprocessor = _fetch_file(repository, "preprocessor_config.json", revision) if _is_transformers(config) else None
+    for name in _WEIGHTS:
+        weights = _fetch_file(repository, name, revision)
+        if weights is not None:
+            # The cache lays files out as snapshots/<commit>/<file>.
+            return HubFiles(weights, config, preprocessor, repository, weights.parent.name)
+    raise CheckpointError(
+        f"The repository {repository} has neither {' nor '.join(_WEIGHTS)}. "
+        "Download the weights file you mean by hand and pass its path."
+    )
+
+
+def _is_transformers(config: Path | None) -> bool:
+    return config is not None and '"model_type"' in config.read_text(encoding="utf-8", errors="replace")
+
+
+def _fetch_file(repository: str, file: str, revision: str | None) -> Path | None:
+    """Fetch one file; None where the repository does not have it."""
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    # huggingface-hub reads HF_ENDPOINT once, when it is imported; a caller may set it later.
+    endpoint = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
+    try:
+        return Path(hf_hub_download(repository, file, revision=revision, endpoint=endpoint))
+    except GatedRepoError as error:
+        raise CheckpointError(
+            f"The repository {repository} asks you to accept its terms. Do so on its page, log in with "
+            "`hf auth login`, and try again."
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise CheckpointError(
+            f"There is no repository {repository} on the hub ({endpoint}), or it is private. Check the name, or log in "
+            "with `hf auth login`; a file on this machine is named by its path."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise CheckpointError(f"The repository {repository} has no revision {revision!r}.") from error
+    except HFValidationError as error:
+        raise CheckpointError(f"{repository!r} is no hub name: {error}") from error
+    except LocalEntryNotFoundError as error:
+        if _known_absent(repository, file, revision):
+            return None
+        raise CheckpointError(_unreachable(repository, file, endpoint, error.__cause__ or error)) from error
+    except EntryNotFoundError:
+        return None
+    except OSError as error:  # every HTTP error of huggingface-hub is one, and so is a full disk
+        raise CheckpointError(_unreachable(repository, file, endpoint, error)) from error
+
+
+def _known_absent(repository: str, file: str, revision: str | None) -> bool:
+    """Say whether the cache remembers that the repository has no such file."""
+    from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
+
+    return try_to_load_from_cache(repository, file, revision=revision) is _CACHED_NO_EXIST
+
+
+def _unreachable(repository: str, file: str, endpoint: str, cause: BaseException) -> str:
+    reason = " ".join(str(cause).split("\n")[0].split())[:200]
+    return (
+        f"{file} of {repository} is not in the local cache and cannot be fetched from {endpoint} "
+        f"({type(cause).__name__}: {reason}). Connect to the network once, set HF_ENDPOINT to a mirror, or copy the "
+        "weights here and pass the file's path as the model; the embedded model `digits` needs no network."
+    )

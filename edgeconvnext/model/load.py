@@ -1,0 +1,227 @@
+"""One way in: a path, a hub name, a preset or a shipped model becomes a LoadedModel."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edgeconvnext.data.preprocess import Preprocess
+from edgeconvnext.errors import CheckpointError, ConfigFileError, ModelConfigError, nearest
+from edgeconvnext.files import tree_sha256
+from edgeconvnext.model.checkpoint import WEIGHTS_SUFFIXES, Checkpoint, read_checkpoint
+from edgeconvnext.model.convnext import ConvNeXt, ConvNeXtConfig, check_input_size
+from edgeconvnext.model.foreign import looks_like
+from edgeconvnext.model.hub import fetch, parse_hub_name
+from edgeconvnext.model.infer import check_tensors, infer_config, listed
+from edgeconvnext.model.layouts import rename
+from edgeconvnext.model.loaded import Labels, LoadedModel
+from edgeconvnext.model.presets import PRESETS, preset_hub_name
+from edgeconvnext.model.pretrained_config import PretrainedConfig, read_config
+
+_SHIPPED = Path(__file__).resolve().parent / "weights"
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """Where the parts of a model lie. preprocessor: transformers' second JSON."""
+
+    weights: Path
+    config: Path | None
+    preprocessor: Path | None
+    name: str
+    source: str
+
+
+def load_model(
+    path_or_name: str | Path,
+    *,
+    resolution: int | None = None,
+    crop_pct: float | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> LoadedModel:
+    """Load a trained ConvNeXt from a weights file, a folder, a hub name, a preset name or the name of a shipped model.
+
+    resolution: side of the square input in pixels; crop_pct, mean, std: as in Preprocess. They override what the
+    checkpoint says.
+
+    Raises CheckpointError for weights that cannot be read as a ConvNeXt, ConfigFileError for a JSON that does not hold,
+    and ModelConfigError for an input size the network cannot take.
+    """
+    files = find_model(path_or_name)
+    checkpoint = read_checkpoint(files.weights)
+    pretrained = read_config(files.config, files.preprocessor) if files.config else PretrainedConfig({})
+    module, layout = _build(checkpoint, pretrained, files.source)
+    overrides: dict[str, Any] = {"crop_pct": crop_pct, "mean": mean and tuple(mean), "std": std and tuple(std)}
+    if resolution is not None:
+        overrides["input_size"] = (resolution, resolution)
+    overrides = {name: value for name, value in overrides.items() if value is not None}
+    preprocess, notes = _preprocess(pretrained, overrides, module.config, files)
+    return LoadedModel(
+        module=module,
+        config=module.config,
+        preprocess=preprocess,
+        labels=_labels(pretrained, module.config, files),
+        name=files.name,
+        layout=layout,
+        source=files.source,
+        sha256=tree_sha256(files.weights),
+        notes=(*checkpoint.notes, *notes),
+    )
+
+
+def shipped_models() -> dict[str, Path]:
+    """Return the models that travel inside the package, by name."""
+    return {path.stem: path for path in sorted(_SHIPPED.glob("*.safetensors"))}
+
+
+def find_model(path_or_name: str | Path) -> ModelFiles:
+    """Find the files of a model; an existing weights file or model folder comes before names.
+
+    Raises CheckpointError where nothing is found, with the nearest known names.
+    """
+    name, path = str(path_or_name), Path(path_or_name).expanduser()
+    if path.is_file() or path.suffix.lower() in WEIGHTS_SUFFIXES:
+        return _weights_file(path)
+    if path.is_dir() and _weights_in(path):
+        return _folder(path)
+    shipped = shipped_models()
+    if name in shipped:
+        return _weights_file(shipped[name])
+    if path.is_dir():
+        raise CheckpointError(f"The folder {path} holds no weights ({', '.join(WEIGHTS_SUFFIXES)}).")
+    preset = preset_hub_name(name)
+    hub_name = parse_hub_name(preset or name)
+    # "runs/model" beside an existing folder runs/ is a mistyped path, not a repository.
+    if hub_name is not None and (preset or not path.parent.is_dir()):
+        repository, revision = hub_name
+        found = fetch(repository, revision)
+        short = _safe(repository.split("/")[1])
+        return ModelFiles(found.weights, found.config, found.preprocessor, short, f"{repository}@{found.commit[:12]}")
+    known = [*shipped, *PRESETS]
+    raise CheckpointError(
+        f"There is no model {name!r}: no such file or folder, and no known name.{nearest(name, known)} Give a weights "
+        f"file, a folder with config.json and weights, a hub name (org/name), or one of {', '.join(known)}."
+    )
+
+
+def _weights_file(path: Path) -> ModelFiles:
+    beside = path.with_suffix(".json")
+    return ModelFiles(path, beside if beside.is_file() else None, None, _safe(path.stem), str(path))
+
+
+def _folder(path: Path) -> ModelFiles:
+    """A folder as hubs lay it out; with several weights files the hub's own names win."""
+    candidates = _weights_in(path)
+    preferred = [
+        file for name in ("model.safetensors", "pytorch_model.bin") for file in candidates if file.name == name
+    ]
+    if not preferred and len(candidates) > 1:
+        names = listed([file.name for file in candidates])
+        raise CheckpointError(
+            f"The folder {path} holds {len(candidates)} weights files ({names}). Name the one you mean."
+        )
+    weights = (preferred or candidates)[0]
+    config, preprocessor = path / "config.json", path / "preprocessor_config.json"
+    if not config.is_file():
+        config = weights.with_suffix(".json")
+    return ModelFiles(
+        weights,
+        config if config.is_file() else None,
+        preprocessor if preprocessor.is_file() else None,
+        _safe(path.resolve().name),
+        str(path),
+    )
+
+
+def _weights_in(path: Path) -> list[Path]:
+    return sorted(file for file in path.iterdir() if file.is_file() and file.suffix.lower() in WEIGHTS_SUFFIXES)
+
+
+def _safe(name: str) -> str:
+    """Keep letters, digits, dots, dashes and underscores, so that a name can be part of a path."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._-") or "model"
+
+
+def _build(checkpoint: Checkpoint, pretrained: PretrainedConfig, source: str) -> tuple[ConvNeXt, str]:
+    """Infer the architecture, check every tensor against it, and put the tensors into a network in eval mode."""
+    renamed = rename(checkpoint.tensors)
+    if renamed is None:
+        first = ", ".join(list(checkpoint.tensors)[:4])
+        likeness = looks_like(checkpoint.tensors)
+        finding = f"look like {likeness}" if likeness else "match no known layout"
+        raise CheckpointError(
+            f"{source} is not a ConvNeXt checkpoint: its tensors ({first}, ...) {finding}. "
+            "Readable are ConvNeXt V1 and V2 as saved by facebookresearch, timm, torchvision and transformers."
+        )
+    if checkpoint.config is not None:
+        config, layout = checkpoint.config, "edgeconvnext"
+    else:
+        config, layout = infer_config(renamed, source), renamed.layout.name
+    if pretrained.norm_eps is not None:
+        config = dataclasses.replace(config, norm_eps=pretrained.norm_eps, head_norm_eps=pretrained.norm_eps)
+    if pretrained.head_norm_eps is not None:
+        config = dataclasses.replace(config, head_norm_eps=pretrained.head_norm_eps)
+    check_tensors(renamed, config, source)
+    with torch.device("meta"):
+        module = ConvNeXt(config)
+    module.load_state_dict(renamed.tensors, assign=True)
+    return module.eval(), layout
+
+
+def _preprocess(
+    pretrained: PretrainedConfig, overrides: dict[str, Any], config: ConvNeXtConfig, files: ModelFiles
+) -> tuple[Preprocess, list[str]]:
+    """Take each field from the flags, else from the JSON, else the default; defaults are said in a note."""
+    given = {**pretrained.preprocess, **overrides}
+    shown = ("input_size", "crop_pct", "mean", "std")
+    assumed = [field for field in shown if field not in given]
+    if config.in_channels != 3 and {"mean", "std"} & set(assumed):
+        raise CheckpointError(
+            f"{files.source} takes {config.in_channels} input channels and nothing says how they are normalised ("
+            "ImageNet's mean and std are for three). Give --mean and --std, or a JSON of the same stem beside the file."
+        )
+    if pretrained.in_channels not in (None, config.in_channels):
+        raise ConfigFileError(
+            f"{files.config} says the input has {pretrained.in_channels} channels; the stem of {files.source} takes "
+            f"{config.in_channels}. Repair input_size in it."
+        )
+    try:
+        preprocess = Preprocess(**given)
+        if preprocess.in_channels != config.in_channels:
+            raise ModelConfigError(
+                f"mean and std have {preprocess.in_channels} values; the network takes {config.in_channels} channels."
+            )
+    except ModelConfigError as error:
+        raise ModelConfigError(f"The preprocessing of {files.source} does not hold: {error}") from error
+    check_input_size(config, preprocess.input_size)
+    if not assumed:
+        return preprocess, []
+    values = {
+        "input_size": "{}x{}".format(*preprocess.input_size),
+        "crop_pct": f"{preprocess.crop_pct}",
+        "mean": "ImageNet's",
+        "std": "ImageNet's",
+    }
+    where = f"{files.config.name} does not say" if files.config else "no JSON lies beside the weights"
+    listed = ", ".join(f"{field} {values[field]}" for field in assumed)
+    return preprocess, [
+        f"Preprocessing assumed, because {where}: {listed}. Give --resolution, --crop-pct, --mean, --std to change it."
+    ]
+
+
+def _labels(pretrained: PretrainedConfig, config: ConvNeXtConfig, files: ModelFiles) -> Labels | None:
+    if pretrained.labels is None:
+        return None
+    if len(pretrained.labels) != config.num_classes:
+        raise ConfigFileError(
+            f"{files.config} names {len(pretrained.labels)} classes; {files.source} has "
+            f"{config.num_classes}. Repair the labels or remove them."
+        )
+    return pretrained.labels

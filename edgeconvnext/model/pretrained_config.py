@@ -1,0 +1,278 @@
+"""Preprocessing and label names from the JSON files that travel with weights: timm's, transformers' and our own.
+
+The architecture never comes from here, except for what no tensor shows: the epsilon of norms and the activation.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from edgeconvnext.data.preprocess import Interpolation
+from edgeconvnext.errors import CheckpointError, ConfigFileError
+from edgeconvnext.model.loaded import Labels
+
+if TYPE_CHECKING:
+    from edgeconvnext.model.loaded import LoadedModel
+
+Values = dict[str, Any]
+Schema = TypeVar("Schema", bound=BaseModel)
+Positive = Field(default=None, gt=0)
+
+# Activations no tensor shows, of timm models that are otherwise read without complaint.
+_OTHER_ACTIVATIONS = {"test_convnext": "gelu_tanh", "test_convnext2": "gelu_tanh", "test_convnext3": "silu"}
+_PILLOW_FILTERS: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+_WARP_FROM = 384
+"""transformers' ConvNeXt processor squashes images to this size and above instead of cropping."""
+
+
+@dataclass(frozen=True)
+class PretrainedConfig:
+    """What a JSON says.
+
+    preprocess: fields of Preprocess that were given, by name. in_channels: a claim to check against the tensors.
+    norm_eps: of all norms; head_norm_eps: of the last one only.
+    """
+
+    preprocess: Values
+    labels: Labels | None = None
+    in_channels: int | None = None
+    norm_eps: float | None = None
+    head_norm_eps: float | None = None
+
+
+class _Json(BaseModel):
+    """Base of the schemas: keys of others are ignored, values are not coerced."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
+
+
+class _TimmPreprocessing(_Json):
+    input_size: tuple[int, int, int] | None = None
+    crop_pct: float | None = Field(default=None, gt=0, le=1)
+    crop_mode: Literal["center", "squash"] | None = None
+    interpolation: Interpolation | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    label_names: tuple[str, ...] | None = None
+    label_descriptions: dict[str, str] | tuple[str, ...] | None = None
+
+
+class _TimmArguments(_Json):
+    act_layer: str = "gelu"
+    norm_eps: float | None = Field(default=None, gt=0)
+
+
+class _TimmConfig(_Json):
+    architecture: str | None = None
+    pretrained_cfg: _TimmPreprocessing | None = None
+    model_args: _TimmArguments = _TimmArguments()
+    label_names: tuple[str, ...] | None = None
+    label_descriptions: dict[str, str] | tuple[str, ...] | None = None
+
+
+class _TransformersConfig(_Json):
+    id2label: dict[int, str] | None = None
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = Field(default=1e-12, gt=0)
+
+
+class _Size(_Json):
+    shortest_edge: int | None = Positive
+    height: int | None = Positive
+    width: int | None = Positive
+
+
+class _Preprocessor(_Json):
+    image_processor_type: str | None = None
+    feature_extractor_type: str | None = None
+    do_resize: bool = True
+    do_center_crop: bool | None = None
+    do_rescale: bool = True
+    do_normalize: bool = True
+    size: int | _Size | None = None
+    crop_size: int | _Size | None = None
+    crop_pct: float | None = Field(default=None, gt=0, le=1)
+    resample: int | None = None
+    rescale_factor: float = Field(default=1 / 255, gt=0)
+    image_mean: tuple[float, ...] | None = None
+    image_std: tuple[float, ...] | None = None
+
+
+def read_config(config: Path, preprocessor: Path | None = None) -> PretrainedConfig:
+    """Read a timm `config.json` (or a JSON with its fields) or a transformers `config.json` with its preprocessor file.
+
+    Raises ConfigFileError for JSON that is malformed or mistyped, CheckpointError for a variant that is not supported.
+    """
+    document = _read_json(config)
+    if "model_type" in document and "pretrained_cfg" not in document and "architecture" not in document:
+        return _read_transformers(document, config, preprocessor)
+    return _read_timm(document, config)
+
+
+def to_timm_config(model: LoadedModel) -> Values:
+    """Describe a model's preprocessing and labels in timm's field names."""
+    preprocess = model.preprocess
+    fields: Values = {
+        "input_size": [preprocess.in_channels, *preprocess.input_size],
+        "crop_pct": preprocess.crop_pct,
+        "crop_mode": preprocess.crop_mode,
+        "interpolation": preprocess.interpolation,
+        "mean": list(preprocess.mean),
+        "std": list(preprocess.std),
+    }
+    if model.labels:
+        fields["label_names"] = list(model.labels.names)
+        if len(set(model.labels.names)) == len(model.labels):
+            fields["label_descriptions"] = dict(zip(model.labels.names, model.labels.descriptions, strict=True))
+        else:  # a mapping would lose classes that share a name (ImageNet has two cranes)
+            fields["label_descriptions"] = list(model.labels.descriptions)
+    return {"architecture": model.name, "num_classes": model.config.num_classes, "pretrained_cfg": fields}
+
+
+def _read_timm(document: Values, path: Path) -> PretrainedConfig:
+    config = _parse(_TimmConfig, document, path)
+    if config.architecture in _OTHER_ACTIVATIONS or config.model_args.act_layer != "gelu":
+        activation = _OTHER_ACTIVATIONS.get(config.architecture or "", config.model_args.act_layer)
+        raise CheckpointError(f"{path} describes a ConvNeXt with {activation} activations; only GELU is supported.")
+    # Before 2023 timm wrote these fields at the top level.
+    fields = config.pretrained_cfg or _parse(_TimmPreprocessing, document, path)
+    given: Values = {
+        "crop_pct": fields.crop_pct,
+        "crop_mode": fields.crop_mode,
+        "interpolation": fields.interpolation,
+        "mean": fields.mean,
+        "std": fields.std,
+    }
+    if fields.input_size:
+        given["input_size"] = fields.input_size[1:]
+    return PretrainedConfig(
+        preprocess={name: value for name, value in given.items() if value is not None},
+        labels=_timm_labels(
+            config.label_names or fields.label_names, config.label_descriptions or fields.label_descriptions, path
+        ),
+        in_channels=fields.input_size[0] if fields.input_size else None,
+        norm_eps=config.model_args.norm_eps,
+    )
+
+
+def _timm_labels(
+    names: tuple[str, ...] | None, descriptions: dict[str, str] | tuple[str, ...] | None, path: Path
+) -> Labels | None:
+    if not names:
+        return None
+    if not descriptions:
+        return Labels(names, names)
+    if isinstance(descriptions, dict):
+        return Labels(names, tuple(descriptions.get(name, name) for name in names))
+    if len(descriptions) != len(names):
+        raise ConfigFileError(
+            f"{path} has {len(names)} label_names and {len(descriptions)} label_descriptions; they must be as many."
+        )
+    return Labels(names, descriptions)
+
+
+def _read_transformers(document: Values, path: Path, preprocessor: Path | None) -> PretrainedConfig:
+    # JSON keys are strings; the schema wants class numbers.
+    if isinstance(document.get("id2label"), dict):
+        document = {
+            **document,
+            "id2label": {_class_number(key, path): value for key, value in document["id2label"].items()},
+        }
+    config = _parse(_TransformersConfig, document, path)
+    if config.hidden_act != "gelu":
+        raise CheckpointError(
+            f"{path} describes a ConvNeXt with {config.hidden_act} activations; only GELU is supported."
+        )
+    labels = None
+    if config.id2label:
+        if sorted(config.id2label) != list(range(len(config.id2label))):
+            raise ConfigFileError(
+                f"{path}: id2label must number the classes from 0 to {len(config.id2label) - 1} without gaps."
+            )
+        names = tuple(config.id2label[index] for index in range(len(config.id2label)))
+        if not all(name == f"LABEL_{index}" for index, name in enumerate(names)):
+            labels = Labels(names, names)
+    given = {} if preprocessor is None else _read_preprocessor(preprocessor)
+    return PretrainedConfig(given, labels, head_norm_eps=config.layer_norm_eps)
+
+
+def _class_number(key: str, path: Path) -> int:
+    if not key.isdecimal():
+        raise ConfigFileError(f"{path}: id2label has the key {key!r}; its keys must be class numbers.")
+    return int(key)
+
+
+def _read_preprocessor(path: Path) -> Values:
+    """Translate a preprocessor_config.json.
+
+    The ConvNeXt processor resizes the shorter side to size / crop_pct and crops below 384 pixels, and squashes from
+    there on. Other processors resize the shorter side to `size` and crop `crop_size`, or squash to (height, width).
+    """
+    config = _parse(_Preprocessor, _read_json(path), path)
+    if not config.do_resize or not config.do_rescale or abs(config.rescale_factor * 255 - 1) > 1e-6:
+        raise ConfigFileError(
+            f"{path} does not resize images and scale them to 0..1 (do_resize, do_rescale, rescale_factor), so its "
+            "preprocessing cannot be followed. Load the bare weights file with --resolution, --crop-pct, --mean, --std."
+        )
+    given: Values = {"mean": config.image_mean, "std": config.image_std}
+    if not config.do_normalize:
+        given = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    if config.resample is not None:
+        if config.resample not in _PILLOW_FILTERS:
+            raise ConfigFileError(
+                f"{path}: resample {config.resample} is not supported; it must be one of {list(_PILLOW_FILTERS)}."
+            )
+        given["interpolation"] = _PILLOW_FILTERS[config.resample]
+    size = _Size(shortest_edge=config.size) if isinstance(config.size, int) else config.size
+    kind = config.image_processor_type or config.feature_extractor_type or "ConvNext"
+    if size and size.shortest_edge:
+        edge = size.shortest_edge
+        if kind.startswith("ConvNext"):
+            given |= {"input_size": (edge, edge)}
+            if edge >= _WARP_FROM:
+                given |= {"crop_mode": "squash", "crop_pct": 1.0}
+            else:
+                given |= {"crop_mode": "center", "crop_pct": config.crop_pct or 224 / 256}
+        else:
+            height, width = _crop(config.crop_size, edge) if config.do_center_crop is not False else (edge, edge)
+            given |= {"input_size": (height, width), "crop_mode": "center", "crop_pct": min(height, width) / edge}
+    elif size and size.height and size.width:
+        given |= {"input_size": (size.height, size.width), "crop_mode": "squash", "crop_pct": 1.0}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _crop(crop: int | _Size | None, edge: int) -> tuple[int, int]:
+    if isinstance(crop, int):
+        return crop, crop
+    return ((crop.height or edge), (crop.width or edge)) if crop else (edge, edge)
+
+
+def _read_json(path: Path) -> Values:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigFileError(f"{path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise ConfigFileError(
+            f"{path} is not valid JSON: {error}. Repair it, or remove it and give the values as flags."
+        ) from error
+    if not isinstance(document, dict):
+        raise ConfigFileError(f"{path} must hold a JSON object with timm's or transformers' config fields.")
+    return document
+
+
+def _parse(schema: type[Schema], document: Values, path: Path) -> Schema:
+    """Validate; every problem becomes one ConfigFileError that names its key. JSON mode lets lists be tuples."""
+    try:
+        return schema.model_validate_json(json.dumps(document))
+    except ValidationError as error:
+        problems = []
+        for problem in error.errors()[:4]:
+            key, message = ".".join(str(part) for part in problem["loc"]), problem["msg"]
+            problems.append(f"{key}: {message[0].lower()}{message[1:]} (found {problem['input']!r})")
+        raise ConfigFileError(f"{path} does not hold: {'; '.join(problems)}.") from error

@@ -1,0 +1,222 @@
+"""The way through: what `edgeconvnext quantize`, `export` and `validate` do, in the order a user would tell it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import edgeconvnext
+from edgeconvnext import stages
+from edgeconvnext.errors import GATE_MISSED_EXIT_CODE
+from edgeconvnext.export.artifact import ARTIFACTS, Programs, require_target, write_artifact
+from edgeconvnext.export.metadata import ArtifactMetadata
+from edgeconvnext.job import Job, Request, resolve
+from edgeconvnext.manifest import load_run, package_versions
+from edgeconvnext.report.schema import Report
+from edgeconvnext.runs import RunDirectory, StageResult, default_run_path, run_key
+
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run: where it lies and what it measured."""
+
+    path: Path
+    report: Report
+
+    @property
+    def exit_code(self) -> int:
+        return 0 if self.report.passed else GATE_MISSED_EXIT_CODE
+
+
+def quantize(request: Request) -> Outcome:
+    """Fold, calibrate and quantise a model, and measure the simulated graph; writes a run directory without artifact."""
+    job = resolve(request)
+    with _open_run(job) as run:
+        done: dict[str, StageResult] = {}
+        _quantize(run, job, done)
+        _measure(run, job, done, artifact=None)
+        return _report(run, job, done, artifact_name=None)
+
+
+def export(request: Request) -> Outcome:
+    """Do what `quantize` does, write the target's artifact, and measure the artifact in its runtime where that is here."""
+    from edgeconvnext.targets import load_target
+
+    require_target(load_target(request.target))
+    job = resolve(request)
+    with _open_run(job) as run:
+        done: dict[str, StageResult] = {}
+        _quantize(run, job, done)
+        with _working(f"Exporting for {job.target.name}"):
+            done["artifact"] = _artifact(run, job, done)
+        runs_here = job.target.runtime.name == "onnxruntime"
+        _measure(run, job, done, artifact=done["artifact"] if runs_here else None)
+        if runs_here and request.measure_latency:
+            done["latency"] = stages.latency(run, job, done["artifact"])
+        if job.target.runtime.name == "tensorrt":
+            done["device"] = _device_kit(run, job, done)
+        return _report(run, job, done, ARTIFACTS[job.target.exporter])
+
+
+def validate(path: Path, evaluation: str | None = None, *, measure_latency: bool = True, threads: int = 1) -> Outcome:
+    """Measure a run's artifact again, on another evaluation set where one is named, and renew its report.
+
+    Raises RunDirectoryError where `path` is no finished run or its files have changed.
+    """
+    finished = load_run(path)
+    request = Request(
+        target=finished.config["target"]["name"],
+        evaluation=evaluation,
+        measure_latency=measure_latency,
+        threads=threads,
+        output=path,
+        reuse_from=path,
+    )
+    has_artifact = "stages/artifact.json" in finished.files
+    return export(request) if has_artifact else quantize(request)
+
+
+def _open_run(job: Job) -> Any:
+    path = job.request.output or default_run_path(RUNS, job.model.name, job.target.name, run_key(job.config))
+    return RunDirectory.open(path, job.config, reuse_from=job.request.reuse_from)
+
+
+def _quantize(run: RunDirectory, job: Job, done: dict[str, StageResult]) -> None:
+    with _working("Folding"):
+        done["fold"] = stages.fold(run, job)
+    done["statistics"] = stages.statistics(run, job, done["fold"])
+    with _working("Quantising"):
+        done["quantized"] = stages.quantized(run, job, done["fold"], done["statistics"])
+
+
+def _measure(run: RunDirectory, job: Job, done: dict[str, StageResult], artifact: StageResult | None) -> None:
+    done["reference"] = stages.reference(run, job)
+    done["accuracy"] = stages.evaluated(run, job, done["quantized"], artifact)
+
+
+def _artifact(run: RunDirectory, job: Job, done: dict[str, StageResult]) -> StageResult:
+    def make(folder: Path) -> dict[str, Any]:
+        exported = write_artifact(job.target, _programs(job, done), folder, _metadata(job))
+        return {"checks": [check.model_dump() for check in exported.checks], "missing": exported.missing}
+
+    inputs = {
+        "program": done["quantized"].key,
+        "target": job.target.model_dump(mode="json", exclude={"gates"}),
+        "labels": job.class_names,
+        "name": job.model.name,
+        "versions": package_versions(),
+    }
+    return run.stage("artifact", inputs, make)
+
+
+def _programs(job: Job, done: dict[str, StageResult]) -> Programs:
+    import torch
+
+    from edgeconvnext.validate.runners import TorchRunner, to_value_range
+
+    images = to_value_range(
+        stages.proof_images(job).contiguous().numpy(), job.model.preprocess, job.target.input.value_range
+    )
+    module = stages.simulation(job, done["quantized"]).module(check_guards=False)
+    batch = None if job.target.input.dynamic_batch else 1
+    with torch.inference_mode():
+        simulated = TorchRunner(module, batch=batch)(images)
+    return Programs(
+        stages.quantized_program(done["quantized"]), stages.float_program(job, done["fold"]), images, simulated
+    )
+
+
+def _metadata(job: Job) -> ArtifactMetadata:
+    return ArtifactMetadata(
+        model_name=job.model.name,
+        labels=job.class_names,
+        preprocess=job.model.preprocess,
+        value_range=job.target.input.value_range,
+        edgeconvnext_version=edgeconvnext.__version__,
+        notes={
+            "calibration_set": job.calibration.name,
+            "calibration_images": str(len(job.calibration)),
+            "model_sha256": job.model.sha256,
+        },
+    )
+
+
+def _device_kit(run: RunDirectory, job: Job, done: dict[str, StageResult]) -> StageResult:
+    def make(folder: Path) -> dict[str, Any]:
+        import numpy as np
+
+        from edgeconvnext.data.loader import batches
+        from edgeconvnext.export.device_kit import MOST_VECTORS, CheckVectors, write_device_kit
+        from edgeconvnext.validate.runners import to_value_range
+
+        with np.load(done["reference"].path("reference.npz")) as file:
+            fp32, positions = file["fp32"], file["positions"]
+        with np.load(done["accuracy"].path("logits.npz")) as file:
+            simulated = file["simulated"]
+        # Evenly spread, so that the vectors cover the classes of a sorted set.
+        rows = np.unique(np.linspace(0, len(positions) - 1, min(MOST_VECTORS, len(positions))).round().astype(int))
+        stream = batches(job.evaluation.images, job.model.preprocess, indices=positions[rows].tolist())
+        images = np.concatenate([batch.images.contiguous().numpy() for batch in stream])
+        labels = None if job.evaluation.labels is None else job.evaluation.labels[positions[rows]]
+        vectors = CheckVectors(
+            to_value_range(images, job.model.preprocess, job.target.input.value_range),
+            fp32[rows],
+            simulated[rows],
+            labels,
+        )
+        low, typical, high = job.target.input.batch
+        write_device_kit(
+            folder / "device",
+            vectors,
+            model_name=job.model.name,
+            batch=(low, typical, high),
+            gates=job.target.gates,
+        )
+        return {"vectors": len(rows)}
+
+    inputs = {
+        "artifact": done["artifact"].key,
+        "accuracy": done["accuracy"].key,
+        "reference": done["reference"].key,
+        "gates": job.target.gates.model_dump(),
+    }
+    return run.stage("device", inputs, make)
+
+
+def _report(run: RunDirectory, job: Job, done: dict[str, StageResult], artifact_name: str | None) -> Outcome:
+    from edgeconvnext.report.assemble import assemble
+    from edgeconvnext.report.write import write_report
+
+    def make(folder: Path) -> None:
+        write_report(report, folder, labels=job.class_names)
+
+    with _working("Writing the report"):
+        report = assemble(run, job, done, artifact_name)
+        run.stage("report", {"report": report.model_dump()}, make)
+    run.finish(
+        {
+            "calibration_list": [job.calibration.ids[index] for index in (*job.fit, *job.held_out)],
+            "seeds": {"bootstrap": 0},
+        }
+    )
+    return Outcome(run.path, report)
+
+
+@contextmanager
+def _working(what: str) -> Iterator[None]:
+    """Show what is going on, on a terminal, while a step runs that cannot count."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from edgeconvnext.progress import progress_bar
+
+    with progress_bar(what, None):
+        yield
+
+

@@ -1,0 +1,185 @@
+"""Bring together what the stages of a run measured."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeconvnext.job import Job
+from edgeconvnext.manifest import package_versions
+from edgeconvnext.report.schema import (
+    Accuracy,
+    ExportCheck,
+    Interval,
+    LatencyComparison,
+    ModelRecord,
+    QuantizationRecord,
+    Report,
+    Sizes,
+)
+from edgeconvnext.runs import RunDirectory, StageResult, tree_size
+from edgeconvnext.validate.accuracy import compare, not_measured
+from edgeconvnext.validate.device import describe_device
+from edgeconvnext.validate.fidelity import fidelity_db
+from edgeconvnext.validate.gates import judge, passed
+
+SHOWN_FLIPS = 24
+THUMBNAIL = 96
+
+
+def assemble(run: RunDirectory, job: Job, stages: dict[str, StageResult], artifact_name: str | None) -> Report:
+    """Build the report of a run from its stages.
+
+    stages: by name; "artifact" and "latency" may be absent. artifact_name: the artifact's file in the run directory.
+    """
+    artifact = None if artifact_name is None else run.path / artifact_name
+    accuracy, fidelity = _accuracy(job, stages)
+    reasons = _reasons(job, accuracy, fidelity, stages, artifact_name)
+    timings = stages["latency"].values if "latency" in stages else {}
+    interval = Interval.model_validate(timings["speedup"]) if timings.get("speedup") else None
+    gates = judge(job.target, accuracy, fidelity, interval, _gate_reasons(reasons))
+    checks = [ExportCheck.model_validate(check) for check in _values(stages, "artifact").get("checks", [])]
+    return Report(
+        target=job.target.name,
+        target_description=job.target.description,
+        artifact=artifact_name,
+        model=_model_record(job, stages),
+        quantization=_quantization_record(job, stages),
+        accuracy=accuracy,
+        fidelity_db=fidelity,
+        latency=LatencyComparison.model_validate(timings.get("latency", {})),
+        speedup=None if interval is None else interval.value,
+        speedup_interval=interval,
+        size_bytes=_sizes(stages, artifact),
+        checks=checks,
+        gates=gates,
+        passed=passed(gates) and all(check.passed for check in checks),
+        stages=[stage.cost for stage in stages.values()],
+        environment=describe_device() | package_versions(),
+        notes=[*job.notes, *_values(stages, "reference").get("notes", [])],
+        not_measured=reasons,
+    )
+
+
+def _accuracy(job: Job, stages: dict[str, StageResult]) -> tuple[Accuracy, float | None]:
+    """Compare the logits that the stages saved; fidelity is None where the artifact did not run."""
+    evaluation = job.evaluation
+    with np.load(stages["reference"].path("reference.npz")) as file:
+        fp32, positions = file["fp32"], file["positions"]
+    with np.load(stages["accuracy"].path("logits.npz")) as file:
+        simulated = file["simulated"]
+        artifact = file["artifact"] if "artifact" in file else None
+    result = compare(
+        fp32,
+        simulated,
+        artifact,
+        None if evaluation.labels is None else evaluation.labels[positions],
+        job.class_names,
+        [evaluation.images.ids[position] for position in positions],
+        evaluation.description,
+    )
+    where = {evaluation.images.ids[position]: int(position) for position in positions}
+    for flip in result.flips[:SHOWN_FLIPS]:
+        flip.thumbnail = _thumbnail(job, where[flip.image])
+    return result, None if artifact is None else fidelity_db(artifact, simulated)
+
+
+def _thumbnail(job: Job, position: int) -> str:
+    """Return a small JPEG of an evaluation image as a data: URI."""
+    image = job.evaluation.images.read(position).convert("RGB")
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=70)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _model_record(job: Job, stages: dict[str, StageResult]) -> ModelRecord:
+    from edgeconvnext.model.macs import count_macs, count_parameters
+
+    model = job.model
+    folds = dict(stages["fold"].values["errors"])
+    if stages["quantized"].values["input_error"]:
+        folds["input_normalization"] = stages["quantized"].values["input_error"]
+    return ModelRecord(
+        name=model.name,
+        source=Path(model.source).name if Path(model.source).exists() else model.source,
+        layout=model.layout,
+        sha256=model.sha256,
+        parameters=count_parameters(model.config),
+        macs=count_macs(model.config, model.preprocess.input_size),
+        input_size=model.preprocess.input_size,
+        num_classes=model.config.num_classes,
+        folds=folds,
+    )
+
+
+def _quantization_record(job: Job, stages: dict[str, StageResult]) -> QuantizationRecord:
+    quantize = job.target.quantize
+    gathered, plan = stages["statistics"].values, stages["quantized"].values
+    scheme = (
+        f"W{quantize.weights.bits}A{quantize.activations.bits}, {quantize.activations.scheme} activations"
+        + (", 7-bit weight range" if quantize.weights.range_bits == 7 else "")
+        + f", rest {job.target.float_type}"
+    )
+    return QuantizationRecord(
+        scheme=scheme,
+        operators=list(quantize.operators),
+        int8_macs=plan["int8_macs"],
+        calibrator=job.request.calibrator,
+        calibration_set=job.calibration.name,
+        calibration_images=gathered["fit"] + gathered["held_out"],
+        calibration_held_out=gathered["held_out"],
+        calibration_sha256=job.calibration.list_sha256,
+        calibration_skipped=gathered["skipped"],
+        layers=plan["layers"],
+    )
+
+
+def _sizes(stages: dict[str, StageResult], artifact: Path | None) -> Sizes:
+    """Bytes on disk. Without an artifact: the folded FP32 checkpoint and the saved quantised graph."""
+    folded = tree_size(stages["fold"].path("folded.safetensors"))
+    if artifact is None:
+        return Sizes(fp32=folded, artifact=tree_size(stages["quantized"].path("quantized.pt2")))
+    baseline = artifact.parent / "baseline" / "model_fp32.onnx"
+    return Sizes(fp32=tree_size(baseline) if baseline.is_file() else folded, artifact=tree_size(artifact))
+
+
+def _reasons(
+    job: Job, accuracy: Accuracy, fidelity: float | None, stages: dict[str, StageResult], artifact_name: str | None
+) -> dict[str, str]:
+    """Say for every null of the report why it is null."""
+    runtime = job.target.runtime.name
+    absent = {
+        "onnxruntime": "no artifact was written; run edgeconvnext export",
+        "tensorrt": "TensorRT runs on the board or GPU, not here; run device/build_and_check.py there",
+        "tensorrt-rtx": "a TensorRT-RTX engine needs an NVIDIA RTX GPU to run, and there is none here",
+        "coreml": "Core ML runs on macOS and iOS only",
+    }[runtime]
+    if artifact_name is None:
+        absent = "no artifact was written; run edgeconvnext export"
+    reasons = not_measured(accuracy, job.evaluation.unlabelled_reason or "the images have no labels", absent)
+    reasons |= _values(stages, "artifact").get("missing", {})
+    if fidelity is None:
+        reasons["fidelity_db"] = absent
+    if "latency" not in stages:
+        why = absent if runtime != "onnxruntime" or artifact_name is None else "switched off with --no-latency"
+        reasons |= {"latency.fp32": why, "latency.artifact": why, "speedup": why}
+    return reasons
+
+
+def _gate_reasons(reasons: dict[str, str]) -> dict[str, str]:
+    """Translate reasons by report key to reasons by gate."""
+    gates = {
+        "top1_drop_pp": reasons.get("accuracy.artifact"),
+        "min_speedup": reasons.get("speedup"),
+        "min_fidelity_db": reasons.get("fidelity_db"),
+    }
+    return {name: reason for name, reason in gates.items() if reason}
+
+
+def _values(stages: dict[str, StageResult], name: str) -> dict[str, Any]:
+    return stages[name].values if name in stages else {}

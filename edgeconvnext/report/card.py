@@ -1,0 +1,67 @@
+"""MODEL_CARD.md: what the artifact is, how good it is, what was not measured, and how to run it."""
+
+from __future__ import annotations
+
+import re
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from edgeconvnext.data.preprocess import Preprocess
+from edgeconvnext.report import format
+from edgeconvnext.report.schema import PreprocessRecord, Report
+from edgeconvnext.report.verdict import gate_text, missing_results, reason, verdict
+from edgeconvnext.targets import Exporter
+
+_BY_SUFFIX: dict[str, Exporter] = {".onnx": "onnx", ".mlpackage": "coreml", ".engine": "tensorrt"}
+_FILTERS = ("percent", "share", "points", "decibel", "ratio", "milliseconds", "size", "count", "macs", "error")
+
+
+def render_card(report: Report) -> str:
+    """Return the card as Markdown; names that look like Markdown or HTML are escaped."""
+    environment = Environment(
+        loader=PackageLoader("edgeconvnext.report"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update({name: getattr(format, name) for name in _FILTERS})
+    environment.filters.update(md=markdown_text, code=markdown_code, py=repr)
+    pre = report.model.preprocess
+    text = environment.get_template("MODEL_CARD.md.jinja").render(
+        report=report,
+        exporter=exporter(report),
+        resized=pre and resized(pre, report.model.input_size),
+        verdict=verdict(report),
+        gates=[gate_text(gate) for gate in report.gates],
+        missing=missing_results(report),
+        reason=lambda key: reason(report, key) or "no reason was recorded",
+    )
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def exporter(report: Report) -> Exporter | None:
+    """Return what wrote the artifact: as recorded, else by the artifact's suffix; None where there is no artifact."""
+    if report.artifact is None:
+        return None
+    known = next((kind for suffix, kind in _BY_SUFFIX.items() if report.artifact.endswith(suffix)), None)
+    return report.exporter or known
+
+
+def resized(record: PreprocessRecord, input_size: tuple[int, int]) -> tuple[int, int]:
+    """Return (height, width) that an image is resized to before the crop."""
+    return Preprocess(input_size, **record.model_dump(exclude={"value_range"})).resize_size
+
+
+def markdown_text(text: object) -> str:
+    """Escape what Markdown or HTML would act on, and keep the text on one line so that it fits a table cell."""
+    line = " ".join(str(text).split())
+    return re.sub(r"([\\`*_{}\[\]<>|#&~])", r"\\\1", line)
+
+
+def markdown_code(text: object) -> str:
+    """Quote text as inline code, with more backticks around than inside; a pipe would still end a table cell."""
+    line = " ".join(str(text).split()).replace("|", "\\|")
+    ticks = "`" * (max((len(run) for run in re.findall(r"`+", line)), default=0) + 1)
+    padding = " " if line.startswith("`") or line.endswith("`") else ""
+    return f"{ticks}{padding}{line}{padding}{ticks}"

@@ -1,0 +1,138 @@
+"""The summary printed after quantize, export and validate: readable at 80 columns, in colour or in a log file."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from edgeconvnext.report import format
+from edgeconvnext.report.schema import Interval, Latency, Report, TopK
+from edgeconvnext.report.verdict import Outcome, gate_text, missing_results, reason, verdict
+
+_STYLES: dict[Outcome, str] = {"passed": "bold green", "missed": "bold red", "open": "bold yellow"}
+_RESULTS: dict[Outcome, str] = {"passed": "met", "missed": "MISSED", "open": "not measured"}
+
+
+def render_summary(report: Report) -> RenderableType:
+    """Return accuracy, comparison, latency, sizes and gates as a Rich renderable.
+
+    Text without markup, and no characters of our own beyond ASCII: names with brackets and plain logs come out right.
+    """
+    judged = verdict(report)
+    parts: list[RenderableType] = [
+        Text.assemble((report.model.name, "bold"), " for ", (report.target, "bold")),
+        Text(f"{report.quantization.scheme}, {format.share(report.quantization.int8_macs)} of MACs in int8", "dim"),
+        Text(),
+        _accuracy(report),
+        Text(),
+        _facts(report),
+    ]
+    if report.gates:
+        parts += [Text(), _gates(report)]
+    if report.checks:
+        parts += [Text(), _checks(report)]
+    parts += [Text(), Text.assemble((judged.title, _STYLES[judged.outcome]), f": {judged.detail}")]
+    missing = missing_results(report)
+    if missing:
+        parts += [Text(), _missing(missing)]
+    return Group(*parts)
+
+
+def _accuracy(report: Report) -> RenderableType:
+    accuracy = report.accuracy
+    rows = (("FP32", accuracy.fp32), ("simulated", accuracy.simulated), ("artifact", accuracy.artifact))
+    if not any(scores for _, scores in rows):
+        return Text("Top-1 not measured" + _because(report, "accuracy.fp32"))
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for name in ("", "top-1", "95 % interval", "top-5", "images"):
+        table.add_column(name, justify="left" if not name else "right", no_wrap=True)
+    for name, scores in rows:
+        table.add_row(name, *_scores(scores))
+    return table
+
+
+def _scores(scores: TopK | None) -> list[str]:
+    if scores is None:
+        return ["not measured", "-", "-", "-"]
+    top5 = "-" if scores.top5 is None else format.percent(scores.top5)
+    interval = f"{scores.top1_low:.2f} to {scores.top1_high:.2f}"
+    return [format.percent(scores.top1), interval, top5, format.count(scores.n)]
+
+
+def _facts(report: Report) -> Table:
+    accuracy, sizes = report.accuracy, report.size_bytes
+    on = " (simulation)" if accuracy.measured_on == "simulation" else ""
+    drop = accuracy.drop_pp and f"{_with_interval(accuracy.drop_pp)} points{on}"
+    agreement = None if accuracy.agreement is None else f"{format.percent(accuracy.agreement)} of images{on}"
+    smaller = sizes.fp32 / sizes.artifact if sizes.fp32 and sizes.artifact else None
+    size = sizes.artifact and format.size(sizes.artifact)
+    if size and smaller and sizes.fp32:
+        size += f" (FP32 {format.size(sizes.fp32)}, {format.ratio(smaller)} smaller)"
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in (
+        ("top-1 drop", drop),
+        ("agreement", agreement),
+        ("logit SQNR", None if accuracy.sqnr_db is None else format.decibel(accuracy.sqnr_db) + on),
+        ("fidelity", None if report.fidelity_db is None else format.decibel(report.fidelity_db)),
+        ("latency FP32", _times(report.latency.fp32)),
+        ("latency artifact", _times(report.latency.artifact)),
+        ("speed-up", _speedup(report)),
+        ("size", size),
+    ):
+        table.add_row(name, Text(value) if value else Text("not measured", "dim"))
+    return table
+
+
+def _times(latency: Latency | None) -> str | None:
+    if latency is None:
+        return None
+    return f"median {format.milliseconds(latency.median_ms)}, p99 {format.milliseconds(latency.p99_ms)}"
+
+
+def _speedup(report: Report) -> str | None:
+    if report.speedup is None:
+        return None
+    interval = report.speedup_interval
+    return format.ratio(report.speedup) + (f" ({interval.low:.2f} to {interval.high:.2f})" if interval else "")
+
+
+def _with_interval(interval: Interval) -> str:
+    return f"{format.points(interval.value)} ({format.points(interval.low)} to {format.points(interval.high)})"
+
+
+def _gates(report: Report) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
+    table.add_column("gate", overflow="fold")
+    table.add_column("measured", no_wrap=True)
+    table.add_column("result", no_wrap=True)
+    for gate in report.gates:
+        text = gate_text(gate)
+        table.add_row(Text(text.promise), text.measured or "-", Text(_RESULTS[text.outcome], _STYLES[text.outcome]))
+    return table
+
+
+def _checks(report: Report) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
+    for name in ("check", "result", "found"):
+        table.add_column(name, overflow="fold", no_wrap=name == "result")
+    for check in report.checks:
+        outcome: Outcome = "passed" if check.passed else "missed"
+        table.add_row(Text(check.name), Text("ok" if check.passed else "FAILED", _STYLES[outcome]), Text(check.result))
+    return table
+
+
+def _missing(missing: dict[str, list[str]]) -> Table:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(overflow="fold")
+    table.add_row(Text("Not measured", "dim"))
+    for why, names in missing.items():
+        table.add_row(Text(f"- {', '.join(names)}: {why}"))
+    return table
+
+
+def _because(report: Report, key: str) -> str:
+    why = reason(report, key)
+    return f": {why}" if why else ""

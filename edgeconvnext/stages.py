@@ -1,0 +1,246 @@
+"""The stages of a run: each a function from what it reads to files in the run directory.
+
+fold -> statistics -> quantized -> artifact, and reference + artifact -> accuracy -> latency -> device. A stage whose inputs did not
+change is taken over from this run or another one beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.export import ExportedProgram
+
+from edgeconvnext.data.image_set import ImageSet
+from edgeconvnext.data.loader import BatchStream, batches
+from edgeconvnext.job import Job
+from edgeconvnext.model.checkpoint import save_checkpoint
+from edgeconvnext.model.load import load_model
+from edgeconvnext.model.loaded import LoadedModel
+from edgeconvnext.runs import RunDirectory, StageResult
+
+BATCH = 16
+# Exact rewrites are proven on so many real images.
+PROOF_IMAGES = 16
+FOLDED = "folded.safetensors"
+PROGRAM = "quantized.pt2"
+
+
+def model_key(job: Job) -> dict[str, Any]:
+    """Everything about the model that a stage's result depends on."""
+    return {"weights": job.model.sha256, "config": asdict(job.model.config), "preprocess": asdict(job.model.preprocess)}
+
+
+def fold(run: RunDirectory, job: Job) -> StageResult:
+    """Fold the model exactly, prove it on real images, and save it. Values: errors of each rewrite."""
+
+    def make(folder: Path) -> dict[str, Any]:
+        from edgeconvnext.rewrite.exact import fold_exact
+
+        result = fold_exact(job.model.module, proof_images(job))
+        folded = replace(job.model, module=result.module, config=result.module.config)
+        save_checkpoint(folded, folder / FOLDED)
+        return {"errors": result.errors}
+
+    inputs = {"model": model_key(job), "images": job.calibration.fingerprint}
+    return run.stage("fold", inputs, make)
+
+
+def folded_model(stage: StageResult, job: Job) -> LoadedModel:
+    """Load the folded network that the fold stage saved."""
+    return replace(job.model, module=load_model(stage.path(FOLDED)).module)
+
+
+def statistics(run: RunDirectory, job: Job, folded: StageResult) -> StageResult:
+    """Gather activation statistics in one pass. Values: images fitted and held out, images skipped."""
+
+    def make(folder: Path) -> dict[str, Any]:
+        from edgeconvnext.quantize.statistics import collect_statistics
+
+        fit = _stream(job, job.calibration, job.fit, "Calibrating")
+        held_out = _stream(job, job.calibration, job.held_out, "Calibrating (held out)")
+        module = folded_model(folded, job).module
+        gathered = collect_statistics(module, _images(fit), _images(held_out), job.target.quantize.outputs)
+        gathered.save(folder / "statistics.safetensors")
+        return {
+            "fit": gathered.fit_images,
+            "held_out": gathered.held_out_images,
+            "skipped": [f"{image.id}: {image.reason}" for image in [*fit.skipped, *held_out.skipped]],
+        }
+
+    inputs = {
+        "folded": folded.key,
+        "images": job.calibration.fingerprint,
+        "fit": job.fit,
+        "outputs": job.target.quantize.outputs,
+    }
+    return run.stage("statistics", inputs, make)
+
+
+def quantized(run: RunDirectory, job: Job, folded: StageResult, gathered: StageResult) -> StageResult:
+    """Choose grids and build the quantised graph. Values: layers (report.schema.LayerError), int8_macs, input_error."""
+
+    def make(folder: Path) -> dict[str, Any]:
+        from edgeconvnext.model.macs import layer_macs
+        from edgeconvnext.quantize.planning import build_plan
+        from edgeconvnext.quantize.program import export_program, quantize_program
+        from edgeconvnext.quantize.statistics import Statistics
+        from edgeconvnext.report.layers import layer_errors
+
+        model = folded_model(folded, job)
+        stored = Statistics.load(gathered.path("statistics.safetensors"))
+        plan = build_plan(
+            model.module, stored, job.target, calibrator=job.request.calibrator, effort=job.request.effort
+        )
+        module, error = _with_input_range(model, job)
+        program = quantize_program(export_program(module, _example(job), max_batch=_max_batch(job)), plan)
+        torch.export.save(program, folder / PROGRAM)
+        macs = layer_macs(module, job.model.preprocess.input_size)
+        return {
+            "layers": [layer.model_dump() for layer in layer_errors(model.module, plan, stored)],
+            "int8_macs": sum(macs[layer] for layer in plan.weights) / sum(macs.values()),
+            "input_error": error,
+        }
+
+    inputs = {
+        "statistics": gathered.key,
+        "target": job.target.model_dump(mode="json", exclude={"gates", "description", "name", "runtime"}),
+        "calibrator": job.request.calibrator,
+        "effort": job.request.effort,
+    }
+    return run.stage("quantized", inputs, make)
+
+
+def quantized_program(stage: StageResult) -> ExportedProgram:
+    """Load the quantised graph, float32."""
+    import edgeconvnext.quantize.program  # noqa: F401  registers the Q/DQ operators that the file names
+
+    return torch.export.load(stage.path(PROGRAM))
+
+
+def float_program(job: Job, folded: StageResult) -> ExportedProgram:
+    """Export the folded network without Q/DQ, for the target's input: what the artifact is compared with."""
+    from edgeconvnext.quantize.program import export_program
+
+    module, _ = _with_input_range(folded_model(folded, job), job)
+    return export_program(module, _example(job), max_batch=_max_batch(job))
+
+
+def simulation(job: Job, stage: StageResult) -> ExportedProgram:
+    """The quantised graph in the target's float type."""
+    program = quantized_program(stage)
+    if job.target.float_type == "float32":
+        return program
+    from edgeconvnext.quantize.float16 import to_float16
+
+    return to_float16(program)
+
+
+def reference(run: RunDirectory, job: Job) -> StageResult:
+    """Run the FP32 model, as it was handed in, over the evaluation images. Files: logits and image positions."""
+
+    def make(folder: Path) -> dict[str, Any]:
+        from edgeconvnext.validate.runners import TorchRunner, collect
+
+        stream = _stream(job, job.evaluation.images, None, "Evaluating FP32")
+        logits, positions = collect({"fp32": TorchRunner(job.model.module)}, stream)
+        np.savez(folder / "reference.npz", fp32=logits["fp32"], positions=positions)
+        return {"skipped": [f"{image.id}: {image.reason}" for image in stream.skipped]}
+
+    return run.stage("reference", {"model": model_key(job), "images": job.evaluation.images.fingerprint}, make)
+
+
+def evaluated(run: RunDirectory, job: Job, program: StageResult, artifact: StageResult | None) -> StageResult:
+    """Run the simulated graph, and the artifact where its runtime is here, over the evaluation images, decoded once."""
+
+    def make(folder: Path) -> dict[str, Any]:
+        from edgeconvnext.validate.runners import OnnxRunner, Runner, TorchRunner, collect, to_value_range
+
+        module = simulation(job, program).module(check_guards=False)
+        preprocess, value_range = job.model.preprocess, job.target.input.value_range
+
+        def simulate(images: torch.Tensor) -> torch.Tensor:
+            return module(torch.from_numpy(to_value_range(images.numpy(), preprocess, value_range)))
+
+        runners: dict[str, Runner] = {"simulated": TorchRunner(simulate, batch=_fixed_batch(job))}
+        if artifact is not None:
+            runners["artifact"] = OnnxRunner(artifact.path("model.onnx"))
+        stream = _stream(job, job.evaluation.images, None, "Evaluating INT8")
+        logits, positions = collect(runners, stream)
+        np.savez(folder / "logits.npz", **logits, positions=positions)
+        return {"runtimes": {name: runner.runtime for name, runner in runners.items()}}
+
+    inputs = {
+        "program": program.key,
+        "artifact": None if artifact is None else artifact.key,
+        "images": job.evaluation.images.fingerprint,
+    }
+    return run.stage("accuracy", inputs, make)
+
+
+def latency(run: RunDirectory, job: Job, artifact: StageResult) -> StageResult:
+    """Time an ONNX artifact and its float baseline, interleaved. Values: latency and speedup records."""
+
+    def make(_folder: Path) -> dict[str, Any]:
+        from edgeconvnext.progress import progress_bar
+        from edgeconvnext.validate.latency import onnx_latency
+
+        with progress_bar("Timing FP32 and INT8", None):
+            result = onnx_latency(
+                artifact.path("baseline/model_fp32.onnx"),
+                artifact.path("model.onnx"),
+                threads=job.request.threads,
+                images=proof_images(job).numpy(),
+            )
+        return {
+            "latency": result.comparison.model_dump(),
+            "speedup": None if result.speedup is None else result.speedup.model_dump(),
+        }
+
+    from edgeconvnext.validate.device import describe_device
+
+    inputs = {"artifact": artifact.key, "threads": job.request.threads, "device": describe_device()}
+    return run.stage("latency", inputs, make)
+
+
+def proof_images(job: Job) -> torch.Tensor:
+    """A few real calibration images, preprocessed, (N, C, H, W)."""
+    indices = list(range(0, len(job.calibration), max(1, len(job.calibration) // PROOF_IMAGES)))[:PROOF_IMAGES]
+    return torch.cat(list(_images(_stream(job, job.calibration, indices, "Reading images"))))
+
+
+def _stream(job: Job, images: ImageSet, indices: list[int] | None, description: str) -> BatchStream:
+    return batches(images, job.model.preprocess, BATCH, indices, description=description)
+
+
+def _images(stream: BatchStream) -> Iterator[torch.Tensor]:
+    return (batch.images for batch in stream)
+
+
+def _with_input_range(model: LoadedModel, job: Job) -> tuple[torch.nn.Module, float]:
+    """Fold the input normalisation for targets that take raw pixels; return the relative error that was measured."""
+    from edgeconvnext.rewrite.exact import fold_exact
+
+    value_range = job.target.input.value_range
+    if value_range == "normalized":
+        return model.module, 0.0
+    result = fold_exact(model.module, proof_images(job), preprocess=model.preprocess, value_range=value_range)
+    return result.module, result.errors["input_normalization"]
+
+
+def _example(job: Job) -> torch.Tensor:
+    height, width = job.model.preprocess.input_size
+    return torch.zeros(1, job.model.config.in_channels, height, width)
+
+
+def _max_batch(job: Job) -> int | None:
+    """Largest batch of the artifact; None for a fixed batch. Evaluation runs BATCH images at a time."""
+    return max(job.target.input.batch[2], BATCH) if job.target.input.dynamic_batch else None
+
+
+def _fixed_batch(job: Job) -> int | None:
+    return None if job.target.input.dynamic_batch else 1

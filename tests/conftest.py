@@ -1,0 +1,62 @@
+"""Where tests find photographs and trained weights. Only tests marked `data` may use what is not in the repository."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+_CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def photographs() -> Path:
+    """Folder that holds imagenette2-160 and imagenet_1k_subset."""
+    root = Path(os.environ.get("EDGECONVNEXT_DATA") or _CHECKOUT.parent / "shared" / "data")
+    if not (root / "imagenette2-160").is_dir():
+        pytest.skip(f"no imagenette2-160 under {root}: set EDGECONVNEXT_DATA to the folder that holds it")
+    return root.resolve()
+
+
+@pytest.fixture(scope="session")
+def atto_weights() -> Path:
+    """ConvNeXt-Atto trained on Imagenette, facebookresearch layout, with its JSON beside it."""
+    root = os.environ.get("EDGECONVNEXT_DATA")
+    shared = Path(root).resolve().parent if root else _CHECKOUT.parent / "shared"
+    path = shared / "weights" / "convnext_atto_imagenette.pth"
+    if not path.is_file():
+        pytest.skip(f"no {path.name} in a weights folder beside the data folder ({path.parent})")
+    return path
+
+
+@pytest.fixture(scope="session")
+def photo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ImageFolder of two classes, 12 photographs each: crops of the two pictures that travel with scikit-learn."""
+    from sklearn.datasets import load_sample_images
+
+    root = tmp_path_factory.mktemp("photographs")
+    samples = load_sample_images()
+    for name, pixels in zip(("temple", "flower"), samples.images, strict=True):
+        (root / name).mkdir()
+        for number, crop in enumerate(photo_crops(pixels, 12)):
+            Image.fromarray(crop).save(root / name / f"{name}_{number:02d}.jpg", quality=92)
+    return root
+
+
+def photo_crops(pixels: np.ndarray, count: int) -> list[np.ndarray]:
+    """Cut `count` overlapping pieces of 160x200 from a photograph, (H, W, 3), walking over it row by row."""
+    height, width = pixels.shape[:2]
+    columns = 4
+    rows = -(-count // columns)
+    tops = np.linspace(0, height - 160, rows).astype(int)
+    lefts = np.linspace(0, width - 200, columns).astype(int)
+    return [pixels[top : top + 160, left : left + 200] for top in tops for left in lefts][:count]
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the user's cache out of the tests: what a test finds in ~/.cache must not decide whether it passes."""
+    monkeypatch.setenv("HOME", str(tmp_path_factory.getbasetemp() / "home"))

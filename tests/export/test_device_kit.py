@@ -1,0 +1,285 @@
+"""The board's script: only the standard library, Python 3.8, honest exit codes; TensorRT-RTX builds for real.
+
+No test machine has a GPU. To run the checking and timing too, two things are replaced: CUDA by host memory, and the
+engine's execution by onnxruntime on the file the engine was built from.
+"""
+
+from __future__ import annotations
+
+import ast
+import ctypes
+import importlib.util
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from quantized_programs import CLASSES, half_program_for, images, in_onnxruntime, run, small_convnext, typed_onnx_bytes
+
+from edgeconvnext.errors import ExportError
+from edgeconvnext.export.device_kit import SCRIPT, CheckVectors, write_device_kit
+from edgeconvnext.targets import GateSection
+from edgeconvnext.validate.latency import summarize
+
+# The script keeps a timing cache for TensorRT; TensorRT-RTX has none and says so.
+pytestmark = pytest.mark.filterwarnings("ignore:Use Deprecated in TensorRT-RTX:DeprecationWarning")
+
+
+def vectors(count: int = 8) -> CheckVectors:
+    batch = images(count, seed=9)
+    with torch.inference_mode():
+        fp32 = small_convnext()(batch).numpy()
+    simulated = run(half_program_for("jetson"), batch)
+    return CheckVectors(batch.numpy(), fp32, simulated, labels=fp32.argmax(axis=1))
+
+
+def make_kit(root: Path, gates: GateSection, count: int = 8, batch: tuple[int, int, int] = (1, 4, 8)) -> Path:
+    """A run directory as the exporter leaves it; returns its device folder."""
+    folder = root / "device"
+    write_device_kit(folder, vectors(count), model_name="small", batch=batch, gates=gates)
+    (root / "model.onnx").write_bytes(typed_onnx_bytes("jetson"))
+    (folder / "model_fp16.onnx").write_bytes(typed_onnx_bytes(None))
+    return folder
+
+
+def run_script(folder: Path, *arguments: str, isolated: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run the kit's own copy. isolated: without site-packages, as on a board without TensorRT."""
+    flags = ["-I", "-S"] if isolated else []
+    command = [sys.executable, *flags, str(folder / "build_and_check.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+def load_script(folder: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("build_and_check", folder / "build_and_check.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_script_is_python_3_8() -> None:
+    ast.parse(SCRIPT.read_text(), feature_version=(3, 8))
+
+
+def test_the_script_needs_only_the_standard_library() -> None:
+    imported = set()
+    for node in ast.walk(ast.parse(SCRIPT.read_text())):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add(str(node.module).partition(".")[0])
+    assert imported <= sys.stdlib_module_names
+
+
+def test_the_kit_keeps_at_most_32_vectors_and_a_short_readme(tmp_path: Path) -> None:
+    folder = make_kit(tmp_path, GateSection(), count=40)
+    about = json.loads((folder / "vectors.json").read_text())
+    assert (about["count"], about["classes"], about["image_shape"]) == (32, CLASSES, [3, 32, 32])
+    numbers = np.fromfile(folder / "vectors.bin", "<f4")
+    expected = vectors(40).first(32)
+    parts = (expected.images, expected.fp32, expected.simulated)
+    np.testing.assert_array_equal(numbers, np.concatenate([part.ravel() for part in parts]))
+    assert len((folder / "README.txt").read_text().splitlines()) == 3
+
+
+def test_vectors_that_do_not_match_are_refused() -> None:
+    good = vectors(4)
+    with pytest.raises(ExportError, match="as many logits as images"):
+        CheckVectors(good.images[:3], good.fp32, good.simulated)
+
+
+def test_without_tensorrt_it_ends_with_4_and_says_so(tmp_path: Path) -> None:
+    done = run_script(make_kit(tmp_path, GateSection()), isolated=True)
+    assert done.returncode == 4
+    assert done.stderr.startswith("Error: Python cannot import tensorrt") and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["vectors.json", "vectors.bin"])
+def test_a_missing_or_cut_file_ends_with_1(name: str, tmp_path: Path) -> None:
+    folder = make_kit(tmp_path, GateSection())
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[: len(content) // 8 * 4])
+    cut = run_script(folder, isolated=True)
+    (folder / name).unlink()
+    missing = run_script(folder, isolated=True)
+    for done in (cut, missing):
+        assert done.returncode == 1 and name in done.stderr and "Traceback" not in done.stderr
+
+
+def test_without_a_gpu_it_ends_with_4_before_building(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'edgeconvnext[rtx]'")
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        pass
+    else:
+        pytest.skip("this machine has an NVIDIA driver; the test is about machines without")
+    folder = make_kit(tmp_path, GateSection())
+    done = run_script(folder, "--module", "tensorrt_rtx")
+    assert done.returncode == 4 and ("libcudart" in done.stderr or "no GPU" in done.stderr)
+    assert not (folder / "model.engine").exists()
+
+
+def test_it_builds_both_engines(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'edgeconvnext[rtx]'")
+    folder = make_kit(tmp_path, GateSection(min_speedup=1.0))
+    done = run_script(folder, "--module", "tensorrt_rtx", "--build-only")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((folder / "device.json").read_text())
+    assert result["passed"] is None
+    for name in ("model.engine", "model_fp16.engine"):
+        assert (folder / name).stat().st_size > 10_000
+    assert {engine["size_bytes"] for engine in result["engines"].values()} == {
+        (folder / name).stat().st_size for name in ("model.engine", "model_fp16.engine")
+    }
+    (tmp_path / "model.onnx").write_bytes(b"not a network")
+    broken = run_script(folder, "--module", "tensorrt_rtx", "--build-only")
+    assert broken.returncode == 1 and "model.onnx" in broken.stderr and "Traceback" not in broken.stderr
+
+
+class HostCuda:
+    """The script's Cuda on host memory: copies happen at once, events hold the time they were recorded."""
+
+    HOST_TO_DEVICE, DEVICE_TO_HOST = 1, 2
+    stream = 1
+
+    def __init__(self) -> None:
+        self.memory: list[Any] = []
+        self.recorded: dict[int, float] = {}
+
+    def allocate(self, size_bytes: int) -> int:
+        self.memory.append(ctypes.create_string_buffer(size_bytes))
+        return ctypes.addressof(self.memory[-1])
+
+    allocate_host = allocate
+
+    def copy(self, target: int, source: int, size_bytes: int, direction: int) -> None:
+        ctypes.memmove(target, source, size_bytes)
+
+    def synchronize(self) -> None:
+        """Everything is done already."""
+
+    def event(self) -> int:
+        self.recorded[len(self.recorded)] = 0.0
+        return len(self.recorded) - 1
+
+    def record(self, event: int) -> None:
+        self.recorded[event] = time.perf_counter()
+
+    def elapsed_ms(self, start: int, end: int) -> float:
+        return 1000 * (self.recorded[end] - self.recorded[start])
+
+    def describe(self) -> dict[str, str]:
+        return {"gpu": "host memory", "compute_capability": "0.0", "cuda_runtime": "0.0"}
+
+
+class OnnxContext:
+    """An execution context that runs the ONNX file behind an engine."""
+
+    def __init__(self, model: bytes) -> None:
+        import onnxruntime
+
+        self.session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+        self.address: dict[str, int] = {}
+        self.shape: tuple[int, ...] = ()
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> None:
+        self.shape = shape
+
+    def set_tensor_address(self, name: str, address: int) -> None:
+        self.address[name] = address
+
+    def execute_async_v3(self, stream: int) -> bool:
+        count = int(np.prod(self.shape))
+        source = (ctypes.c_float * count).from_address(self.address["image"])
+        batch = np.frombuffer(source, np.float32).reshape(self.shape)
+        logits = self.session.run(["logits"], {"image": batch})[0].astype(np.float32)
+        ctypes.memmove(self.address["logits"], logits.tobytes(), logits.nbytes)
+        return True
+
+
+def run_on_host(folder: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, dict[str, Any]]:
+    """Run the script in this process: TensorRT-RTX builds, onnxruntime executes."""
+    rtx = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'edgeconvnext[rtx]'")
+    script = load_script(folder)
+
+    class Runtime:
+        def __init__(self, logger: Any) -> None:
+            self.files = {
+                (folder / "model.engine").read_bytes(): (folder.parent / "model.onnx").read_bytes(),
+                (folder / "model_fp16.engine").read_bytes(): (folder / "model_fp16.onnx").read_bytes(),
+            }
+
+        def deserialize_cuda_engine(self, engine: bytes) -> SimpleNamespace:
+            return SimpleNamespace(create_execution_context=lambda: OnnxContext(self.files[engine]))
+
+    mixed = SimpleNamespace(**{name: getattr(rtx, name) for name in dir(rtx) if name != "Runtime"}, Runtime=Runtime)
+    mixed.__version__ = rtx.__version__
+    monkeypatch.setattr(script, "Cuda", HostCuda)
+    monkeypatch.setattr(script, "load_tensorrt", lambda name: mixed)
+    monkeypatch.setattr(script, "WARM_UP_SECONDS", 0.01)
+    monkeypatch.setattr(script, "BLOCK_SECONDS", 0.02)
+    code = script.main(["--seconds", "0.1", *arguments])
+    return code, json.loads((folder / "device.json").read_text())
+
+
+def test_it_checks_times_and_judges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_kit(tmp_path, GateSection(min_fidelity_db=30.0, min_speedup=1e-6), batch=(3, 4, 8))
+    code, result = run_on_host(folder, monkeypatch)
+    assert code == 0 and result["passed"] is True
+    known = vectors()
+    measured = in_onnxruntime(typed_onnx_bytes("jetson"), images(8, seed=9))
+    expected_db = 10 * np.log10((known.simulated**2).sum() / ((known.simulated - measured) ** 2).sum())
+    assert result["check"]["images"] == 8
+    # The last of three batches is filled up with the first images; those rows must not count. A different batch may
+    # move a code across a rounding border, so not to the last digit.
+    assert result["check"]["fidelity_db"] == pytest.approx(expected_db, abs=1.0)
+    assert result["check"]["top1_fp32"] == 100.0
+    assert {gate["name"]: gate["passed"] for gate in result["gates"]} == {"min_fidelity_db": True, "min_speedup": True}
+    for name in ("int8", "fp16"):
+        assert result["latency"][name]["runs"] >= 10
+        assert result["latency"][name]["gpu"]["median_ms"] <= result["latency"][name]["median_ms"]
+    assert result["latency"]["batch"] == 3
+    assert result["speedup"]["low"] <= result["speedup"]["value"] <= result["speedup"]["high"]
+
+
+def test_a_missed_gate_ends_with_3_and_keeps_the_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_kit(tmp_path, GateSection(min_fidelity_db=30.0, min_speedup=1e6))
+    code, result = run_on_host(folder, monkeypatch)
+    assert code == 3 and result["passed"] is False
+    assert {gate["name"]: gate["passed"] for gate in result["gates"]} == {"min_fidelity_db": True, "min_speedup": False}
+    assert (folder / "model.engine").exists()
+
+
+def test_wrong_answers_miss_the_fidelity_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_kit(tmp_path, GateSection(min_fidelity_db=30.0))
+    numbers = np.fromfile(folder / "vectors.bin", "<f4")
+    numbers[-8 * CLASSES :] *= 1.1
+    numbers.tofile(folder / "vectors.bin")
+    code, result = run_on_host(folder, monkeypatch)
+    # Answers off by a factor 1.1: 20 log10(1.1 / 0.1) is 20.8 dB.
+    assert code == 3 and result["check"]["fidelity_db"] == pytest.approx(20.8, abs=1.5)
+
+
+def test_answers_that_are_not_finite_are_not_a_number_of_decibels() -> None:
+    script = load_script(SCRIPT.parent)
+    assert script.ratio_db([1.0, 2.0], [1.0, float("nan")]) is None
+    assert script.ratio_db([3.0, 4.0], [3.0, 4.5]) == pytest.approx(20.0)
+
+
+def test_the_board_reports_latency_as_the_rest_of_the_toolkit_does() -> None:
+    times = np.random.default_rng(0).gamma(4.0, 0.5, size=57)
+    theirs = load_script(SCRIPT.parent).summary(list(times), 2)
+    ours = summarize(times, 2).model_dump(exclude={"samples_ms"})
+    assert theirs == pytest.approx(ours)
+
+
+def test_a_batch_outside_the_engine_is_refused(tmp_path: Path) -> None:
+    done = run_script(make_kit(tmp_path, GateSection()), "--batch", "9", isolated=True)
+    assert done.returncode == 1 and "1 to 8" in done.stderr

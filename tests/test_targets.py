@@ -1,0 +1,154 @@
+"""Targets: the shipped ones load, a user's own file works by path, and every mistake in one is named with its key."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from edgeconvnext.errors import ConfigFileError, TargetError
+from edgeconvnext.targets import load_target, target_files
+
+MINIMAL = """
+name = "board"
+description = "A board of ours"
+exporter = "onnx"
+float_type = "float32"
+opset = 21
+
+[quantize]
+operators = ["pointwise1", "head"]
+
+[runtime]
+name = "onnxruntime"
+minimum = "1.18"
+"""
+
+
+def write(folder: Path, *changes: tuple[str, str], more: str = "") -> str:
+    """Write the minimal target with pieces of its text replaced, and return its path."""
+    text = MINIMAL
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    path = folder / "board.toml"
+    path.write_text(text + more)
+    return str(path)
+
+
+def refusal(path: str) -> str:
+    with pytest.raises(ConfigFileError) as caught:
+        load_target(path)
+    message = str(caught.value)
+    assert message.startswith(path), "an error names the file"
+    assert "\n" not in message
+    return message
+
+
+def test_the_shipped_targets_are_the_five_of_the_documentation() -> None:
+    assert list(target_files()) == ["coreml", "gpu", "jetson", "onnx", "rtx"]
+
+
+@pytest.mark.parametrize("name", list(target_files()))
+def test_a_shipped_target_loads_under_its_file_name_with_its_gates(name: str) -> None:
+    target = load_target(name)
+    assert target.name == name
+    assert target.description
+    assert target.gates.top1_drop_pp == 1.0
+    assert target.gates.min_speedup == 1.0
+
+
+def test_the_placement_of_the_cpu_target_keeps_depthwise_and_stem_in_float_and_weights_in_seven_bits() -> None:
+    target = load_target("onnx")
+    assert not {"depthwise", "stem"} & set(target.quantize.operators)
+    assert target.quantize.weights.range_bits == 7
+    assert target.float_type == "float32"
+
+
+def test_the_jetson_target_is_symmetric_int8_beside_float16_at_the_first_opset_with_float16_scales() -> None:
+    target = load_target("jetson")
+    assert (target.float_type, target.opset, target.quantize.activations.scheme) == ("float16", 19, "symmetric")
+    assert target.input.dynamic_batch
+
+
+def test_a_file_of_the_users_own_works_by_path_and_keeps_the_defaults(tmp_path: Path) -> None:
+    target = load_target(write(tmp_path, more="\n[gates]\ntop1_drop_pp = 2\n"))
+    assert (target.name, target.quantize.operators, target.gates.top1_drop_pp) == ("board", ["pointwise1", "head"], 2.0)
+    assert target.gates.min_speedup is None
+    assert target.input.batch == [1, 8, 32]
+
+
+def test_the_hash_sees_values_and_not_comments(tmp_path: Path) -> None:
+    plain = load_target(write(tmp_path)).sha256
+    assert load_target(write(tmp_path, more="# a remark\n")).sha256 == plain
+    assert load_target(write(tmp_path, more="[input]\nbatch = [1, 8, 32]\n")).sha256 == plain, "a default, written out"
+    assert load_target(write(tmp_path, more="[input]\nbatch = [1, 1, 1]\n")).sha256 != plain
+
+
+def test_an_unknown_target_names_the_nearest_and_all_known_ones() -> None:
+    with pytest.raises(TargetError, match=r"no target 'jetsn'\. Did you mean jetson\?.*coreml, gpu, jetson, onnx, rtx"):
+        load_target("jetsn")
+
+
+def test_a_target_file_that_is_not_there_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(TargetError, match=r"no target file .*mine\.toml"):
+        load_target(str(tmp_path / "mine.toml"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("opset =", "opsett =", "unknown key opsett. Did you mean opset?"),
+        ("operators =", "operator =", "unknown key quantize.operator. Did you mean operators?"),
+        ("operators =", "operator =", "quantize.operators is missing."),
+        ("[quantize]", "[quantise]", "unknown key quantise. Did you mean quantize"),
+        ('"head"', '"haed"', "(found 'haed'). Did you mean head?"),
+        ('"onnx"', '"onx"', "(found 'onx'). Did you mean onnx?"),
+        ("opset = 21", 'opset = "21"', "opset: input should be a valid integer (found '21')."),
+        ("opset = 21", "opset = 12", "opset: input should be greater than or equal to 17 (found 12)."),
+        ('["pointwise1", "head"]', "[]", "quantize.operators: "),
+        ('"float32"\nopset = 21', '"float16"\nopset = 17', "float_type float16 needs opset 19"),
+        ('exporter = "onnx"', 'exporter = "coreml"', 'exporter "coreml" needs minimum_os'),
+    ],
+)
+def test_a_mistake_is_named_with_its_key_and_the_nearest_right_one(
+    tmp_path: Path, old: str, new: str, expected: str
+) -> None:
+    assert expected in refusal(write(tmp_path, (old, new)))
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ("[gates]\nmin_spedup = 1.0\n", "unknown key gates.min_spedup. Did you mean min_speedup?"),
+        (
+            "[quantize.activations]\nschema = 'affine'\n",
+            "unknown key quantize.activations.schema. Did you mean scheme?",
+        ),
+        ("[quantize.activations]\nsigned = false\n", "needs signed = true"),
+        ("[gates]\ntop1_drop_pp = -1.0\n", "gates.top1_drop_pp: input should be greater than or equal to 0"),
+        ("[input]\nbatch = [8, 1, 32]\n", "batch [8, 1, 32] must read smallest <= typical <= largest"),
+        ("[input\n", "is not valid TOML"),
+    ],
+)
+def test_a_mistake_in_a_table_is_named_with_its_full_key(tmp_path: Path, more: str, expected: str) -> None:
+    assert expected in refusal(write(tmp_path, more=more))
+
+
+def test_all_mistakes_of_a_file_are_said_at_once(tmp_path: Path) -> None:
+    message = refusal(write(tmp_path, ("opset =", "opsett ="), ("minimum =", "minimun =")))
+    assert "opsett" in message
+    assert "runtime.minimun" in message
+
+
+def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "board.toml"
+    path.write_bytes(b"\xff\xfe\x00name")
+    assert "is not valid TOML" in refusal(str(path))
+
+
+def test_a_file_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "board.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + MINIMAL.encode())
+    assert load_target(str(path)).name == tomllib.loads(MINIMAL)["name"]
