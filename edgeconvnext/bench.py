@@ -50,7 +50,12 @@ def bench_artifact(
         raise ExportError(f"{artifact} takes input of shape {shape}; only images of a fixed size can be timed.")
     with progress_bar("Timing", None):
         result = onnx_latency(
-            baseline, artifact, batch=batch, threads=threads, input_size=(shape[2], shape[3]), seconds=seconds,
+            baseline,
+            artifact,
+            batch=batch,
+            threads=threads,
+            input_size=(shape[2], shape[3]),
+            seconds=seconds,
             in_channels=shape[1],
         )
     return BenchResult(
@@ -75,14 +80,20 @@ def render_bench(result: BenchResult) -> RenderableType:
         if name is not None and times is not None:
             figures = (times.median_ms, times.mean_ms, times.min_ms, times.p90_ms, times.p99_ms)
             table.add_row(
-                name, *(f"{figure:.3f}" for figure in figures), f"{times.throughput:.1f}", f"{times.cv:.2f}", str(times.runs)
+                name,
+                *(f"{figure:.3f}" for figure in figures),
+                f"{times.throughput:.1f}",
+                f"{times.cv:.2f}",
+                str(times.runs),
             )
     settings = result.latency
     where = f"{settings.runtime} on {settings.device}, batch {settings.batch}, threads {settings.threads}"
     parts: list[RenderableType] = [table, Text(where, "dim")]
     if result.speedup is not None:
         speedup = result.speedup
-        parts.append(Text(f"speed-up of medians {speedup.value:.2f}x ({speedup.low:.2f} to {speedup.high:.2f})", "bold"))
+        parts.append(
+            Text(f"speed-up of medians {speedup.value:.2f}x ({speedup.low:.2f} to {speedup.high:.2f})", "bold")
+        )
     return Group(*parts)
 
 
@@ -95,7 +106,9 @@ def _artifact_of(path: Path) -> Path:
         for name in ("model.engine", "model.mlpackage", "model.onnx"):
             if any(file == name or file.startswith(f"{name}/") for file in run.files):
                 return path / name
-        raise ExportError(f"{path} holds no artifact; it is a run of edgeconvnext quantize. Export one with --from {path}.")
+        raise ExportError(
+            f"{path} holds no artifact; it is a run of edgeconvnext quantize. Export one with --from {path}."
+        )
     if not path.exists():
         raise ExportError(f"There is no artifact {path}.")
     return path

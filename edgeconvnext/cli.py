@@ -21,7 +21,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-data_app = typer.Typer(help="Image sets: list them, fetch the public ones.", no_args_is_help=True, rich_markup_mode=None)
+data_app = typer.Typer(
+    help="Image sets: list them, fetch the public ones.", no_args_is_help=True, rich_markup_mode=None
+)
 app.add_typer(data_app, name="data")
 
 CalibratorName = Literal["auto", "minmax", "percentile", "entropy", "mse"]
@@ -30,11 +32,15 @@ EffortName = Literal["quick", "default", "best"]
 ModelArgument = Annotated[str, typer.Argument(help="Weights file, folder, hub name, preset, or 'digits'.")]
 ModelOption = Annotated[
     str | None,
-    typer.Option("--model", help="Weights file, folder, hub name or preset. Default: $EDGECONVNEXT_MODEL, else convnext_tiny."),
+    typer.Option(
+        "--model", help="Weights file, folder, hub name or preset. Default: $EDGECONVNEXT_MODEL, else convnext_tiny."
+    ),
 ]
 CalibOption = Annotated[str | None, typer.Option("--calib", help="Calibration images: a set's name or a folder.")]
 EvalOption = Annotated[str | None, typer.Option("--eval", help="Labelled evaluation images: a set's name or a folder.")]
-TargetOption = Annotated[str, typer.Option("--target", help="Target by name, or a TOML file (see: edgeconvnext targets).")]
+TargetOption = Annotated[
+    str, typer.Option("--target", help="Target by name, or a TOML file (see: edgeconvnext targets).")
+]
 ImagesOption = Annotated[int, typer.Option("--num-images", help="Calibration images in all; a third is held out.")]
 CalibratorOption = Annotated[
     CalibratorName, typer.Option("--calibrator", help="Range estimator; auto picks the best one per tensor.")
@@ -43,10 +49,14 @@ EffortOption = Annotated[EffortName, typer.Option("--effort", help="How long to 
 ResolutionOption = Annotated[
     int | None, typer.Option("--resolution", help="Input side in pixels. Default: the checkpoint's own.")
 ]
-CropOption = Annotated[float | None, typer.Option("--crop-pct", help="Crop share of evaluation. Default: the checkpoint's.")]
+CropOption = Annotated[
+    float | None, typer.Option("--crop-pct", help="Crop share of evaluation. Default: the checkpoint's.")
+]
 MeanOption = Annotated[str | None, typer.Option("--mean", help="Input means in 0..1, as in 0.485,0.456,0.406.")]
 StdOption = Annotated[str | None, typer.Option("--std", help="Input standard deviations, as in 0.229,0.224,0.225.")]
-OutputOption = Annotated[Path | None, typer.Option("--output", help="Run directory. Default: runs/<model>-<target>-<key>.")]
+OutputOption = Annotated[
+    Path | None, typer.Option("--output", help="Run directory. Default: runs/<model>-<target>-<key>.")
+]
 LatencyOption = Annotated[bool, typer.Option("--latency/--no-latency", help="Measure latency.")]
 ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="Threads of the runtime while timing.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
@@ -79,7 +89,9 @@ def quantize(
 
 @app.command()
 def export(
-    target: Annotated[str, typer.Option("--target", help="Target by name, or a TOML file (see: edgeconvnext targets).")],
+    target: Annotated[
+        str, typer.Option("--target", help="Target by name, or a TOML file (see: edgeconvnext targets).")
+    ],
     model: ModelOption = None,
     calib: CalibOption = None,
     eval_set: EvalOption = None,
@@ -108,9 +120,7 @@ def export(
     request = _request(
         model, calib, eval_set, target, num_images, calibrator, effort, resolution, crop_pct, mean, std, output
     )
-    _finish(
-        pipeline.export(replace(request, reuse_from=from_run, measure_latency=latency, threads=threads)), json
-    )
+    _finish(pipeline.export(replace(request, reuse_from=from_run, measure_latency=latency, threads=threads)), json)
 
 
 @app.command()
@@ -309,7 +319,9 @@ def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise typer.BadParameter(f"{option} takes numbers separated by commas, as in 0.485,0.456,0.406; it is {text!r}.") from None
+        raise typer.BadParameter(
+            f"{option} takes numbers separated by commas, as in 0.485,0.456,0.406; it is {text!r}."
+        ) from None
 
 
 def _finish(outcome: Outcome, json: bool) -> NoReturn:

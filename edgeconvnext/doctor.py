@@ -8,9 +8,12 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from edgeconvnext.errors import EdgeConvNextError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,23 @@ class Check:
     @property
     def present(self) -> bool:
         return self.found is not None
+
+
+def render(checks: list[Check]) -> RenderableType:
+    """Lay the checks out for a terminal: what is here with its version, then what is not with the way to get it."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    here = Table(box=None, pad_edge=False, title="here", title_justify="left")
+    for column in ("", "", "for"):
+        here.add_column(column)
+    for check in checks:
+        if check.found is not None:
+            here.add_row(check.name, check.found, check.purpose)
+    absent = [check for check in checks if not check.present]
+    lines = [Text.assemble((check.name, "bold"), f" ({check.purpose}): {check.remedy}") for check in absent]
+    return Group(here, *([Text("\nnot here"), *lines] if lines else []))
 
 
 def diagnose() -> list[Check]:

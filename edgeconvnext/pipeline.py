@@ -123,7 +123,7 @@ def _programs(job: Job, done: dict[str, StageResult]) -> Programs:
     images = to_value_range(
         stages.proof_images(job).contiguous().numpy(), job.model.preprocess, job.target.input.value_range
     )
-    module = stages.simulation(job, done["quantized"]).module(check_guards=False)
+    module = stages.simulation(job, done["quantized"])
     batch = None if job.target.input.dynamic_batch else 1
     with torch.inference_mode():
         simulated = TorchRunner(module, batch=batch)(images)
@@ -218,5 +218,3 @@ def _working(what: str) -> Iterator[None]:
 
     with progress_bar(what, None):
         yield
-
-

@@ -1,7 +1,7 @@
 """The stages of a run: each a function from what it reads to files in the run directory.
 
-fold -> statistics -> quantized -> artifact, and reference + artifact -> accuracy -> latency -> device. A stage whose inputs did not
-change is taken over from this run or another one beside it.
+fold -> statistics -> quantized -> artifact, and reference + artifact -> accuracy -> latency -> device. A stage whose
+inputs did not change is taken over from this run or another one beside it.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def quantized(run: RunDirectory, job: Job, folded: StageResult, gathered: StageR
         module, error = _with_input_range(model, job)
         program = quantize_program(export_program(module, _example(job), max_batch=_max_batch(job)), plan)
         torch.export.save(program, folder / PROGRAM)
-        macs = layer_macs(module, job.model.preprocess.input_size)
+        macs = layer_macs(job.model.config, job.model.preprocess.input_size)
         return {
             "layers": [layer.model_dump() for layer in layer_errors(model.module, plan, stored)],
             "int8_macs": sum(macs[layer] for layer in plan.weights) / sum(macs.values()),
@@ -130,14 +130,16 @@ def float_program(job: Job, folded: StageResult) -> ExportedProgram:
     return export_program(module, _example(job), max_batch=_max_batch(job))
 
 
-def simulation(job: Job, stage: StageResult) -> ExportedProgram:
-    """The quantised graph in the target's float type."""
+def simulation(job: Job, stage: StageResult) -> torch.nn.Module:
+    """The quantised graph in the target's float type, ready to run."""
+    from edgeconvnext.quantize.simulate import simulator
+
     program = quantized_program(stage)
     if job.target.float_type == "float32":
-        return program
+        return simulator(program)
     from edgeconvnext.quantize.float16 import to_float16
 
-    return to_float16(program)
+    return simulator(to_float16(program))
 
 
 def reference(run: RunDirectory, job: Job) -> StageResult:
@@ -160,7 +162,7 @@ def evaluated(run: RunDirectory, job: Job, program: StageResult, artifact: Stage
     def make(folder: Path) -> dict[str, Any]:
         from edgeconvnext.validate.runners import OnnxRunner, Runner, TorchRunner, collect, to_value_range
 
-        module = simulation(job, program).module(check_guards=False)
+        module = simulation(job, program)
         preprocess, value_range = job.model.preprocess, job.target.input.value_range
 
         def simulate(images: torch.Tensor) -> torch.Tensor:
@@ -171,7 +173,7 @@ def evaluated(run: RunDirectory, job: Job, program: StageResult, artifact: Stage
             runners["artifact"] = OnnxRunner(artifact.path("model.onnx"))
         stream = _stream(job, job.evaluation.images, None, "Evaluating INT8")
         logits, positions = collect(runners, stream)
-        np.savez(folder / "logits.npz", **logits, positions=positions)
+        np.savez(folder / "logits.npz", allow_pickle=False, positions=positions, **logits)
         return {"runtimes": {name: runner.runtime for name, runner in runners.items()}}
 
     inputs = {

@@ -33,20 +33,27 @@ def parse_hub_name(name: str) -> tuple[str, str | None] | None:
 def fetch(repository: str, revision: str | None = None) -> HubFiles:
     """Fetch config and weights of a repository, or take them from the cache; safetensors where there are any.
 
-    HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE are honoured. Raises CheckpointError where the repository or its weights do
-    not exist, or cannot be reached and are not in the cache.
+    Cached files are used without asking the hub, so that a run repeats; name a revision to get another. HF_ENDPOINT,
+    HF_HOME and HF_HUB_OFFLINE are honoured. Raises CheckpointError where the repository or its weights do not exist, or
+    cannot be reached and are not in the cache.
     """
     config = _fetch_file(repository, "config.json", revision)
+    if config is not None:
+        revision = _commit(config)  # weights of the same commit, even if the branch moves meanwhile
     preprocessor = _fetch_file(repository, "preprocessor_config.json", revision) if _is_transformers(config) else None
     for name in _WEIGHTS:
         weights = _fetch_file(repository, name, revision)
         if weights is not None:
-            # The cache lays files out as snapshots/<commit>/<file>.
-            return HubFiles(weights, config, preprocessor, repository, weights.parent.name)
+            return HubFiles(weights, config, preprocessor, repository, _commit(weights))
     raise CheckpointError(
         f"The repository {repository} has neither {' nor '.join(_WEIGHTS)}. "
         "Download the weights file you mean by hand and pass its path."
     )
+
+
+def _commit(cached: Path) -> str:
+    """The cache lays files out as snapshots/<commit>/<file>."""
+    return cached.parent.name
 
 
 def _is_transformers(config: Path | None) -> bool:
@@ -55,7 +62,7 @@ def _is_transformers(config: Path | None) -> bool:
 
 def _fetch_file(repository: str, file: str, revision: str | None) -> Path | None:
     """Fetch one file; None where the repository does not have it."""
-    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub import _CACHED_NO_EXIST, constants, hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
@@ -68,6 +75,12 @@ def _fetch_file(repository: str, file: str, revision: str | None) -> Path | None
     # huggingface-hub reads HF_ENDPOINT once, when it is imported; a caller may set it later.
     endpoint = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
     try:
+        cached = try_to_load_from_cache(repository, file, revision=revision)
+        if cached is _CACHED_NO_EXIST:
+            return None
+        if isinstance(cached, str):
+            return Path(cached)
+        _check_reachable(repository, file, revision, endpoint)
         return Path(hf_hub_download(repository, file, revision=revision, endpoint=endpoint))
     except GatedRepoError as error:
         raise CheckpointError(
@@ -84,8 +97,6 @@ def _fetch_file(repository: str, file: str, revision: str | None) -> Path | None
     except HFValidationError as error:
         raise CheckpointError(f"{repository!r} is no hub name: {error}") from error
     except LocalEntryNotFoundError as error:
-        if _known_absent(repository, file, revision):
-            return None
         raise CheckpointError(_unreachable(repository, file, endpoint, error.__cause__ or error)) from error
     except EntryNotFoundError:
         return None
@@ -93,11 +104,16 @@ def _fetch_file(repository: str, file: str, revision: str | None) -> Path | None
         raise CheckpointError(_unreachable(repository, file, endpoint, error)) from error
 
 
-def _known_absent(repository: str, file: str, revision: str | None) -> bool:
-    """Say whether the cache remembers that the repository has no such file."""
-    from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
+def _check_reachable(repository: str, file: str, revision: str | None, endpoint: str) -> None:
+    """Ask once, without the 23 seconds of retries a download spends on a network that is not there."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
-    return try_to_load_from_cache(repository, file, revision=revision) is _CACHED_NO_EXIST
+    try:
+        get_hf_file_metadata(hf_hub_url(repository, file, revision=revision, endpoint=endpoint), timeout=10)
+    except (OSError, ValueError):
+        return  # an answer (404, 401, ...) or offline mode: the download turns it into the right error
+    except Exception as error:  # the HTTP library's own, whose name depends on the version of huggingface-hub
+        raise CheckpointError(_unreachable(repository, file, endpoint, error)) from error
 
 
 def _unreachable(repository: str, file: str, endpoint: str, cause: BaseException) -> str:

@@ -144,8 +144,8 @@ def _stem(shapes: Mapping[str, Shape], dim: int, timm: bool, source: str) -> tup
         patch_size = first[2] if len(first) == 4 else 4
         if timm and patch_size >= 8:
             raise CheckpointError(
-                f"{source} is a timm model with {patch_size}x{patch_size} patches: timm then dilates the convs of the last "
-                "stages instead of downsampling. This variant is not supported."
+                f"{source} is a timm model with {patch_size}x{patch_size} patches: timm then dilates the convs of the "
+                "last stage instead of downsampling. This variant is not supported."
             )
         return "patch", patch_size
     middle = first[0] if first else dim

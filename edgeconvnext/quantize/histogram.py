@@ -55,8 +55,8 @@ class Histogram:
 class StreamingHistogram:
     """Builds a `Histogram` batch by batch.
 
-    The bin width is the smallest power of two for which everything seen fits in `MAX_BINS` bins. When a batch exceeds the range, bins
-    double their width by merging neighbours, so the result does not depend on how the data was cut into batches.
+    The bin width is the smallest power of two for which everything seen fits in `MAX_BINS` bins. When a batch exceeds
+    the range, bins double their width by merging neighbours: the result does not depend on how the data was cut.
     Example: width 1/256 covers 32 units; a value of 40 doubles it to 1/128, and every old pair of bins becomes one.
     """
 

@@ -8,7 +8,7 @@ import torch
 
 from edgeconvnext.errors import QuantizationError
 from edgeconvnext.model.convnext import ConvNeXt
-from edgeconvnext.model.layers import weighted_layers
+from edgeconvnext.model.layers import weight_of, weighted_layers
 from edgeconvnext.quantize.plan import ActivationPlan, QParams, QuantPlan
 from edgeconvnext.quantize.ranges import ESTIMATORS, Estimator, Grid, choose_range
 from edgeconvnext.quantize.statistics import Statistics
@@ -51,8 +51,7 @@ def build_plan(
 ) -> QuantPlan:
     """Choose a grid for every activation and weight that the target's placement quantises.
 
-    Each activation gets the estimator with the least error on held-out calibration images. An image input in 0..255 needs no
-    estimate where the grid is unsigned: scale 1, zero point 0 is exact.
+    Each activation gets the estimator with the least error on held-out calibration images.
     Raises QuantizationError when the statistics lack a tensor that the placement names.
     """
     grid = activation_grid(target)
@@ -65,7 +64,7 @@ def build_plan(
             name = f"{layer}:input"
             activations[name] = _plan_activation(name, statistics, grid, estimators, steps)
             weights[layer] = weight_grid(
-                module.get_submodule(layer).weight,
+                weight_of(module, layer),
                 target.quantize.weights.range_bits,
                 float16_scale=grid.float16_scale,
                 search=effort != "quick",
@@ -93,5 +92,10 @@ def _plan_activation(
         grid.quant_max,
     )
     return ActivationPlan(
-        name, qparams, choice.estimator, choice.mse, tensor.held_out.mean_square(), dict(choice.candidates)
+        name,
+        qparams,
+        choice.estimator,
+        choice.mse,
+        tensor.held_out.mean_square(),
+        {str(name): mse for name, mse in choice.candidates.items()},
     )

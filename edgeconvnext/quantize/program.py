@@ -103,7 +103,9 @@ class ConvNeXtQuantizer(Quantizer):
             )
         missing = sorted(set(self.plan.weights) - found)
         if missing:
-            raise QuantizationError(f"The plan quantises layers that the exported graph does not have: {', '.join(missing)}.")
+            raise QuantizationError(
+                f"The plan quantises layers that the exported graph does not have: {', '.join(missing)}."
+            )
         return model
 
     def validate(self, model: torch.fx.GraphModule) -> None:

@@ -35,8 +35,8 @@ class Grid:
     def fit(self, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return (scale, zero_point) that cover low..high and hold zero exactly.
 
-        Symmetric int8: scale = max(|low|, |high|) / 127, zero point 0. Affine: scale = (high - low) / 255, and zero falls on a code;
-        low = -0.17, high = 13.43 in 0..255 gives scale 0.0533 and zero point 3.
+        Symmetric int8: scale = max(|low|, |high|) / 127, zero point 0. Affine: scale = (high - low) / 255, and zero
+        falls on a code; low = -0.17, high = 13.43 in 0..255 gives scale 0.0533 and zero point 3.
         """
         low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
         span = np.maximum(np.abs(low), np.abs(high)) / self.quant_max if self.symmetric else (high - low) / self.levels
@@ -145,7 +145,7 @@ class RangeChoice:
     zero_point: int
     estimator: Estimator
     mse: float
-    candidates: dict[str, float]
+    candidates: dict[Estimator, float]
 
 
 def choose_range(

@@ -17,6 +17,7 @@ from edgeconvnext.report.schema import (
     Interval,
     LatencyComparison,
     ModelRecord,
+    PreprocessRecord,
     QuantizationRecord,
     Report,
     Sizes,
@@ -47,6 +48,7 @@ def assemble(run: RunDirectory, job: Job, stages: dict[str, StageResult], artifa
         target=job.target.name,
         target_description=job.target.description,
         artifact=artifact_name,
+        exporter=job.target.exporter,
         model=_model_record(job, stages),
         quantization=_quantization_record(job, stages),
         accuracy=accuracy,
@@ -72,7 +74,7 @@ def _accuracy(job: Job, stages: dict[str, StageResult]) -> tuple[Accuracy, float
         fp32, positions = file["fp32"], file["positions"]
     with np.load(stages["accuracy"].path("logits.npz")) as file:
         simulated = file["simulated"]
-        artifact = file["artifact"] if "artifact" in file else None
+        artifact = file.get("artifact")
     result = compare(
         fp32,
         simulated,
@@ -114,6 +116,14 @@ def _model_record(job: Job, stages: dict[str, StageResult]) -> ModelRecord:
         input_size=model.preprocess.input_size,
         num_classes=model.config.num_classes,
         folds=folds,
+        preprocess=PreprocessRecord(
+            crop_pct=model.preprocess.crop_pct,
+            crop_mode=model.preprocess.crop_mode,
+            interpolation=model.preprocess.interpolation,
+            mean=model.preprocess.mean,
+            std=model.preprocess.std,
+            value_range=job.target.input.value_range,
+        ),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgeconvnext.model.convnext import ConvNeXt
-from edgeconvnext.model.layers import weighted_layers
+from edgeconvnext.model.layers import weight_of, weighted_layers
 from edgeconvnext.quantize.plan import QuantPlan
 from edgeconvnext.quantize.statistics import Statistics
 from edgeconvnext.quantize.weights import weight_sqnr_db
@@ -37,9 +37,7 @@ def layer_errors(module: ConvNeXt, plan: QuantPlan, statistics: Statistics) -> l
                 saturated=held_out.share_outside(low, high),
                 candidates=activation.candidates,
                 histogram=[float(share) for share in held_out.rebinned(HISTOGRAM_BINS)],
-                weight_sqnr_db=None
-                if weight is None
-                else weight_sqnr_db(module.get_submodule(layer).weight.detach(), weight),
+                weight_sqnr_db=None if weight is None else weight_sqnr_db(weight_of(module, layer), weight),
             )
         )
     return records

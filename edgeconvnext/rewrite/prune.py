@@ -130,8 +130,8 @@ def gather_statistics(module: ConvNeXt, images_batches: Iterable[torch.Tensor]) 
     broken = [path for path, values in statistics.items() if not values.covariance.isfinite().all()]
     if broken:
         raise RewriteError(
-            f"The activations of {broken[0]} hold NaN or Inf on the calibration images, so its channels cannot be ranked. "
-            f"Check the weights and the preprocessing of the checkpoint."
+            f"The activations of {broken[0]} hold NaN or Inf on the calibration images, so its channels cannot be "
+            f"ranked. Check the weights and the preprocessing of the checkpoint."
         )
     return statistics
 

@@ -2,9 +2,9 @@
 
     python -m edgeconvnext.train.digits --output edgeconvnext/model/weights/digits.safetensors
 
-writes the weights, a JSON with preprocessing and labels, and a card with the measured test accuracy. Every choice in
-`Recipe` was made with `--hold-out`, on the fifth of the training images that it leaves out; the test split is read
-once, at the end.
+writes the weights, a JSON with preprocessing and labels, and a card with the measured test accuracy. Widths, epochs
+and distortions were compared on the fifth of the training images that `--hold-out` leaves out, the other settings were
+never varied; the test split is read once, at the end.
 """
 
 from __future__ import annotations
@@ -183,8 +183,9 @@ FP32 top-1 on the held-out test split: **{100 * right / tested:.2f} %**
 
 1,797 images of 8x8 pixels from `sklearn.datasets.load_digits` (UCI Optical Recognition of Handwritten Digits,
 E. Alpaydin and C. Kaynak, 1998, CC BY 4.0), resized to 32x32. `edgeconvnext/data/digits.py` splits them:
-{trained:,} for training, {tested} for test. The recipe was chosen on a fifth of the training images, which
-`--hold-out` leaves out of training; the test images were scored once, with the finished network.
+{trained:,} for training, {tested} for test. Widths, epochs and the strength of the distortions were compared
+on a fifth of the training images, which `--hold-out` leaves out of training; the other settings were never varied. The
+test images were scored once, with the finished network.
 
 ## Recipe
 

@@ -22,6 +22,7 @@ from edgeconvnext.model.layers import weighted_layers
 from edgeconvnext.quantize.float16 import to_float16
 from edgeconvnext.quantize.planning import build_plan
 from edgeconvnext.quantize.program import export_program, quantize_program
+from edgeconvnext.quantize.simulation import simulation_module
 from edgeconvnext.quantize.statistics import collect_statistics
 from edgeconvnext.targets import load_target
 
@@ -133,10 +134,11 @@ def layers_of(variant: Variant = VARIANTS[0]) -> dict[str, str]:
 def run(program: ExportedProgram, batch: torch.Tensor) -> np.ndarray:
     """Logits of a program in torch, (N, classes) float32."""
     with torch.inference_mode():
-        logits: torch.Tensor = program.module()(batch)
+        logits: torch.Tensor = simulation_module(program)(batch)
     return logits.numpy()
 
 
 def sqnr_db(reference: np.ndarray, other: np.ndarray) -> float:
-    """10 log10(signal / noise)."""
-    return float(10 * np.log10((reference**2).sum() / ((reference - other) ** 2).sum()))
+    """10 log10(signal / noise), infinite where the two are equal."""
+    noise = float(((reference - other) ** 2).sum())
+    return float(10 * np.log10((reference**2).sum() / noise)) if noise else float("inf")

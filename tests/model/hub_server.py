@@ -30,11 +30,14 @@ class HubServer:
                 organisation, name, _, revision, file = self.path.lstrip("/").split("/", 4)
                 files = repositories.get(f"{organisation}/{name}")
                 if files is None:
-                    return self._refuse(404, "RepoNotFound")
+                    self._refuse(404, "RepoNotFound")
+                    return
                 if revision not in ("main", COMMIT):
-                    return self._refuse(404, "RevisionNotFound")
+                    self._refuse(404, "RevisionNotFound")
+                    return
                 if file not in files:
-                    return self._refuse(404, "EntryNotFound")
+                    self._refuse(404, "EntryNotFound")
+                    return
                 self.send_response(200)
                 self.send_header("X-Repo-Commit", COMMIT)
                 self.send_header("ETag", f'"{hashlib.sha256(files[file]).hexdigest()}"')

@@ -129,6 +129,8 @@ def test_repositories_and_revisions_that_do_not_exist(server: HubServer) -> None
             load_model("someone/empty@v9")
         with pytest.raises(CheckpointError, match=r"neither model\.safetensors nor pytorch_model\.bin"):
             load_model("someone/empty")
+        with pytest.raises(CheckpointError, match="is no hub name"):
+            load_model("some..one/model")
 
 
 def test_names() -> None:

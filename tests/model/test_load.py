@@ -63,7 +63,7 @@ def test_labels(weights: Path) -> None:
     describe(weights, {"label_names": ["a", "b", "c"], "label_descriptions": ["x", "y", "z"]})
     assert load_model(weights).labels == Labels(("a", "b", "c"), ("x", "y", "z"))
     describe(weights, {"label_names": ["a", "b"]})
-    with pytest.raises(ConfigFileError, match="names 2 classes; .* has 3"):
+    with pytest.raises(ConfigFileError, match=r"names 2 classes; .* has 3"):
         load_model(weights)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from networks import small_network, sqnr_db
 
 from edgeconvnext.errors import QuantizationError
 from edgeconvnext.model.convnext import ConvNeXt, ConvNeXtConfig
@@ -14,16 +15,6 @@ from edgeconvnext.quantize.program import export_program, quantize_program
 from edgeconvnext.quantize.statistics import Statistics, collect_statistics
 from edgeconvnext.quantize.weights import weight_grid, weight_sqnr_db
 from edgeconvnext.targets import Target, load_target
-
-
-def small_network(version: int = 1, stem: str = "patch") -> ConvNeXt:
-    """A two-stage ConvNeXt with weights large enough that every layer matters."""
-    torch.manual_seed(0)
-    module = ConvNeXt(ConvNeXtConfig((1, 2), (16, 32), num_classes=7, version=version, stem=stem))
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.copy_(torch.randn_like(parameter) * (0.5 if parameter.dim() == 1 else parameter[0].numel() ** -0.5))
-    return module.eval()
 
 
 @pytest.fixture(scope="module")
@@ -41,20 +32,20 @@ def statistics(network: ConvNeXt, images: torch.Tensor) -> Statistics:
     return collect_statistics(network, [images[:4], images[4:8]], [images[8:]], outputs_of=["depthwise"])
 
 
-def sqnr_db(reference: torch.Tensor, other: torch.Tensor) -> float:
-    return float(10 * torch.log10(reference.square().sum() / (reference - other).square().sum()))
-
-
 def test_every_weighted_layer_is_observed(network: ConvNeXt, statistics: Statistics) -> None:
     layers = weighted_layers(network)
-    expected = {f"{name}:input" for name in layers} | {f"{n}:output" for n, kind in layers.items() if kind == "depthwise"}
+    expected = {f"{name}:input" for name in layers} | {
+        f"{n}:output" for n, kind in layers.items() if kind == "depthwise"
+    }
     assert set(statistics.tensors) == expected
     assert (statistics.fit_images, statistics.held_out_images) == (8, 4)
 
 
 def test_extremes_are_those_of_the_tensors(network: ConvNeXt, images: torch.Tensor, statistics: Statistics) -> None:
     seen: list[torch.Tensor] = []
-    handle = network.get_submodule("stages.1.0.pwconv2").register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
+    handle = network.get_submodule("stages.1.0.pwconv2").register_forward_pre_hook(
+        lambda _m, args: seen.append(args[0])
+    )
     with torch.inference_mode():
         network(images)
     handle.remove()

@@ -91,7 +91,7 @@ def test_a_forced_estimator_is_the_only_one_tried() -> None:
 def test_affine_uses_the_bit_that_a_one_sided_tensor_wastes_on_a_symmetric_grid() -> None:
     data = histogram(torch.nn.functional.gelu(gaussian() * 3))
     symmetric, affine = choose_range(data, data, SYMMETRIC), choose_range(data, data, AFFINE)
-    # Twice the codes over the used range is a quarter of the squared error; GELU's negative part keeps it from being exactly that.
+    # Twice the codes over the used range is a quarter of the squared error, but for GELU's negative part.
     assert affine.mse < 0.4 * symmetric.mse
 
 

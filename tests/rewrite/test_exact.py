@@ -56,16 +56,16 @@ def trained_looking(config: ConvNeXtConfig, seed: int = 0) -> ConvNeXt:
 
 
 @pytest.fixture(scope="module")
-def photographs() -> torch.Tensor:
-    """Eight 64x64 crops of scikit-learn's two photographs, ImageNet-normalised, (8, 3, 64, 64)."""
+def crops() -> torch.Tensor:
+    """Eight 64x64 pictures of scikit-learn's two photographs, ImageNet-normalised, (8, 3, 64, 64)."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    crops = []
-    for picture in load_sample_images().images:
-        pixels = torch.from_numpy(picture.copy()).permute(2, 0, 1).float() / 255
-        crops += [
+    pictures = []
+    for photograph in load_sample_images().images:
+        pixels = torch.from_numpy(photograph.copy()).permute(2, 0, 1).float() / 255
+        pictures += [
             (pixels[:, y : y + 64, x : x + 64] - mean) / std for y, x in ((0, 0), (100, 200), (200, 400), (300, 90))
         ]
-    return torch.stack(crops)
+    return torch.stack(pictures)
 
 
 @torch.no_grad()
@@ -74,19 +74,19 @@ def relative_error(reference: torch.Tensor, other: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_folded_network_answers_as_the_original(name: str, photographs: torch.Tensor) -> None:
+def test_folded_network_answers_as_the_original(name: str, crops: torch.Tensor) -> None:
     module = trained_looking(CONFIGS[name])
-    result = fold_exact(module, photographs)
+    result = fold_exact(module, crops)
     with torch.no_grad():
-        assert relative_error(module(photographs), result.module(photographs)) < TOLERANCE
+        assert relative_error(module(crops), result.module(crops)) < TOLERANCE
     expected = (["layer_scale"] if module.config.version == 1 else []) + ["norm_affine"]
     assert list(result.errors) == expected + (["grn_shift"] if module.config.version == 2 else [])
     assert all(error < TOLERANCE for error in result.errors.values())
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_folding_leaves_nothing_to_fold_but_stem_and_bare_head_norms(name: str, photographs: torch.Tensor) -> None:
-    folded = fold_exact(trained_looking(CONFIGS[name]), photographs).module
+def test_folding_leaves_nothing_to_fold_but_stem_and_bare_head_norms(name: str, crops: torch.Tensor) -> None:
+    folded = fold_exact(trained_looking(CONFIGS[name]), crops).module
     assert folded.config.layer_scale is False
     trivial = {
         path: bool((norm.weight == 1).all() and (norm.bias == 0).all())
@@ -103,32 +103,32 @@ def test_folding_leaves_nothing_to_fold_but_stem_and_bare_head_norms(name: str, 
 
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("value_range", ["0..1", "0..255"])
-def test_network_takes_pixel_values(name: str, value_range: str, photographs: torch.Tensor) -> None:
+def test_network_takes_pixel_values(name: str, value_range: str, crops: torch.Tensor) -> None:
     module = trained_looking(CONFIGS[name])
-    result = fold_exact(module, photographs, preprocess=PREPROCESS, value_range=value_range)
-    pixels = to_value_range(photographs, PREPROCESS, value_range)
+    result = fold_exact(module, crops, preprocess=PREPROCESS, value_range=value_range)
+    pixels = to_value_range(crops, PREPROCESS, value_range)
     assert pixels.min() > -1e-3
     assert pixels.max() > (200 if value_range == "0..255" else 0.8)
     with torch.no_grad():
-        assert relative_error(module(photographs), result.module(pixels)) < TOLERANCE
+        assert relative_error(module(crops), result.module(pixels)) < TOLERANCE
     assert result.errors["input_normalization"] < TOLERANCE
     assert weighted_layers(result.module) == weighted_layers(module)
 
 
 @pytest.mark.parametrize("stem", ["patch", "overlap"])
-def test_network_with_folded_input_exports(stem: str, photographs: torch.Tensor) -> None:
+def test_network_with_folded_input_exports(stem: str, crops: torch.Tensor) -> None:
     module = trained_looking(dataclasses.replace(CONFIGS["v1"], stem=stem))
     folded = fold_input_normalization(module, PREPROCESS, "0..255")
-    pixels = to_value_range(photographs[:2], PREPROCESS, "0..255")
+    pixels = to_value_range(crops[:2], PREPROCESS, "0..255")
     program = torch.export.export(folded, (pixels,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     with torch.no_grad():
-        exported = program.module()(to_value_range(photographs, PREPROCESS, "0..255"))
-        assert relative_error(module(photographs), exported) < TOLERANCE
+        exported = program.module()(to_value_range(crops, PREPROCESS, "0..255"))
+        assert relative_error(module(crops), exported) < TOLERANCE
     additions = [node for node in program.graph.nodes if "input_shift" in str(node.args)]
     assert len(additions) == (1 if stem == "overlap" else 0)
 
 
-def test_folding_a_padded_stem_into_its_bias_would_not_be_exact(photographs: torch.Tensor) -> None:
+def test_folding_a_padded_stem_into_its_bias_would_not_be_exact(crops: torch.Tensor) -> None:
     """Why overlapping stems keep an addition: the same arithmetic as for patch stems fails at the border."""
     module = trained_looking(CONFIGS["overlap"])
     shifted = fold_input_normalization(module, PREPROCESS, "0..1")
@@ -137,15 +137,15 @@ def test_folding_a_padded_stem_into_its_bias_would_not_be_exact(photographs: tor
     with torch.no_grad():
         conv = naive.downsample_layers[0][0]
         conv.bias += torch.einsum("oihw,i->o", conv.weight, shifted.input_shift.flatten())
-        pixels = to_value_range(photographs, PREPROCESS, "0..1")
-        assert relative_error(module(photographs), naive(pixels)) > 10 * EXACT_LIMIT
+        pixels = to_value_range(crops, PREPROCESS, "0..1")
+        assert relative_error(module(crops), naive(pixels)) > 10 * EXACT_LIMIT
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_input_model_is_left_untouched(name: str, photographs: torch.Tensor) -> None:
+def test_input_model_is_left_untouched(name: str, crops: torch.Tensor) -> None:
     module = trained_looking(CONFIGS[name])
     before, config = copy.deepcopy(module.state_dict()), module.config
-    result = fold_exact(module, photographs, preprocess=PREPROCESS, value_range="0..255")
+    result = fold_exact(module, crops, preprocess=PREPROCESS, value_range="0..255")
     assert module.config is config
     assert module.state_dict().keys() == before.keys()
     assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
@@ -153,7 +153,7 @@ def test_input_model_is_left_untouched(name: str, photographs: torch.Tensor) -> 
     assert not shared
 
 
-def test_inexact_rewrite_is_refused(photographs: torch.Tensor) -> None:
+def test_inexact_rewrite_is_refused(crops: torch.Tensor) -> None:
     def forget_the_shift(module: ConvNeXt) -> ConvNeXt:
         folded = fold_norm_affine(module)
         folded.stages[0][0].pwconv1.bias.data.copy_(module.stages[0][0].pwconv1.bias)
@@ -161,10 +161,10 @@ def test_inexact_rewrite_is_refused(photographs: torch.Tensor) -> None:
 
     module = trained_looking(CONFIGS["v1"])
     with pytest.raises(RewriteError, match="forget_the_shift is not exact on this model"):
-        apply_rewrites(module, {"layer_scale": fold_layer_scale, "forget_the_shift": forget_the_shift}, photographs)
+        apply_rewrites(module, {"layer_scale": fold_layer_scale, "forget_the_shift": forget_the_shift}, crops)
 
 
-def test_folding_the_stem_norm_would_not_be_exact(photographs: torch.Tensor) -> None:
+def test_folding_the_stem_norm_would_not_be_exact(crops: torch.Tensor) -> None:
     """Why the stem norm keeps its affine: the conv behind it pads with zeros, the residual needs the shift."""
 
     def fold_stem_norm(module: ConvNeXt) -> ConvNeXt:
@@ -178,20 +178,20 @@ def test_folding_the_stem_norm_would_not_be_exact(photographs: torch.Tensor) -> 
         return folded
 
     with pytest.raises(RewriteError, match="fold_stem_norm"):
-        apply_rewrites(trained_looking(CONFIGS["v1"]), {"fold_stem_norm": fold_stem_norm}, photographs)
+        apply_rewrites(trained_looking(CONFIGS["v1"]), {"fold_stem_norm": fold_stem_norm}, crops)
 
 
-def test_batches_are_read_once(photographs: torch.Tensor) -> None:
+def test_batches_are_read_once(crops: torch.Tensor) -> None:
     module = trained_looking(CONFIGS["v2"])
-    stream = iter(photographs.split(3))
+    stream = iter(crops.split(3))
     result = fold_exact(module, stream, preprocess=PREPROCESS, value_range="0..1")
     assert list(stream) == []
     assert set(result.errors) == {"norm_affine", "grn_shift", "input_normalization"}
 
 
-def test_nothing_to_apply_still_returns_a_copy(photographs: torch.Tensor) -> None:
+def test_nothing_to_apply_still_returns_a_copy(crops: torch.Tensor) -> None:
     module = trained_looking(CONFIGS["v1"])
-    result = apply_rewrites(module, {}, photographs)
+    result = apply_rewrites(module, {}, crops)
     assert result.module is not module
     assert result.errors == {}
 
@@ -201,17 +201,17 @@ def test_no_images_is_an_error() -> None:
         fold_exact(trained_looking(CONFIGS["v1"]), [])
 
 
-def test_nan_logits_are_an_error(photographs: torch.Tensor) -> None:
+def test_nan_logits_are_an_error(crops: torch.Tensor) -> None:
     module = trained_looking(CONFIGS["v1"])
     module.head.bias.data[0] = float("nan")
     with pytest.raises(RewriteError, match="NaN or Inf"):
-        fold_exact(module, photographs)
+        fold_exact(module, crops)
 
 
-def test_pixel_input_needs_the_preprocessing(photographs: torch.Tensor) -> None:
+def test_pixel_input_needs_the_preprocessing(crops: torch.Tensor) -> None:
     module = trained_looking(CONFIGS["v1"])
     with pytest.raises(RewriteError, match="mean and std"):
-        fold_exact(module, photographs, value_range="0..255")
+        fold_exact(module, crops, value_range="0..255")
     with pytest.raises(RewriteError, match="2 means"):
         fold_input_normalization(module, dataclasses.replace(PREPROCESS, mean=(0.5, 0.5), std=(0.2, 0.2)), "0..255")
     shifted = fold_input_normalization(trained_looking(CONFIGS["overlap"]), PREPROCESS, "0..255")

@@ -36,7 +36,7 @@ def calibration(digits: LoadedModel) -> list[torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def test_images(digits: LoadedModel) -> tuple[torch.Tensor, torch.Tensor]:
+def held_out(digits: LoadedModel) -> tuple[torch.Tensor, torch.Tensor]:
     image_set = digits_set("test")
     stream = batches(image_set, digits.preprocess, batch_size=128, workers=0)
     return torch.cat([batch.images for batch in stream]), torch.tensor(image_set.labels)
@@ -64,9 +64,9 @@ def test_budget_is_met_closely_with_round_widths(
 
 
 def test_digits_survive_losing_two_fifths(
-    digits: LoadedModel, calibration: list[torch.Tensor], test_images: tuple[torch.Tensor, torch.Tensor]
+    digits: LoadedModel, calibration: list[torch.Tensor], held_out: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
-    images, labels = test_images
+    images, labels = held_out
     result = prune_hidden(digits.module, calibration, 0.6, SIZE)
     with torch.no_grad():
         before, after = (
@@ -78,10 +78,10 @@ def test_digits_survive_losing_two_fifths(
 def test_refit_beats_dropping_channels(
     digits: LoadedModel,
     calibration: list[torch.Tensor],
-    test_images: tuple[torch.Tensor, torch.Tensor],
+    held_out: tuple[torch.Tensor, torch.Tensor],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    images, _ = test_images
+    images, _ = held_out
     refitted = prune_hidden(digits.module, calibration, 0.6, SIZE)
     monkeypatch.setattr(prune, "RIDGE", 1e9)  # forbids any change of the kept weights
     dropped = prune_hidden(digits.module, calibration, 0.6, SIZE)
@@ -182,17 +182,17 @@ def test_odd_widths_are_rounded_and_small_ones_stay() -> None:
         for parameter in module.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
     images = torch.randn(16, 3, 16, 16)
-    result = prune_hidden(module, [images], 0.55, (16, 16))
+    result = prune_hidden(module, [images], 0.75, (16, 16))
     assert result.widths["stages.0.2"] == 5
     assert result.widths["stages.0.0"] in (8, 16, 20)
     assert result.widths["stages.0.1"] % 8 == 0
-    assert result.macs_after <= 0.55 * result.macs_before
+    assert result.macs_after <= 0.75 * result.macs_before
 
 
 def test_unreachable_budget_names_the_lowest_reachable_one(
     digits: LoadedModel, calibration: list[torch.Tensor]
 ) -> None:
-    with pytest.raises(RewriteError, match="cannot reach 0.1") as caught:
+    with pytest.raises(RewriteError, match=r"cannot reach 0\.1") as caught:
         prune_hidden(digits.module, calibration, 0.1, SIZE)
     said = re.search(r"Ask for ([\d.]+) or more", str(caught.value))
     assert said is not None

@@ -1,0 +1,168 @@
+"""The command line as a user runs it: output, exit codes, and errors of one paragraph without a traceback."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+COMMANDS = (
+    "quantize", "export", "validate", "bench", "inspect", "fold", "prune", "targets", "doctor", "data",
+)  # fmt: skip
+
+
+def run(
+    *arguments: str, cwd: Path | None = None, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "edgeconvnext.cli", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=os.environ | (env or {}),
+        timeout=300,
+    )
+
+
+def fails(result: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
+    assert result.returncode == code, result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    for word in words:
+        assert word in result.stderr, result.stderr
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    folder = tmp_path_factory.mktemp("cli")
+    result = run(
+        "export", "--target", "onnx", "--model", "digits", "--calib", "digits", "--eval", "digits_test",
+        "--num-images", "90", "--no-latency", "--output", "run", "--json", cwd=folder,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    return folder / "run", json.loads(result.stdout)
+
+
+def test_help_names_every_command_and_loads_no_framework() -> None:
+    result = run("--help")
+    assert all(command in result.stdout for command in COMMANDS)
+    code = "import sys, edgeconvnext.cli; print([m for m in ('torch', 'onnx', 'numpy', 'coremltools') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_json_on_standard_output_is_the_report(exported: tuple[Path, dict]) -> None:
+    path, printed = exported
+    assert printed == json.loads((path / "report.json").read_text())
+    assert printed["accuracy"]["artifact"]["top1"] > 98
+
+
+def test_validate_prints_a_summary_and_ends_0(exported: tuple[Path, dict]) -> None:
+    result = run("validate", str(exported[0]), "--no-latency")
+    assert result.returncode == 0, result.stderr
+    assert "top-1" in result.stdout
+    assert "report.html" in result.stdout
+
+
+def test_bench_times_the_artifact_of_a_run(exported: tuple[Path, dict]) -> None:
+    result = run("bench", str(exported[0]), "--seconds", "0.2", "--json")
+    assert result.returncode == 0, result.stderr
+    times = json.loads(result.stdout)
+    assert times["latency"]["artifact"]["median_ms"] > 0
+    assert times["latency"]["fp32"]["runs"] >= 10
+    assert times["speedup"]["low"] <= times["speedup"]["value"] <= times["speedup"]["high"]
+
+
+def test_bench_says_what_cannot_run_here(tmp_path: Path) -> None:
+    engine = tmp_path / "model.engine"
+    engine.write_bytes(b"engine")
+    fails(run("bench", str(engine)), 4, "NVIDIA GPU")
+    fails(run("bench", str(tmp_path / "none.onnx")), 1, "There is no artifact")
+
+
+def test_inspect_describes_the_model() -> None:
+    result = run("inspect", "digits", "--json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["parameters"] == 270_298
+    assert "LayerNorms" in run("inspect", "digits").stdout
+
+
+def test_fold_and_prune_write_checkpoints_that_load(tmp_path: Path) -> None:
+    folded = run("fold", "digits", "--calib", "digits", "--output", str(tmp_path / "folded.safetensors"))
+    assert folded.returncode == 0, folded.stderr
+    assert "layer_scale" in folded.stdout
+    pruned = run(
+        "prune", "digits", "--macs", "0.8", "--calib", "digits", "--output", str(tmp_path / "pruned.safetensors")
+    )
+    assert pruned.returncode == 0, pruned.stderr
+    description = json.loads(run("inspect", str(tmp_path / "pruned.safetensors"), "--json").stdout)
+    assert description["parameters"] < 270_298
+    fails(run("prune", "digits", "--macs", "1.5", "--calib", "digits", "--output", str(tmp_path / "x.safetensors")), 1)
+
+
+def test_targets_and_doctor_list_what_is_there() -> None:
+    names = [target["name"] for target in json.loads(run("targets", "--json").stdout)]
+    assert {"onnx", "jetson", "rtx", "gpu", "coreml"} <= set(names)
+    checks = {check["name"]: check for check in json.loads(run("doctor", "--json").stdout)}
+    assert checks["torch"]["found"]
+    assert checks["digits"]["found"]
+    assert "digits" in run("data", "list").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("export", "--target", "jetsn", "--model", "digits", "--calib", "digits"), 1, ("jetson",)),
+        (("export", "--target", "onnx", "--model", "convnext_tinny", "--calib", "digits"), 1, ("convnext_tiny",)),
+        (("quantize", "--model", "digits", "--calib", "imagenete"), 1, ("imagenette",)),
+        (("quantize", "--model", "digits"), 1, ("--calib",)),
+        (("quantize", "--model", "digits", "--calib", "digits", "--resolution", "40"), 1, ("multiples of 32", "32")),
+        (("quantize", "--model", "digits", "--calib", "digits", "--mean", "a,b"), 2, ("--mean",)),
+        (("validate", "nowhere"), 1, ("no run directory",)),
+        (("export", "--model", "digits"), 2, ("--target",)),
+        (("inspect", "nothing.pth"), 1, ("nothing.pth",)),
+        (("data", "get", "imagenet_1k_subset"), 1, ("image-net.org",)),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_wrong_input_gets_one_paragraph(
+    arguments: tuple[str, ...], code: int, words: tuple[str, ...], tmp_path: Path
+) -> None:
+    fails(run(*arguments, cwd=tmp_path), code, *words)
+    assert not (tmp_path / "runs").exists() or not any((tmp_path / "runs").iterdir())
+
+
+def test_the_hub_default_offline_says_the_way_out(tmp_path: Path) -> None:
+    """Nothing listens on port 9 of this machine."""
+    result = run(
+        "quantize", "--calib", "digits", cwd=tmp_path,
+        env={"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hub"), "EDGECONVNEXT_MODEL": ""},
+    )  # fmt: skip
+    fails(result, 1, "--model")
+
+
+def test_ctrl_c_leaves_no_half_artifact_and_a_second_run_resumes(tmp_path: Path) -> None:
+    import signal
+
+    command = [
+        sys.executable, "-m", "edgeconvnext.cli", "export", "--target", "onnx", "--model", "digits",
+        "--calib", "digits", "--eval", "digits_test", "--num-images", "60", "--no-latency", "--output", "run",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "stages" / "statistics.json").exists():
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert not (tmp_path / "run" / "manifest.json").exists()
+    assert not list((tmp_path / "run").glob(".tmp-*"))
+    again = subprocess.run([*command, "--json"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0, again.stderr
+    stages = {stage["stage"]: stage["reused"] for stage in json.loads(again.stdout)["stages"]}
+    assert stages["fold"]
+    assert stages["statistics"]
