@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -122,13 +122,7 @@ def resolve(request: Request) -> Job:
     if request.reuse_from is not None:
         request, model = _from_run(request, request.reuse_from, notes)
     else:
-        model = load_model(
-            request.model or os.environ.get(MODEL_VARIABLE) or DEFAULT_MODEL,
-            resolution=request.resolution,
-            crop_pct=request.crop_pct,
-            mean=request.mean,
-            std=request.std,
-        )
+        model = _named_model(request)
     if request.calibration is None:
         raise QuantizationError(
             "No calibration images were named. Give a set's name or a folder with --calib, for example --calib imagenet_1k_subset."
@@ -141,6 +135,26 @@ def resolve(request: Request) -> Job:
     if evaluation.labels is not None and assumes_imagenet_order(model.labels, model.config.num_classes):
         notes.append(IMAGENET_ORDER_NOTE)
     return Job(request, model, target, calibration, fit, held_out, evaluation, tuple(dict.fromkeys(notes)))
+
+
+def _named_model(request: Request) -> LoadedModel:
+    """Load the model the user named on the command line or in the environment, else the default one from the hub."""
+    named = request.model or os.environ.get(MODEL_VARIABLE)
+    try:
+        return load_model(
+            named or DEFAULT_MODEL,
+            resolution=request.resolution,
+            crop_pct=request.crop_pct,
+            mean=request.mean,
+            std=request.std,
+        )
+    except CheckpointError as error:
+        if named:
+            raise
+        raise CheckpointError(
+            f"No model was named, so {DEFAULT_MODEL} was looked for on the hub. {error} Name a model with --model or "
+            f"{MODEL_VARIABLE}."
+        ) from error
 
 
 def _evaluation(
@@ -189,8 +203,6 @@ def _from_run(request: Request, path: Path, notes: list[str]) -> tuple[Request, 
             f"The checkpoint that {path.name} was made from is not available ({error}); FP32 figures are those of its exactly "
             "folded copy in the run."
         )
-    from dataclasses import replace
-
     merged = replace(
         request,
         calibration=request.calibration or config["calibration"]["set"],

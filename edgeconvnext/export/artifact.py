@@ -86,8 +86,12 @@ def _write_onnx(target: Target, programs: Programs, folder: Path, metadata: Arti
     worst = max(layers, key=lambda layer: layer.relative_error, default=None)
     result = f"{saturating} of {pairs} int16 sums of two products saturate on x86 without VNNI"
     if saturating and worst is not None:
-        result += f"; worst layer {worst.layer}, {100 * worst.relative_error:.1f} % error. Use range_bits = 7 for its weights"
-    return Exported([_stands_in(model, programs), ExportCheck(name="x86 saturation", passed=not saturating, result=result)], {})
+        result += (
+            f"; worst layer {worst.layer}, {100 * worst.relative_error:.1f} % error. Use range_bits = 7 for its weights"
+        )
+    return Exported(
+        [_stands_in(model, programs), ExportCheck(name="x86 saturation", passed=not saturating, result=result)], {}
+    )
 
 
 def _write_tensorrt(target: Target, programs: Programs, folder: Path, metadata: ArtifactMetadata) -> Exported:

@@ -189,10 +189,7 @@ class ConvNeXt(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.forward_stages(x)[-1]
-        if self.config.head_norm == "before_pool":
-            x = self.norm(x).mean(dim=(2, 3))
-        else:
-            x = self.norm(x.mean(dim=(2, 3)))
+        x = self.norm(x).mean(dim=(2, 3)) if self.config.head_norm == "before_pool" else self.norm(x.mean(dim=(2, 3)))
         return self.head(x)
 
 

@@ -44,9 +44,19 @@ def quantize_program(program: ExportedProgram, plan: QuantPlan) -> ExportedProgr
         warnings.simplefilter("ignore")
         prepared = prepare_pt2e(program.module(), ConvNeXtQuantizer(plan))
         converted = convert_pt2e(prepared)
+        _drop_unused(converted)
         return torch.export.export(
             converted, program.example_inputs[0], dynamic_shapes=_dynamic_shapes(program), strict=False
         )
+
+
+def _drop_unused(module: torch.fx.GraphModule) -> None:
+    """Remove the float weights that int8 ones replaced; torch.export would keep them in the program."""
+    used = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
+    for name, _ in [*module.named_parameters(), *module.named_buffers()]:
+        if name not in used:
+            path, _, attribute = name.rpartition(".")
+            delattr(module.get_submodule(path), attribute)
 
 
 def _dynamic_shapes(program: ExportedProgram) -> Any:

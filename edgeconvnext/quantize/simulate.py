@@ -8,6 +8,8 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
+import edgeconvnext.quantize.program  # noqa: F401  registers the Q/DQ operators
+
 _Q = torch.ops.quantized_decomposed
 _MULTIPLIED = {torch.ops.aten.conv2d.default, torch.ops.aten.linear.default}
 

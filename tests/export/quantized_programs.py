@@ -22,7 +22,7 @@ from edgeconvnext.model.layers import weighted_layers
 from edgeconvnext.quantize.float16 import to_float16
 from edgeconvnext.quantize.planning import build_plan
 from edgeconvnext.quantize.program import export_program, quantize_program
-from edgeconvnext.quantize.simulation import simulation_module
+from edgeconvnext.quantize.simulate import simulator
 from edgeconvnext.quantize.statistics import collect_statistics
 from edgeconvnext.targets import load_target
 
@@ -134,7 +134,7 @@ def layers_of(variant: Variant = VARIANTS[0]) -> dict[str, str]:
 def run(program: ExportedProgram, batch: torch.Tensor) -> np.ndarray:
     """Logits of a program in torch, (N, classes) float32."""
     with torch.inference_mode():
-        logits: torch.Tensor = simulation_module(program)(batch)
+        logits: torch.Tensor = simulator(program)(batch)
     return logits.numpy()
 
 
