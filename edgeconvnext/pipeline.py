@@ -11,6 +11,7 @@ from typing import Any
 
 import edgeconvnext
 from edgeconvnext import stages
+from edgeconvnext.data.preprocess import to_value_range
 from edgeconvnext.errors import GATE_MISSED_EXIT_CODE
 from edgeconvnext.export.artifact import ARTIFACTS, Programs, require_target, write_artifact
 from edgeconvnext.export.metadata import ArtifactMetadata
@@ -118,7 +119,7 @@ def _artifact(run: RunDirectory, job: Job, done: dict[str, StageResult]) -> Stag
 def _programs(job: Job, done: dict[str, StageResult]) -> Programs:
     import torch
 
-    from edgeconvnext.validate.runners import TorchRunner, to_value_range
+    from edgeconvnext.validate.runners import TorchRunner
 
     images = to_value_range(
         stages.proof_images(job).contiguous().numpy(), job.model.preprocess, job.target.input.value_range
@@ -153,7 +154,6 @@ def _device_kit(run: RunDirectory, job: Job, done: dict[str, StageResult]) -> St
 
         from edgeconvnext.data.loader import batches
         from edgeconvnext.export.device_kit import MOST_VECTORS, CheckVectors, write_device_kit
-        from edgeconvnext.validate.runners import to_value_range
 
         with np.load(done["reference"].path("reference.npz")) as file:
             fp32, positions = file["fp32"], file["positions"]

@@ -17,6 +17,7 @@ from torch.export import ExportedProgram
 
 from edgeconvnext.data.image_set import ImageSet
 from edgeconvnext.data.loader import BatchStream, batches
+from edgeconvnext.data.preprocess import to_value_range
 from edgeconvnext.job import Job
 from edgeconvnext.model.checkpoint import save_checkpoint
 from edgeconvnext.model.load import load_model
@@ -160,7 +161,7 @@ def evaluated(run: RunDirectory, job: Job, program: StageResult, artifact: Stage
     """Run the simulated graph, and the artifact where its runtime is here, over the evaluation images, decoded once."""
 
     def make(folder: Path) -> dict[str, Any]:
-        from edgeconvnext.validate.runners import OnnxRunner, Runner, TorchRunner, collect, to_value_range
+        from edgeconvnext.validate.runners import OnnxRunner, Runner, TorchRunner, collect
 
         module = simulation(job, program)
         preprocess, value_range = job.model.preprocess, job.target.input.value_range

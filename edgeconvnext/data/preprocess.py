@@ -149,3 +149,12 @@ def _centre_crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     top = round((height - size[0]) / 2.0)
     left = round((width - size[1]) / 2.0)
     return image.crop((left, top, left + size[1], top + size[0]))
+
+
+def to_value_range(images: np.ndarray, preprocess: Preprocess, value_range: ValueRange) -> np.ndarray:
+    """Undo the normalisation for a network that does it itself. images: (N, C, H, W)."""
+    if value_range == "normalized":
+        return images
+    mean, std = (np.array(v, dtype=np.float32)[:, None, None] for v in (preprocess.mean, preprocess.std))
+    pixels = images * std + mean
+    return pixels * np.float32(255) if value_range == "0..255" else pixels

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from edgeconvnext.data.preprocess import Preprocess
-
-ValueRange = Literal["normalized", "0..1", "0..255"]
+from edgeconvnext.data.preprocess import Preprocess, ValueRange
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from edgeconvnext.data.preprocess import Preprocess, ValueRange
+from edgeconvnext.data.preprocess import Preprocess, ValueRange, to_value_range
 from edgeconvnext.errors import RewriteError
 from edgeconvnext.model.convnext import Block, ConvNeXt, ConvNeXtConfig
 
@@ -81,7 +81,7 @@ def fold_exact(
     if preprocess is None:
         raise RewriteError(f"Folding the input range {value_range} needs the model's preprocessing (mean and std).")
     folded = fold_input_normalization(result.module, preprocess, value_range)
-    pixels = [to_value_range(batch, preprocess, value_range) for batch in images]
+    pixels = [torch.from_numpy(to_value_range(batch.numpy(), preprocess, value_range)) for batch in images]
     error = _checked_error("input_normalization", _logits(module, images), _logits(folded, pixels))
     return FoldResult(folded, {**result.errors, "input_normalization": error})
 
@@ -171,14 +171,6 @@ def fold_input_normalization(module: ConvNeXt, preprocess: Preprocess, value_ran
         assert conv.bias is not None
         _assign(conv.bias, conv.bias.detach().double() - weight.sum(dim=(2, 3)) @ mean.to(conv.weight.device))
     return folded
-
-
-def to_value_range(images: torch.Tensor, preprocess: Preprocess, value_range: ValueRange) -> torch.Tensor:
-    """Undo the normalisation of `images` (N, C, H, W): what a network folded for `value_range` takes in their place."""
-    if value_range == "normalized":
-        return images
-    mean, std = (values.to(images).view(1, -1, 1, 1) for values in _pixel_statistics(preprocess, value_range))
-    return images * std + mean
 
 
 def _with_input_shift(module: ConvNeXt, shift: torch.Tensor) -> ShiftedInputConvNeXt:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
-from edgeconvnext.data.preprocess import Preprocess
+from edgeconvnext.data.preprocess import to_value_range
 from edgeconvnext.errors import ExportError
-from edgeconvnext.export.metadata import ArtifactMetadata, ValueRange
+from edgeconvnext.export.metadata import ArtifactMetadata
 
 if TYPE_CHECKING:
     from edgeconvnext.data.loader import Batch
@@ -143,15 +143,6 @@ def in_fixed_batches(run: Callable[[np.ndarray], np.ndarray], images: np.ndarray
         filled = np.concatenate([piece, np.repeat(piece[-1:], missing, axis=0)]) if missing else piece
         pieces.append(run(filled)[: len(piece)])
     return np.concatenate(pieces)
-
-
-def to_value_range(images: np.ndarray, preprocess: Preprocess, value_range: ValueRange) -> np.ndarray:
-    """Undo the normalisation for an artifact that does it itself. images: (N, C, H, W)."""
-    if value_range == "normalized":
-        return images
-    mean, std = (np.array(v, dtype=np.float32)[:, None, None] for v in (preprocess.mean, preprocess.std))
-    pixels = images * std + mean
-    return pixels * np.float32(255) if value_range == "0..255" else pixels
 
 
 def collect(runners: Mapping[str, Runner], stream: Iterable[Batch]) -> tuple[dict[str, np.ndarray], np.ndarray]:

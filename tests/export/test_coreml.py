@@ -21,7 +21,7 @@ from quantized_programs import VARIANTS, Variant, images, layers_of, program_for
 
 import edgeconvnext
 from edgeconvnext.data.loader import batches
-from edgeconvnext.data.preprocess import Preprocess
+from edgeconvnext.data.preprocess import Preprocess, to_value_range
 from edgeconvnext.data.sets import resolve_image_set
 from edgeconvnext.errors import ExportError, RunDirectoryError, RuntimeMissingError
 from edgeconvnext.export import coreml
@@ -45,7 +45,7 @@ from edgeconvnext.model import load_model
 from edgeconvnext.quantize.planning import build_plan
 from edgeconvnext.quantize.program import export_program, quantize_program
 from edgeconvnext.quantize.statistics import collect_statistics
-from edgeconvnext.rewrite.exact import fold_exact, to_value_range
+from edgeconvnext.rewrite.exact import fold_exact
 from edgeconvnext.targets import load_target
 
 LABELS = ("tench", "springer", "church", "horn", "truck", "pump", "parachute")
@@ -419,7 +419,7 @@ def test_trained_atto_keeps_its_folded_weights_and_halves_in_size(
     stream = batches(photos, model.preprocess, batch_size=16, indices=range(0, 1920, 40), workers=0)
     inputs = [batch.images for batch in stream]
     folded = fold_exact(model.module, inputs[:1], preprocess=model.preprocess, value_range="0..255").module
-    pixels = [to_value_range(batch, model.preprocess, "0..255") for batch in inputs]
+    pixels = [torch.from_numpy(to_value_range(batch.numpy(), model.preprocess, "0..255")) for batch in inputs]
     plan = build_plan(folded, collect_statistics(folded, pixels[:2], pixels[2:]), load_target("coreml"), effort="quick")
     small = [layer for layer, grid in plan.weights.items() if grid.scale.min() < HALF_SMALLEST_NORMAL]
     assert len(small) >= 10

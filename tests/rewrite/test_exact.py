@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_sample_images
 from torch import nn
 
-from edgeconvnext.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from edgeconvnext.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess, to_value_range
 from edgeconvnext.errors import RewriteError
 from edgeconvnext.model.convnext import Block, ConvNeXt, ConvNeXtConfig
 from edgeconvnext.model.layers import weighted_layers
@@ -24,7 +24,6 @@ from edgeconvnext.rewrite.exact import (
     fold_input_normalization,
     fold_layer_scale,
     fold_norm_affine,
-    to_value_range,
 )
 
 # Rounding of float32 through a dozen layers; the products themselves are formed in float64.
@@ -106,7 +105,7 @@ def test_folding_leaves_nothing_to_fold_but_stem_and_bare_head_norms(name: str, 
 def test_network_takes_pixel_values(name: str, value_range: str, crops: torch.Tensor) -> None:
     module = trained_looking(CONFIGS[name])
     result = fold_exact(module, crops, preprocess=PREPROCESS, value_range=value_range)
-    pixels = to_value_range(crops, PREPROCESS, value_range)
+    pixels = torch.from_numpy(to_value_range(crops.numpy(), PREPROCESS, value_range))
     assert pixels.min() > -1e-3
     assert pixels.max() > (200 if value_range == "0..255" else 0.8)
     with torch.no_grad():
@@ -119,10 +118,10 @@ def test_network_takes_pixel_values(name: str, value_range: str, crops: torch.Te
 def test_network_with_folded_input_exports(stem: str, crops: torch.Tensor) -> None:
     module = trained_looking(dataclasses.replace(CONFIGS["v1"], stem=stem))
     folded = fold_input_normalization(module, PREPROCESS, "0..255")
-    pixels = to_value_range(crops[:2], PREPROCESS, "0..255")
+    pixels = torch.from_numpy(to_value_range(crops[:2].numpy(), PREPROCESS, "0..255"))
     program = torch.export.export(folded, (pixels,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     with torch.no_grad():
-        exported = program.module()(to_value_range(crops, PREPROCESS, "0..255"))
+        exported = program.module()(torch.from_numpy(to_value_range(crops.numpy(), PREPROCESS, "0..255")))
         assert relative_error(module(crops), exported) < TOLERANCE
     additions = [node for node in program.graph.nodes if "input_shift" in str(node.args)]
     assert len(additions) == (1 if stem == "overlap" else 0)
@@ -137,7 +136,7 @@ def test_folding_a_padded_stem_into_its_bias_would_not_be_exact(crops: torch.Ten
     with torch.no_grad():
         conv = naive.downsample_layers[0][0]
         conv.bias += torch.einsum("oihw,i->o", conv.weight, shifted.input_shift.flatten())
-        pixels = to_value_range(crops, PREPROCESS, "0..1")
+        pixels = torch.from_numpy(to_value_range(crops.numpy(), PREPROCESS, "0..1"))
         assert relative_error(module(crops), naive(pixels)) > 10 * EXACT_LIMIT
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeconvnext.data.preprocess import Preprocess
-from edgeconvnext.export.metadata import ArtifactMetadata, ValueRange
+from edgeconvnext.data.preprocess import Preprocess, ValueRange
+from edgeconvnext.export.metadata import ArtifactMetadata
 
 ACTIVATION_SCALE = 0.02
 

@@ -10,9 +10,9 @@ import torch
 from quantized_graphs import classifier_file
 
 from edgeconvnext.data.loader import Batch
-from edgeconvnext.data.preprocess import Preprocess
+from edgeconvnext.data.preprocess import Preprocess, to_value_range
 from edgeconvnext.errors import ExportError
-from edgeconvnext.validate.runners import OnnxRunner, TorchRunner, collect, in_fixed_batches, to_value_range
+from edgeconvnext.validate.runners import OnnxRunner, TorchRunner, collect, in_fixed_batches
 
 WEIGHTS = np.random.default_rng(0).standard_normal((3, 7)).astype(np.float32)
 IMAGES = np.random.default_rng(1).standard_normal((5, 3, 4, 4)).astype(np.float32)
