@@ -125,9 +125,8 @@ def _programs(job: Job, done: dict[str, StageResult]) -> Programs:
         stages.proof_images(job).contiguous().numpy(), job.model.preprocess, job.target.input.value_range
     )
     module = stages.simulation(job, done["quantized"])
-    batch = None if job.target.input.dynamic_batch else 1
     with torch.inference_mode():
-        simulated = TorchRunner(module, batch=batch)(images)
+        simulated = TorchRunner(module)(images)
     return Programs(
         stages.quantized_program(done["quantized"]), stages.float_program(job, done["fold"]), images, simulated
     )

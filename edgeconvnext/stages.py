@@ -169,7 +169,7 @@ def evaluated(run: RunDirectory, job: Job, program: StageResult, artifact: Stage
         def simulate(images: torch.Tensor) -> torch.Tensor:
             return module(torch.from_numpy(to_value_range(images.numpy(), preprocess, value_range)))
 
-        runners: dict[str, Runner] = {"simulated": TorchRunner(simulate, batch=_fixed_batch(job))}
+        runners: dict[str, Runner] = {"simulated": TorchRunner(simulate)}
         if artifact is not None:
             runners["artifact"] = OnnxRunner(artifact.path("model.onnx"))
         stream = _stream(job, job.evaluation.images, None, "Evaluating INT8")
@@ -240,10 +240,6 @@ def _example(job: Job) -> torch.Tensor:
     return torch.zeros(1, job.model.config.in_channels, height, width)
 
 
-def _max_batch(job: Job) -> int | None:
-    """Largest batch of the artifact; None for a fixed batch. Evaluation runs BATCH images at a time."""
-    return max(job.target.input.batch[2], BATCH) if job.target.input.dynamic_batch else None
-
-
-def _fixed_batch(job: Job) -> int | None:
-    return None if job.target.input.dynamic_batch else 1
+def _max_batch(job: Job) -> int:
+    """Largest batch of the graph. It is dynamic for every target, because evaluation runs BATCH images at a time."""
+    return max(job.target.input.batch[2], BATCH)

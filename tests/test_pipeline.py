@@ -275,3 +275,19 @@ def test_atto_on_photographs_loses_less_than_a_point(
     assert outcome.report.fidelity_db is not None
     assert outcome.report.fidelity_db > 30
     assert np.isclose(accuracy.fp32.n, 196, atol=4)
+
+
+def test_a_target_of_fixed_batch_gives_an_artifact_of_that_batch(runs: Path, quantized: Outcome, tmp_path: Path) -> None:
+    import onnx
+
+    target = tmp_path / "batch4.toml"
+    text = (Path(pipeline.__file__).parent.parent / "targets" / "onnx.toml").read_text()
+    target.write_text(text.replace("[quantize]\n", "[input]\nbatch = [4, 4, 4]\n\n[quantize]\n", 1))
+    outcome = pipeline.export(request(target=str(target), output=runs / "batch4"))
+    graph = onnx.load(outcome.path / "model.onnx").graph
+    assert graph.input[0].type.tensor_type.shape.dim[0].dim_value == 4
+    # 599 images are no multiple of 4: the last batch is filled up and cut.
+    assert outcome.report.accuracy.artifact is not None
+    assert outcome.report.accuracy.artifact.n == 599
+    assert outcome.report.fidelity_db is not None
+    assert outcome.report.fidelity_db > 30

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +46,12 @@ class Programs:
     images: np.ndarray
     simulated: np.ndarray
 
+    def with_batch(self, batch: int) -> Programs:
+        """Return the same graphs with a batch axis of exactly `batch`."""
+        from edgeconvnext.quantize.program import with_batch
+
+        return replace(self, quantized=with_batch(self.quantized, batch), floating=with_batch(self.floating, batch))
+
 
 def require_target(target: Target) -> None:
     """Raise RuntimeMissingError before any work where the exporter of `target` cannot run on this machine."""
@@ -65,6 +71,8 @@ def require_target(target: Target) -> None:
 
 def write_artifact(target: Target, programs: Programs, folder: Path, metadata: ArtifactMetadata) -> Exported:
     """Write `ARTIFACTS[target.exporter]` and its float baseline into `folder`."""
+    if not target.input.dynamic_batch:
+        programs = programs.with_batch(target.input.batch[0])
     if target.exporter == "onnx":
         return _write_onnx(target, programs, folder, metadata)
     if target.exporter == "coreml":
@@ -84,7 +92,7 @@ def _write_onnx(target: Target, programs: Programs, folder: Path, metadata: Arti
     layers = saturation(model, programs.images)
     pairs, saturating = sum(layer.pairs for layer in layers), sum(layer.saturating for layer in layers)
     worst = max(layers, key=lambda layer: layer.relative_error, default=None)
-    result = f"{saturating} of {pairs} int16 sums of two products saturate on x86 without VNNI"
+    result = f"{saturating:,} of {pairs:,} int16 sums of two products saturate on x86 without VNNI"
     if saturating and worst is not None:
         result += (
             f"; worst layer {worst.layer}, {100 * worst.relative_error:.1f} % error. Use range_bits = 7 for its weights"

@@ -34,6 +34,13 @@ def export_program(module: torch.nn.Module, example: torch.Tensor, *, max_batch:
         return torch.export.export(module, (example,), dynamic_shapes=dynamic)
 
 
+def with_batch(program: ExportedProgram, batch: int) -> ExportedProgram:
+    """Return an exported graph of dynamic batch with a batch axis of exactly `batch`."""
+    image = program.example_inputs[0][0]  # type: ignore[index]
+    example = image[:1].expand(batch, -1, -1, -1).contiguous()
+    return torch.export.export(program.module(check_guards=False), (example,), strict=False)
+
+
 def quantize_program(program: ExportedProgram, plan: QuantPlan) -> ExportedProgram:
     """Insert the plan's Q/DQ pairs into an exported float graph, with int8 weights.
 

@@ -170,9 +170,11 @@ def _reasons(
         "coreml": "Core ML runs on macOS and iOS only",
     }[runtime]
     if artifact_name is None:
-        absent = "no artifact was written; run edgeconvnext export"
+        absent = "no artifact was written; run edgeconvnext export --from this run"
     reasons = not_measured(accuracy, job.evaluation.unlabelled_reason or "the images have no labels", absent)
     reasons |= _values(stages, "artifact").get("missing", {})
+    if artifact_name is None:
+        reasons["artifact"] = absent
     if fidelity is None:
         reasons["fidelity_db"] = absent
     if "latency" not in stages:
