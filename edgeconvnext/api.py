@@ -9,7 +9,7 @@ from edgeconvnext import pipeline
 from edgeconvnext.data.loader import batches
 from edgeconvnext.data.sets import resolve_image_set
 from edgeconvnext.job import DEFAULT_IMAGES, Request
-from edgeconvnext.model.checkpoint import save_checkpoint
+from edgeconvnext.model.checkpoint import prepare_output, save_checkpoint
 from edgeconvnext.model.load import load_model
 from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.pipeline import Outcome
@@ -97,6 +97,8 @@ def fold(model: str | Path | LoadedModel, *, calib: str | Path, output: str | Pa
     output: a .safetensors file; preprocessing and labels go into a JSON of the same stem.
     """
     loaded = model if isinstance(model, LoadedModel) else load_model(model)
+    if output is not None:
+        prepare_output(Path(output), loaded)
     images = resolve_image_set(calib).take(PROOF_IMAGES)
     result = fold_exact(loaded.module, (batch.images for batch in batches(images, loaded.preprocess)))
     if output is not None:
@@ -118,6 +120,8 @@ def prune(
     multiple: widths that change are rounded to it. output: a .safetensors file, loadable like any checkpoint.
     """
     loaded = model if isinstance(model, LoadedModel) else load_model(model)
+    if output is not None:
+        prepare_output(Path(output), loaded)
     images = resolve_image_set(calib).take(num_images)
     stream = batches(images, loaded.preprocess, description="Gathering channel statistics")
     result = prune_hidden(

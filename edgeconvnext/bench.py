@@ -28,11 +28,12 @@ class BenchResult(Record):
 
 
 def bench_artifact(
-    path: Path, against: Path | None = None, *, batch: int = 1, threads: int = 1, seconds: float = 3.0
+    path: Path, against: Path | None = None, *, batch: int | None = None, threads: int = 1, seconds: float = 3.0
 ) -> BenchResult:
     """Time an ONNX file, or the artifact of a run directory, in onnxruntime.
 
     against: float ONNX to interleave with; None takes the baseline that an export wrote beside the artifact, if any.
+    batch: images at once; None takes the file's own where it is fixed, else 1.
     Raises RuntimeMissingError for artifacts whose runtime is not on this machine.
     """
     from edgeconvnext.progress import progress_bar
@@ -52,7 +53,7 @@ def bench_artifact(
         result = onnx_latency(
             baseline,
             artifact,
-            batch=batch,
+            batch=batch or (shape[0] if isinstance(shape[0], int) else 1),
             threads=threads,
             input_size=(shape[2], shape[3]),
             seconds=seconds,
@@ -103,6 +104,11 @@ def _artifact_of(path: Path) -> Path:
         from edgeconvnext.manifest import load_run
 
         run = load_run(path)
+        if run.config["target"]["definition"]["exporter"] == "tensorrt-onnx" and "model.onnx" in run.files:
+            raise RuntimeMissingError(
+                f"{path} is a run for {run.config['target']['name']}, whose engine is built and timed on the board with "
+                f"device/build_and_check.py. To time the file itself in onnxruntime, name {path / 'model.onnx'}."
+            )
         for name in ("model.engine", "model.mlpackage", "model.onnx"):
             if any(file == name or file.startswith(f"{name}/") for file in run.files):
                 return path / name

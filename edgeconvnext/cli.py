@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
@@ -25,6 +26,12 @@ data_app = typer.Typer(
     help="Image sets: list them, fetch the public ones.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(data_app, name="data")
+
+INTERRUPTED_EXIT_CODE = 130
+# What a path or disk of the user's can be refused for wherever it is touched; any other system error is a bug.
+_USERS_TO_FIX = frozenset(
+    {errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EIO}
+)
 
 CalibratorName = Literal["auto", "minmax", "percentile", "entropy", "mse"]
 EffortName = Literal["quick", "default", "best"]
@@ -115,8 +122,10 @@ def export(
 
     from edgeconvnext import pipeline
 
-    if from_run is not None and model is not None:
-        raise typer.BadParameter("--from names a run and its model; leave out --model.")
+    if from_run is not None and not all(given is None for given in (model, resolution, crop_pct, mean, std)):
+        raise typer.BadParameter(
+            "--from names a run and its model; leave out --model, --resolution, --crop-pct, --mean and --std."
+        )
     request = _request(
         model, calib, eval_set, target, num_images, calibrator, effort, resolution, crop_pct, mean, std, output
     )
@@ -143,7 +152,10 @@ def bench(
     against: Annotated[
         Path | None, typer.Option("--against", help="A float ONNX to compare with. Default: the baseline of the run.")
     ] = None,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Images at once.")] = 1,
+    batch: Annotated[
+        int | None,
+        typer.Option("--batch", min=1, help="Images at once. Default: the artifact's own where fixed, else 1."),
+    ] = None,
     threads: ThreadsOption = 1,
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Measured time of each model.")] = 3.0,
     json: JsonOption = False,
@@ -351,11 +363,17 @@ def main() -> None:
     except EdgeConvNextError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; run the same command again to go on where it stopped\n")
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == INTERRUPTED_EXIT_CODE:  # typer turns Ctrl-C into this exit, without a word
+            sys.stderr.write("interrupted; run the same command again to go on where it stopped\n")
+        raise
     except BrokenPipeError:
         sys.exit(141)
+    except OSError as error:
+        if error.errno not in _USERS_TO_FIX:
+            raise
+        sys.stderr.write(f"error: {error.filename or 'The output'} cannot be used: {error.strerror}.\n")
+        sys.exit(1)
 
 
 if __name__ == "__main__":

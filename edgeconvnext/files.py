@@ -19,6 +19,10 @@ _REFUSED = {
     errno.EACCES: "permission denied",
     errno.EPERM: "operation not permitted",
     errno.EFBIG: "the file is larger than this system allows",
+    errno.EEXIST: "it is a file, and a folder is needed there",
+    errno.ENOTDIR: "a part of its path is a file",
+    errno.EISDIR: "it is a folder",
+    errno.ENAMETOOLONG: "the name is too long",
 }
 
 
@@ -77,9 +81,10 @@ def storage_errors(path: Path) -> Iterator[None]:
                 "folder on another disk with --output, then run the same command again: finished stages are reused."
             ) from error
         if isinstance(error, OSError) and error.errno in _REFUSED and _concerns(error, path):
+            named = None if error.filename is None else Path(os.fsdecode(error.filename))
+            file = path if named is None or named.name.startswith(TEMPORARY_PREFIX) else named
             raise RunDirectoryError(
-                f"{error.filename or path} cannot be written: {_REFUSED[error.errno]}. "
-                "Choose a folder you can write to with --output."
+                f"{file} cannot be written: {_REFUSED[error.errno]}. Choose a folder you can write to with --output."
             ) from error
         raise
 

@@ -37,7 +37,7 @@ class Request:
     """
 
     model: str | None = None
-    target: str = "onnx"
+    target: str | Target = "onnx"
     calibration: str | None = None
     evaluation: str | None = None
     num_images: int = DEFAULT_IMAGES
@@ -90,7 +90,11 @@ class Job:
                 "mean": list(self.model.preprocess.mean),
                 "std": list(self.model.preprocess.std),
             },
-            "target": {"name": self.target.name, "sha256": self.target.sha256},
+            "target": {
+                "name": self.target.name,
+                "sha256": self.target.sha256,
+                "definition": self.target.model_dump(mode="json"),
+            },
             "calibration": {
                 "set": request.calibration,
                 "images": len(self.calibration),
@@ -117,7 +121,7 @@ def resolve(request: Request) -> Job:
         raise QuantizationError(
             f"--num-images is {request.num_images}; calibration needs at least 3 images (a third is held out), better 100 or more."
         )
-    target = load_target(request.target)
+    target = named_target(request)
     notes: list[str] = []
     if request.reuse_from is not None:
         request, model = _from_run(request, request.reuse_from, notes)
@@ -135,6 +139,11 @@ def resolve(request: Request) -> Job:
     if evaluation.labels is not None and assumes_imagenet_order(model.labels, model.config.num_classes):
         notes.append(IMAGENET_ORDER_NOTE)
     return Job(request, model, target, calibration, fit, held_out, evaluation, tuple(dict.fromkeys(notes)))
+
+
+def named_target(request: Request) -> Target:
+    """Look up the target of a request; a run that is measured again brings its own."""
+    return request.target if isinstance(request.target, Target) else load_target(request.target)
 
 
 def _named_model(request: Request) -> LoadedModel:
@@ -178,6 +187,11 @@ def _evaluation(
 
 
 def _labels_of(images: ImageSet, model: LoadedModel) -> np.ndarray:
+    if not model.config.num_classes:
+        raise LabelMismatchError(
+            f"{model.name} has no classifier: it ends with its features, so top-1 and the labels of {images.name} "
+            "say nothing about it. Without --eval, SQNR and fidelity are measured on the features."
+        )
     classes = match_labels(images, model.labels, model.config.num_classes)
     assert images.labels is not None
     return classes[np.array(images.labels, dtype=np.int64)]
@@ -192,11 +206,15 @@ def _from_run(request: Request, path: Path, notes: list[str]) -> tuple[Request, 
         "mean": tuple(stored["mean"]),
         "std": tuple(stored["std"]),
     }
-    size = stored["input_size"][0]
+    height, width = stored["input_size"]
+    size = height if height == width else None  # --resolution is square; another size is the checkpoint's own
+    source = stored["source"]
     try:
-        model = load_model(stored["source"].partition("@")[0], resolution=size, **preprocessing)
+        # A hub source ends in @commit; a path may hold an @ of its own.
+        name = source if Path(source).exists() else source.partition("@")[0]
+        model = load_model(name, resolution=size, **preprocessing)
         if model.sha256 != stored["sha256"]:
-            raise CheckpointError(f"{stored['source']} has changed since {path} was made")
+            raise CheckpointError(f"{source} has changed since {path} was made")
     except CheckpointError as error:
         model = load_model(path / "folded.safetensors", resolution=size, **preprocessing)
         notes.append(
@@ -207,8 +225,13 @@ def _from_run(request: Request, path: Path, notes: list[str]) -> tuple[Request, 
         request,
         calibration=request.calibration or config["calibration"]["set"],
         evaluation=request.evaluation or config["evaluation"]["set"],
-        num_images=config["calibration"]["images"],
-        calibrator=config["calibrator"],
-        effort=config["effort"],
+        num_images=_own(request.num_images, DEFAULT_IMAGES, config["calibration"]["images"]),
+        calibrator=_own(request.calibrator, "auto", config["calibrator"]),
+        effort=_own(request.effort, "default", config["effort"]),
     )
     return merged, model
+
+
+def _own(asked: Any, default: Any, stored: Any) -> Any:
+    """Return what the request asks for itself; what the run was made with where the request says no more than usual."""
+    return stored if asked == default else asked

@@ -15,10 +15,12 @@ from edgeconvnext.data.preprocess import to_value_range
 from edgeconvnext.errors import GATE_MISSED_EXIT_CODE
 from edgeconvnext.export.artifact import ARTIFACTS, Programs, require_target, write_artifact
 from edgeconvnext.export.metadata import ArtifactMetadata
-from edgeconvnext.job import Job, Request, resolve
+from edgeconvnext.job import Job, Request, named_target, resolve
 from edgeconvnext.manifest import load_run, package_versions
 from edgeconvnext.report.schema import Report
 from edgeconvnext.runs import RunDirectory, StageResult, default_run_path, run_key
+from edgeconvnext.targets import Target
+from edgeconvnext.validate.fidelity import products_saturate
 
 RUNS = Path("runs")
 
@@ -47,9 +49,7 @@ def quantize(request: Request) -> Outcome:
 
 def export(request: Request) -> Outcome:
     """Do what `quantize` does, write the target's artifact, and measure the artifact in its runtime where that is here."""
-    from edgeconvnext.targets import load_target
-
-    require_target(load_target(request.target))
+    require_target(named_target(request))
     job = resolve(request)
     with _open_run(job) as run:
         done: dict[str, StageResult] = {}
@@ -72,7 +72,7 @@ def validate(path: Path, evaluation: str | None = None, *, measure_latency: bool
     """
     finished = load_run(path)
     request = Request(
-        target=finished.config["target"]["name"],
+        target=Target.model_validate(finished.config["target"]["definition"]),
         evaluation=evaluation,
         measure_latency=measure_latency,
         threads=threads,
@@ -112,6 +112,7 @@ def _artifact(run: RunDirectory, job: Job, done: dict[str, StageResult]) -> Stag
         "labels": job.class_names,
         "name": job.model.name,
         "versions": package_versions(),
+        "saturates": products_saturate(),
     }
     return run.stage("artifact", inputs, make)
 

@@ -297,5 +297,6 @@ def _move(source: Path, destination: Path) -> None:
 
 
 def _brief(value: object) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    if isinstance(value, dict) and "name" in value:
+        return f"{value['name']}, sha256 {str(value.get('sha256'))[:12]}"
+    return str(value)

@@ -6,6 +6,7 @@ inputs did not change is taken over from this run or another one beside it.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,13 +17,15 @@ import torch
 from torch.export import ExportedProgram
 
 from edgeconvnext.data.image_set import ImageSet
-from edgeconvnext.data.loader import BatchStream, batches
+from edgeconvnext.data.loader import BatchStream, batches, check_broken
 from edgeconvnext.data.preprocess import to_value_range
 from edgeconvnext.job import Job
 from edgeconvnext.model.checkpoint import save_checkpoint
+from edgeconvnext.model.convnext import ConvNeXt
 from edgeconvnext.model.load import load_model
 from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.runs import RunDirectory, StageResult
+from edgeconvnext.validate.device import describe_device
 
 BATCH = 16
 # Exact rewrites are proven on so many real images.
@@ -62,10 +65,14 @@ def statistics(run: RunDirectory, job: Job, folded: StageResult) -> StageResult:
     def make(folder: Path) -> dict[str, Any]:
         from edgeconvnext.quantize.statistics import collect_statistics
 
-        fit = _stream(job, job.calibration, job.fit, "Calibrating")
-        held_out = _stream(job, job.calibration, job.held_out, "Calibrating (held out)")
-        module = folded_model(folded, job).module
+        module, preprocess = folded_model(folded, job).module, job.model.preprocess
+        if value_range != "normalized":
+            module, _ = _with_input_range(folded_model(folded, job), job)
+            preprocess = preprocess.with_value_range(value_range)
+        fit = batches(job.calibration, preprocess, BATCH, job.fit, description="Calibrating")
+        held_out = batches(job.calibration, preprocess, BATCH, job.held_out, description="Calibrating (held out)")
         gathered = collect_statistics(module, _images(fit), _images(held_out), job.target.quantize.outputs)
+        check_broken(job.calibration, [*fit.skipped, *held_out.skipped])
         gathered.save(folder / "statistics.safetensors")
         return {
             "fit": gathered.fit_images,
@@ -73,11 +80,14 @@ def statistics(run: RunDirectory, job: Job, folded: StageResult) -> StageResult:
             "skipped": [f"{image.id}: {image.reason}" for image in [*fit.skipped, *held_out.skipped]],
         }
 
+    # Only the stem sees the image itself: without it, one pass serves targets of every input range.
+    value_range = job.target.input.value_range if "stem" in job.target.quantize.operators else "normalized"
     inputs = {
         "folded": folded.key,
         "images": job.calibration.fingerprint,
         "fit": job.fit,
         "outputs": job.target.quantize.outputs,
+        "value_range": value_range,
     }
     return run.stage("statistics", inputs, make)
 
@@ -94,15 +104,16 @@ def quantized(run: RunDirectory, job: Job, folded: StageResult, gathered: StageR
 
         model = folded_model(folded, job)
         stored = Statistics.load(gathered.path("statistics.safetensors"))
-        plan = build_plan(
-            model.module, stored, job.target, calibrator=job.request.calibrator, effort=job.request.effort
-        )
         module, error = _with_input_range(model, job)
+        plan = build_plan(module, stored, job.target, calibrator=job.request.calibrator, effort=job.request.effort)
         program = quantize_program(export_program(module, _example(job), max_batch=_max_batch(job)), plan)
-        torch.export.save(program, folder / PROGRAM)
+        # Through memory: on a full disk torch's own writer ends the whole process.
+        buffer = io.BytesIO()
+        torch.export.save(program, buffer)
+        (folder / PROGRAM).write_bytes(buffer.getbuffer())
         macs = layer_macs(job.model.config, job.model.preprocess.input_size)
         return {
-            "layers": [layer.model_dump() for layer in layer_errors(model.module, plan, stored)],
+            "layers": [layer.model_dump() for layer in layer_errors(module, plan, stored)],
             "int8_macs": sum(macs[layer] for layer in plan.weights) / sum(macs.values()),
             "input_error": error,
         }
@@ -180,6 +191,8 @@ def evaluated(run: RunDirectory, job: Job, program: StageResult, artifact: Stage
     inputs = {
         "program": program.key,
         "artifact": None if artifact is None else artifact.key,
+        # What an artifact computes may depend on the processor: int8 products saturate on some.
+        "device": None if artifact is None else describe_device(),
         "images": job.evaluation.images.fingerprint,
     }
     return run.stage("accuracy", inputs, make)
@@ -196,6 +209,7 @@ def latency(run: RunDirectory, job: Job, artifact: StageResult) -> StageResult:
             result = onnx_latency(
                 artifact.path("baseline/model_fp32.onnx"),
                 artifact.path("model.onnx"),
+                batch=1 if job.target.input.dynamic_batch else job.target.input.batch[0],
                 threads=job.request.threads,
                 images=proof_images(job).numpy(),
             )
@@ -203,8 +217,6 @@ def latency(run: RunDirectory, job: Job, artifact: StageResult) -> StageResult:
             "latency": result.comparison.model_dump(),
             "speedup": None if result.speedup is None else result.speedup.model_dump(),
         }
-
-    from edgeconvnext.validate.device import describe_device
 
     inputs = {"artifact": artifact.key, "threads": job.request.threads, "device": describe_device()}
     return run.stage("latency", inputs, make)
@@ -224,7 +236,7 @@ def _images(stream: BatchStream) -> Iterator[torch.Tensor]:
     return (batch.images for batch in stream)
 
 
-def _with_input_range(model: LoadedModel, job: Job) -> tuple[torch.nn.Module, float]:
+def _with_input_range(model: LoadedModel, job: Job) -> tuple[ConvNeXt, float]:
     """Fold the input normalisation for targets that take raw pixels; return the relative error that was measured."""
     from edgeconvnext.rewrite.exact import fold_exact
 

@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from edgeconvnext.errors import ConfigFileError, TargetError, nearest
 from edgeconvnext.resources import resource_dir
@@ -63,7 +63,10 @@ class ActivationSection(Section):
 
 
 class WeightSection(Section):
-    """Per-channel symmetric weights. range_bits 7 uses codes -64..64 only, for CPUs whose int8 products saturate."""
+    """Per-channel symmetric weights. range_bits 7 uses codes -64..64 only, for CPUs whose int8 products saturate.
+
+    With 8, export counts the products that would saturate: a warning, and a failed check on a processor that does.
+    """
 
     bits: Literal[8] = 8
     range_bits: Literal[7, 8] = 8
@@ -100,6 +103,16 @@ class GateSection(Section):
     min_fidelity_db: float | None = None
 
 
+# What each exporter writes around the int8 operators, and the runtime that executes it.
+_WRITTEN_FOR: dict[Exporter, tuple[str, str]] = {
+    "onnx": ("float32", "onnxruntime"),
+    "tensorrt-onnx": ("float16", "tensorrt"),
+    "tensorrt-rtx": ("float16", "tensorrt-rtx"),
+    "tensorrt": ("float16", "tensorrt"),
+    "coreml": ("float16", "coreml"),
+}
+
+
 class Target(Section):
     """A deployment target, as its TOML file says."""
 
@@ -107,21 +120,58 @@ class Target(Section):
     description: str
     exporter: Exporter
     float_type: Literal["float32", "float16"]
-    opset: int | None = Field(default=None, ge=17, le=25)
+    opset: int | None = Field(default=None, ge=19, le=25)
     minimum_os: str | None = None
     input: InputSection = InputSection()
     quantize: QuantizeSection
     runtime: RuntimeSection
     gates: GateSection = GateSection()
 
+    @field_validator("name")
+    @classmethod
+    def _fits_a_path(cls, name: str) -> str:
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise ValueError(f"{name!r} becomes part of a folder's name: use letters, digits, '.', '-' and '_' only")
+        return name
+
     @model_validator(mode="after")
     def _parts_fit(self) -> Target:
+        """Refuse here, before any image is read, what the exporter could not write or would write differently."""
+        float_type, runtime = _WRITTEN_FOR[self.exporter]
+        if self.float_type != float_type:
+            raise ValueError(f'exporter "{self.exporter}" writes {float_type}; set float_type = "{float_type}"')
+        if self.runtime.name != runtime:
+            raise ValueError(
+                f'what exporter "{self.exporter}" writes runs in {runtime}; set runtime.name = "{runtime}"'
+            )
         if self.exporter == "coreml":
-            if self.minimum_os is None:
-                raise ValueError('exporter "coreml" needs minimum_os, such as "iOS17"')
-        elif self.float_type == "float16" and self.opset is not None and self.opset < 19:
-            raise ValueError(f"opset {self.opset} has no float16 scales; float_type float16 needs opset 19 or later")
+            self._fits_coreml()
+        elif self.opset is None:
+            raise ValueError(f'exporter "{self.exporter}" needs opset, such as 19')
+        if self.exporter in ("tensorrt-onnx", "tensorrt-rtx", "tensorrt"):
+            self._fits_tensorrt()
         return self
+
+    def _fits_coreml(self) -> None:
+        if self.minimum_os is None:
+            raise ValueError('exporter "coreml" needs minimum_os, such as "iOS17"')
+        if self.input.value_range == "normalized":
+            raise ValueError(
+                "a Core ML image input has one scale for all channels and cannot be normalised; "
+                'set input.value_range = "0..255"'
+            )
+        if self.input.batch != [1, 1, 1]:
+            raise ValueError("a Core ML image input takes one image; set input.batch = [1, 1, 1]")
+
+    def _fits_tensorrt(self) -> None:
+        if self.quantize.activations.scheme != "symmetric":
+            raise ValueError(
+                'TensorRT takes int8 without zero points only; set quantize.activations.scheme = "symmetric"'
+            )
+        if self.opset != 19:
+            raise ValueError(
+                f"opset {self.opset} writes GELU as one node, which TensorRT 10.3 does not know; set opset = 19"
+            )
 
     @property
     def sha256(self) -> str:

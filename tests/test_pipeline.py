@@ -277,7 +277,9 @@ def test_atto_on_photographs_loses_less_than_a_point(
     assert np.isclose(accuracy.fp32.n, 196, atol=4)
 
 
-def test_a_target_of_fixed_batch_gives_an_artifact_of_that_batch(runs: Path, quantized: Outcome, tmp_path: Path) -> None:
+def test_a_target_of_fixed_batch_gives_an_artifact_of_that_batch(
+    runs: Path, quantized: Outcome, tmp_path: Path
+) -> None:
     import onnx
 
     target = tmp_path / "batch4.toml"

@@ -106,10 +106,11 @@ def test_a_target_file_that_is_not_there_is_said_so(tmp_path: Path) -> None:
         ('"head"', '"haed"', "(found 'haed'). Did you mean head?"),
         ('"onnx"', '"onx"', "(found 'onx'). Did you mean onnx?"),
         ("opset = 21", 'opset = "21"', "opset: input should be a valid integer (found '21')."),
-        ("opset = 21", "opset = 12", "opset: input should be greater than or equal to 17 (found 12)."),
+        ("opset = 21", "opset = 12", "opset: input should be greater than or equal to 19 (found 12)."),
         ('["pointwise1", "head"]', "[]", "quantize.operators: "),
-        ('"float32"\nopset = 21', '"float16"\nopset = 17', "float_type float16 needs opset 19"),
-        ('exporter = "onnx"', 'exporter = "coreml"', 'exporter "coreml" needs minimum_os'),
+        ('"float32"', '"float16"', 'exporter "onnx" writes float32'),
+        ("opset = 21\n", "", 'exporter "onnx" needs opset'),
+        ('name = "onnxruntime"', 'name = "tensorrt"', 'set runtime.name = "onnxruntime"'),
     ],
 )
 def test_a_mistake_is_named_with_its_key_and_the_nearest_right_one(
@@ -134,6 +135,28 @@ def test_a_mistake_is_named_with_its_key_and_the_nearest_right_one(
 )
 def test_a_mistake_in_a_table_is_named_with_its_full_key(tmp_path: Path, more: str, expected: str) -> None:
     assert expected in refusal(write(tmp_path, more=more))
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "expected"),
+    [
+        ("jetson", 'scheme = "symmetric"', 'scheme = "affine"', 'set quantize.activations.scheme = "symmetric"'),
+        ("jetson", "opset = 19", "opset = 21", "TensorRT 10.3 does not know; set opset = 19"),
+        ("rtx", '"float16"', '"float32"', 'exporter "tensorrt-rtx" writes float16'),
+        ("coreml", 'minimum_os = "iOS17"\n', "", 'exporter "coreml" needs minimum_os'),
+        ("coreml", '"0..255"', '"normalized"', 'set input.value_range = "0..255"'),
+        ("coreml", "batch = [1, 1, 1]", "batch = [1, 4, 8]", "set input.batch = [1, 1, 1]"),
+        ("coreml", '"float16"', '"float32"', 'exporter "coreml" writes float16'),
+    ],
+)
+def test_what_an_exporter_cannot_write_is_refused_when_the_file_is_read(
+    tmp_path: Path, name: str, old: str, new: str, expected: str
+) -> None:
+    text = target_files()[name].read_text()
+    assert old in text
+    path = tmp_path / "own.toml"
+    path.write_text(text.replace(old, new, 1))
+    assert expected in refusal(str(path))
 
 
 def test_all_mistakes_of_a_file_are_said_at_once(tmp_path: Path) -> None:

@@ -102,10 +102,11 @@ def resolve_image_set(name_or_path: str | Path) -> ImageSet:
         if not path.is_file():
             raise ImageSetError(f"There is no image set file {path}. Known sets: {', '.join(set_files())}.")
         return _from_set_file(parse_toml(path, SetFile), [path.resolve().parent, *data_roots()])
+    # An empty name is an unset variable of a script, not the folder one happens to be in.
     for folder in [path, *(root / path for root in data_roots())]:
         if text and folder.is_dir():
             return _from_folder(folder, _folder_name(folder))
-    if path.exists():
+    if text and path.exists():
         return _from_folder(path, path.name)
     raise ImageSetError(
         f"There is no image set or folder {text!r}.{nearest(text, set_files())} Known sets: {', '.join(set_files())}; "

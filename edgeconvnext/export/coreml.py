@@ -38,7 +38,7 @@ def export_coreml(program: ExportedProgram, path: Path, *, metadata: ArtifactMet
     if path.suffix != ".mlpackage":
         raise ExportError(f"A Core ML package must be named *.mlpackage; {path.name} is not.")
     ct = import_coremltools()
-    target = _deployment_target(ct, minimum_os)
+    target = deployment_target(ct, minimum_os)
     image = _image_type(ct, program, metadata)
     labels = _class_labels(program, metadata)
     single = single_image_program(program, probabilities=labels is not None)
@@ -52,7 +52,8 @@ def export_coreml(program: ExportedProgram, path: Path, *, metadata: ArtifactMet
     return path
 
 
-def _deployment_target(ct: Any, minimum_os: str) -> Any:
+def deployment_target(ct: Any, minimum_os: str) -> Any:
+    """Return coremltools' constant for "iOS17" and the like; raises ExportError for one without int8 activations."""
     known = {name: target for name, target in ct.target.__members__.items() if target >= ct.target.iOS17}
     if minimum_os not in known:
         raise ExportError(

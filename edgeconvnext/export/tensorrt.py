@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import ctypes
 import importlib
+import io
 import os
 import time
 from collections import Counter
@@ -52,6 +54,17 @@ class ParsedNetwork:
     def kinds(self) -> dict[str, int]:
         """Number of layers of each kind, most frequent first."""
         return dict(Counter(layer.kind for layer in self.layers).most_common())
+
+    def as_csv(self) -> str:
+        """One line for each layer, in the network's order; several types are joined by spaces, sides of a shape by x."""
+        text = io.StringIO()
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(["name", "kind", "input_types", "output_types", "output_shape", "int8"])
+        for layer in self.layers:
+            shape = "x".join(map(str, layer.output_shape))
+            types = (" ".join(layer.input_types), " ".join(layer.output_types))
+            table.writerow([layer.name, layer.kind, *types, shape, "yes" if layer.quantized else ""])
+        return text.getvalue()
 
     def weighted(self) -> tuple[NetworkLayer, ...]:
         """The convolutions and matrix products."""

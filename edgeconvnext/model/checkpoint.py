@@ -7,6 +7,7 @@ import dataclasses
 import json
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 
 from edgeconvnext.errors import CheckpointError, ModelConfigError
-from edgeconvnext.files import atomic_write
+from edgeconvnext.files import atomic_write, storage_errors
 from edgeconvnext.model.convnext import ConvNeXtConfig
 from edgeconvnext.model.infer import listed
 from edgeconvnext.model.loaded import LoadedModel
@@ -37,6 +38,7 @@ _WRAPPERS = (
     "net",
     "weights",
 )
+_PICKLE_START = b"\x80"
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "timm_model.")
 
 
@@ -75,6 +77,27 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(_to_float32(tensors, path), _stored_config(metadata, path), notes)
 
 
+def prepare_output(path: Path, model: LoadedModel) -> None:
+    """Check, before any work is done, that a checkpoint can be written to `path`, and make its folder.
+
+    Raises CheckpointError for another ending than .safetensors, for a folder, and where the weights or the JSON of
+    `model` itself would be written over; RunDirectoryError where the folder cannot be made.
+    """
+    if path.suffix != ".safetensors":
+        raise CheckpointError(
+            f"Checkpoints are written as .safetensors files; {path} ends in {path.suffix or 'nothing'}."
+        )
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder. Name a file to write, ending in .safetensors.")
+    source = Path(model.source).absolute()
+    if path.absolute().with_suffix("") == source.with_suffix(""):
+        raise CheckpointError(
+            f"Writing {path} would write over {source.name} or the JSON beside it. Choose another name with --output."
+        )
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+
 def save_checkpoint(model: LoadedModel, path: Path) -> None:
     """Write weights to `path` (.safetensors) and preprocessing and labels to a JSON of the same stem, each atomically.
 
@@ -83,16 +106,19 @@ def save_checkpoint(model: LoadedModel, path: Path) -> None:
     """
     from safetensors.torch import save
 
-    if path.suffix != ".safetensors":
-        raise CheckpointError(
-            f"Checkpoints are written as .safetensors files; {path} ends in {path.suffix or 'nothing'}."
-        )
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.module.state_dict().items()}
     sizes = {f.name: getattr(model.module.config, f.name) for f in dataclasses.fields(ConvNeXtConfig) if f.init}
     content = save(tensors, metadata={"format": "pt", _CONFIG_KEY: json.dumps(sizes)})
     description = json.dumps(to_timm_config(model), indent=2, ensure_ascii=False) + "\n"
-    atomic_write(path.with_suffix(".json"), description)
-    atomic_write(path, content)
+    beside = path.with_suffix(".json")
+    new = not beside.exists()
+    atomic_write(beside, description)
+    try:
+        atomic_write(path, content)
+    except BaseException:
+        if new:
+            beside.unlink()
+        raise
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], Mapping[str, str]]:
@@ -120,7 +146,8 @@ def _read_pickle(path: Path) -> object:
                 raise CheckpointError(
                     f"{path} is damaged: the checksum of {damaged} does not match. Download or save it again."
                 )
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about old pickle protocols: what cannot be read is an error below
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         refused = re.search(r"GLOBAL (\S+)|got <class '(\S+)'>", str(error))
@@ -129,6 +156,11 @@ def _read_pickle(path: Path) -> object:
                 f"{path} was refused because loading it would run code (it names {refused[1] or refused[2]}): only "
                 "files of plain tensors are read (torch.load with weights_only=True). If you trust the file, load it "
                 "where it came from and save `model.state_dict()` instead of the whole model."
+            ) from error
+        if "Unsupported operand" in str(error) and path.read_bytes()[:1] == _PICKLE_START:
+            raise CheckpointError(
+                f"{path} was refused: it was written with Python's pickle, which can hold code, and not with torch.save. "
+                "If you trust the file, load it where it came from and save `model.state_dict()` with torch.save."
             ) from error
         raise CheckpointError(_damaged(path)) from error
     except OSError as error:

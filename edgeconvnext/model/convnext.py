@@ -201,9 +201,18 @@ def _initialise(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
+LARGEST_SIDE = 4096
+"""Pixels; at this input the first stage of the smallest ConvNeXt alone holds 168 MB per image and activation."""
+
+
 def check_input_size(config: ConvNeXtConfig, size: tuple[int, int]) -> None:
-    """Raise ModelConfigError unless height and width are multiples of the network's total stride."""
+    """Raise ModelConfigError unless height and width are multiples of the network's total stride, up to LARGEST_SIDE."""
     stride = config.total_stride
+    if max(size) > LARGEST_SIDE:
+        raise ModelConfigError(
+            f"Input size {size[0]}x{size[1]} is larger than {LARGEST_SIDE} pixels a side, beyond what fits in memory. "
+            "Use a smaller --resolution."
+        )
     if any(side < stride or side % stride for side in size):
         lower = tuple(max(stride, side // stride * stride) for side in size)
         raise ModelConfigError(

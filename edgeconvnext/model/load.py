@@ -87,14 +87,14 @@ def find_model(path_or_name: str | Path) -> ModelFiles:
     Raises CheckpointError where nothing is found, with the nearest known names.
     """
     name, path = str(path_or_name), Path(path_or_name).expanduser()
-    if path.is_file() or path.suffix.lower() in WEIGHTS_SUFFIXES:
+    if path.is_file() or (path.suffix.lower() in WEIGHTS_SUFFIXES and not path.is_dir()):
         return _weights_file(path)
-    if path.is_dir() and _weights_in(path):
+    if name and path.is_dir() and _weights_in(path):
         return _folder(path)
     shipped = shipped_models()
     if name in shipped:
         return _weights_file(shipped[name])
-    if path.is_dir():
+    if name and path.is_dir():
         raise CheckpointError(f"The folder {path} holds no weights ({', '.join(WEIGHTS_SUFFIXES)}).")
     preset = preset_hub_name(name)
     hub_name = parse_hub_name(preset or name)

@@ -2,6 +2,10 @@
 
 import logging
 
+from edgeconvnext.command_package import make_callable
+
 # Importing torchao remarks on GPU kernels that a CPU build lacks and on torch's own deprecations; neither is the user's concern.
 for _name in ("torchao", "torch.utils._pytree"):
     logging.getLogger(_name).setLevel(logging.ERROR)
+
+make_callable(__name__)

@@ -48,7 +48,7 @@ class Statistics:
 
     def save(self, path: Path) -> None:
         """Write everything to one safetensors file."""
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
         arrays: dict[str, np.ndarray] = {}
         scalars: dict[str, list[float]] = {}
@@ -63,7 +63,8 @@ class Statistics:
             "names": json.dumps(list(self.tensors)),
             "images": json.dumps([self.fit_images, self.held_out_images]),
         }
-        save_file(arrays, str(path), metadata=metadata)
+        # Not safetensors' own save_file: that makes files only their owner can read, unlike all others of a run.
+        path.write_bytes(save(arrays, metadata=metadata))
 
     @classmethod
     def load(cls, path: Path) -> Statistics:

@@ -29,6 +29,7 @@ from edgeconvnext.validate.fidelity import fidelity_db
 from edgeconvnext.validate.gates import judge, passed
 
 SHOWN_FLIPS = 24
+SHOWN_SKIPPED = 5
 THUMBNAIL = 96
 
 
@@ -62,7 +63,7 @@ def assemble(run: RunDirectory, job: Job, stages: dict[str, StageResult], artifa
         passed=passed(gates) and all(check.passed for check in checks),
         stages=[stage.cost for stage in stages.values()],
         environment=describe_device() | package_versions(),
-        notes=[*job.notes, *_values(stages, "reference").get("notes", [])],
+        notes=[*job.notes, *_skipped_notes(job, stages)],
         not_measured=reasons,
     )
 
@@ -84,6 +85,9 @@ def _accuracy(job: Job, stages: dict[str, StageResult]) -> tuple[Accuracy, float
         [evaluation.images.ids[position] for position in positions],
         evaluation.description,
     )
+    if not job.model.config.num_classes:
+        # Features have no top-1: which of them is largest says nothing.
+        result = result.model_copy(update={"agreement": None, "flips": []})
     where = {evaluation.images.ids[position]: int(position) for position in positions}
     for flip in result.flips[:SHOWN_FLIPS]:
         flip.thumbnail = _thumbnail(job, where[flip.image])
@@ -165,10 +169,12 @@ def _reasons(
     runtime = job.target.runtime.name
     absent = {
         "onnxruntime": "no artifact was written; run edgeconvnext export",
-        "tensorrt": "TensorRT runs on the board or GPU, not here; run device/build_and_check.py there",
+        "tensorrt": "on the board: not measured; run device/build_and_check.py there",
         "tensorrt-rtx": "a TensorRT-RTX engine needs an NVIDIA RTX GPU to run, and there is none here",
         "coreml": "Core ML runs on macOS and iOS only",
     }[runtime]
+    if job.target.exporter == "tensorrt":
+        absent = "device/build_and_check.py checks and times the engine, on this GPU; run it here"
     if artifact_name is None:
         absent = "no artifact was written; run edgeconvnext export --from this run"
     reasons = not_measured(accuracy, job.evaluation.unlabelled_reason or "the images have no labels", absent)
@@ -179,8 +185,25 @@ def _reasons(
         reasons["fidelity_db"] = absent
     if "latency" not in stages:
         why = absent if runtime != "onnxruntime" or artifact_name is None else "switched off with --no-latency"
-        reasons |= {"latency.fp32": why, "latency.artifact": why, "speedup": why}
+        timings = ("fp32", "artifact", "runtime", "device")
+        reasons |= {f"latency.{name}": why for name in timings} | {"speedup": why, "speedup_interval": why}
     return reasons
+
+
+def _skipped_notes(job: Job, stages: dict[str, StageResult]) -> list[str]:
+    """Name the images that could not be read, with their count."""
+    read = (
+        ("calibration", "statistics", len(job.calibration)),
+        ("evaluation", "reference", len(job.evaluation.images)),
+    )
+    notes = []
+    for use, stage, total in read:
+        skipped = stages[stage].values["skipped"]
+        if skipped:
+            more = f" and {len(skipped) - SHOWN_SKIPPED} more" if len(skipped) > SHOWN_SKIPPED else ""
+            named = "; ".join(skipped[:SHOWN_SKIPPED])
+            notes.append(f"{len(skipped)} of {total} {use} images could not be read and were skipped: {named}{more}.")
+    return notes
 
 
 def _gate_reasons(reasons: dict[str, str]) -> dict[str, str]:

@@ -51,6 +51,13 @@ def size(bytes_: int) -> str:
     return f"{bytes_} bytes"
 
 
+def against_size(bytes_: int, other: int) -> str:
+    """Compare a size with another one: 2.96x smaller, 3.93x larger, the same size."""
+    if not min(bytes_, other) or bytes_ == other:
+        return "the same size" if bytes_ == other else f"against {size(other)}"
+    return f"{ratio(other / bytes_)} smaller" if bytes_ < other else f"{ratio(bytes_ / other)} larger"
+
+
 def count(value: int) -> str:
     return f"{value:,}"
 

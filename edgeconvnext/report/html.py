@@ -101,8 +101,9 @@ def summary_tiles(report: Report) -> list[Tile]:
     on = {"artifact": "artifact in its runtime", "simulation": "simulation only", None: ""}[accuracy.measured_on]
     speed = report.speedup_interval
     quicker = f"95 % interval {speed.low:.2f} to {speed.high:.2f}" if speed else "median against median"
-    smaller = sizes.fp32 / sizes.artifact if sizes.fp32 and sizes.artifact else None
-    from_size = f"FP32 {format.size(sizes.fp32)}, {format.ratio(smaller)} smaller" if sizes.fp32 and smaller else ""
+    from_size = ""
+    if sizes.fp32 and sizes.artifact:
+        from_size = f"FP32 {format.size(sizes.fp32)}, {format.against_size(sizes.artifact, sizes.fp32)}"
     top1 = None if best is None else format.percent(best.top1)
     size = None if sizes.artifact is None else format.size(sizes.artifact)
     return [

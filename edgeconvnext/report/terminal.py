@@ -36,6 +36,8 @@ def render_summary(report: Report) -> RenderableType:
     missing = missing_results(report)
     if missing:
         parts += [Text(), _missing(missing)]
+    if report.notes:
+        parts += [Text(), _notes(report.notes)]
     return Group(*parts)
 
 
@@ -65,10 +67,9 @@ def _facts(report: Report) -> Table:
     on = " (simulation)" if accuracy.measured_on == "simulation" else ""
     drop = accuracy.drop_pp and f"{_with_interval(accuracy.drop_pp)} points{on}"
     agreement = None if accuracy.agreement is None else f"{format.percent(accuracy.agreement)} of images{on}"
-    smaller = sizes.fp32 / sizes.artifact if sizes.fp32 and sizes.artifact else None
     size = sizes.artifact and format.size(sizes.artifact)
-    if size and smaller and sizes.fp32:
-        size += f" (FP32 {format.size(sizes.fp32)}, {format.ratio(smaller)} smaller)"
+    if size and sizes.fp32 and sizes.artifact:
+        size += f" (FP32 {format.size(sizes.fp32)}, {format.against_size(sizes.artifact, sizes.fp32)})"
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
@@ -130,6 +131,15 @@ def _missing(missing: dict[str, list[str]]) -> Table:
     table.add_row(Text("Not measured", "dim"))
     for why, names in missing.items():
         table.add_row(Text(f"- {', '.join(names)}: {why}"))
+    return table
+
+
+def _notes(notes: list[str]) -> Table:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(overflow="fold")
+    table.add_row(Text("Notes", "dim"))
+    for note in notes:
+        table.add_row(Text(f"- {note}"))
     return table
 
 

@@ -27,6 +27,9 @@ RESULTS = {
 }
 """The results every report is expected to hold, by their dotted name in report.json."""
 
+# Null whenever the result they belong to is, and not worth a line of their own.
+_DETAILS = {"latency.runtime", "latency.device", "speedup_interval"}
+
 # Where a reason was given for the cause only, it also explains what could not follow from it.
 _CAUSES = {
     "fidelity_db": ("accuracy.artifact", "artifact"),
@@ -118,7 +121,7 @@ def missing_results(report: Report) -> dict[str, list[str]]:
         if _lookup(report, key) is None:
             groups.setdefault(reason(report, key) or "no reason was recorded", []).append(title)
     for key, why in report.not_measured.items():
-        if key not in RESULTS:
+        if key not in RESULTS and key not in _DETAILS:
             names = groups.setdefault(why, [])
             # "accuracy.artifact.top5" adds nothing beside "top-1 of the artifact", missing for the same reason.
             if not any(key.startswith(f"{known}.") and title in names for known, title in RESULTS.items()):

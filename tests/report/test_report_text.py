@@ -45,6 +45,14 @@ def test_summary_holds_every_figure_at_80_columns(report: Report) -> None:
         assert re.search(row, text), row
 
 
+def test_a_larger_artifact_is_not_called_smaller(report: Report) -> None:
+    assert report.size_bytes.fp32 is not None
+    report.size_bytes.artifact = 4 * report.size_bytes.fp32
+    assert "4.00x larger)" in printed(report)
+    report.size_bytes.artifact = report.size_bytes.fp32
+    assert "the same size)" in printed(report)
+
+
 def test_summary_is_plain_ascii_where_it_is_not_a_terminal(report: Report, unmeasured: Report) -> None:
     for each in (report, unmeasured):
         text = printed(each)
