@@ -11,7 +11,7 @@ import numpy as np
 
 from edgeconvnext.data.image_set import ImageSet
 from edgeconvnext.data.labels import IMAGENET_ORDER_NOTE, assumes_imagenet_order, match_labels
-from edgeconvnext.data.sets import resolve_image_set
+from edgeconvnext.data.sets import resolve_image_set, set_files
 from edgeconvnext.data.subset import split_held_out
 from edgeconvnext.errors import CheckpointError, LabelMismatchError, QuantizationError
 from edgeconvnext.manifest import load_run
@@ -83,7 +83,7 @@ class Job:
         return {
             "model": {
                 "name": self.model.name,
-                "source": self.model.source,
+                "source": _from_anywhere(self.model.source),
                 "sha256": self.model.sha256,
                 "input_size": list(self.model.preprocess.input_size),
                 "crop_pct": self.model.preprocess.crop_pct,
@@ -96,12 +96,12 @@ class Job:
                 "definition": self.target.model_dump(mode="json"),
             },
             "calibration": {
-                "set": request.calibration,
+                "set": _from_anywhere(request.calibration),
                 "images": len(self.calibration),
                 "list_sha256": self.calibration.list_sha256,
             },
             "evaluation": {
-                "set": request.evaluation,
+                "set": _from_anywhere(request.evaluation),
                 "images": len(self.evaluation.images),
                 "list_sha256": self.evaluation.images.list_sha256,
             },
@@ -216,7 +216,8 @@ def _from_run(request: Request, path: Path, notes: list[str]) -> tuple[Request, 
         if model.sha256 != stored["sha256"]:
             raise CheckpointError(f"{source} has changed since {path} was made")
     except CheckpointError as error:
-        model = load_model(path / "folded.safetensors", resolution=size, **preprocessing)
+        copy = load_model(path / "folded.safetensors", resolution=size, **preprocessing)
+        model = replace(copy, name=stored["name"], source=source, sha256=stored["sha256"])
         notes.append(
             f"The checkpoint that {path.name} was made from is not available ({error}); FP32 figures are those of its exactly "
             "folded copy in the run."
@@ -230,6 +231,13 @@ def _from_run(request: Request, path: Path, notes: list[str]) -> tuple[Request, 
         effort=_own(request.effort, "default", config["effort"]),
     )
     return merged, model
+
+
+def _from_anywhere(name: str | None) -> str | None:
+    """Return a path as an absolute one, so that the run can be taken up from another folder; names stay as they are."""
+    if name is None or name in set_files() or not Path(name).expanduser().exists():
+        return name
+    return str(Path(name).expanduser().absolute())
 
 
 def _own(asked: Any, default: Any, stored: Any) -> Any:

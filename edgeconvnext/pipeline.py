@@ -40,7 +40,7 @@ class Outcome:
 def quantize(request: Request) -> Outcome:
     """Fold, calibrate and quantise a model, and measure the simulated graph; writes a run directory without artifact."""
     job = resolve(request)
-    with _open_run(job) as run:
+    with _open_run(job, "quantize") as run:
         done: dict[str, StageResult] = {}
         _quantize(run, job, done)
         _measure(run, job, done, artifact=None)
@@ -51,7 +51,7 @@ def export(request: Request) -> Outcome:
     """Do what `quantize` does, write the target's artifact, and measure the artifact in its runtime where that is here."""
     require_target(named_target(request))
     job = resolve(request)
-    with _open_run(job) as run:
+    with _open_run(job, "export") as run:
         done: dict[str, StageResult] = {}
         _quantize(run, job, done)
         with _working(f"Exporting for {job.target.name}"):
@@ -83,8 +83,10 @@ def validate(path: Path, evaluation: str | None = None, *, measure_latency: bool
     return export(request) if has_artifact else quantize(request)
 
 
-def _open_run(job: Job) -> Any:
-    path = job.request.output or default_run_path(RUNS, job.model.name, job.target.name, run_key(job.config))
+def _open_run(job: Job, command: str) -> Any:
+    """Open the run directory; by default each command has its own, so that quantize never undoes an export."""
+    key = run_key({**job.config, "command": command})
+    path = job.request.output or default_run_path(RUNS, job.model.name, job.target.name, key)
     return RunDirectory.open(path, job.config, reuse_from=job.request.reuse_from)
 
 

@@ -134,6 +134,29 @@ def test_from_run_works_when_the_checkpoint_is_gone(tmp_path: Path) -> None:
     second = pipeline.quantize(Request(reuse_from=first.path, output=tmp_path / "second"))
     assert any("not available" in note for note in second.report.notes)
     assert second.report.accuracy.simulated == first.report.accuracy.simulated
+    again = pipeline.validate(first.path)
+    assert again.report.model.sha256 == first.report.model.sha256
+
+
+def test_a_run_made_with_relative_paths_is_taken_up_from_another_folder(
+    photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(photo_folder.parent)
+    first = pipeline.quantize(
+        request(calibration=photo_folder.name, evaluation=None, num_images=9, output=tmp_path / "run")
+    )
+    monkeypatch.chdir(tmp_path)
+    again = pipeline.validate(first.path)
+    assert {"fold", "statistics", "quantized", "reference", "accuracy"} <= reused(again)
+
+
+def test_quantize_does_not_undo_an_export_in_the_default_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    exported = pipeline.export(request(num_images=30))
+    assert pipeline.quantize(request(num_images=30)).path != exported.path
+    assert "model.onnx" in load_run(exported.path).files
 
 
 def test_validate_on_another_set_renews_the_report(onnx: Outcome, tmp_path: Path) -> None:
