@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -84,6 +85,7 @@ class BatchStream:
             num_workers=self.workers,
             collate_fn=_collate,
             prefetch_factor=2 if self.workers else None,
+            worker_init_fn=_leave_ctrl_c_to_the_parent,
             # Without its own generator the loader would draw from torch's, and change what the caller draws next.
             generator=torch.Generator(),
         )
@@ -102,6 +104,11 @@ class BatchStream:
                     f"{self.batch_size}), then run again."
                 ) from error
             yield decoded
+
+
+def _leave_ctrl_c_to_the_parent(_worker: int) -> None:
+    """A worker that dies of Ctrl-C while it holds a queue's lock would leave the parent waiting; the parent ends it instead."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def check_broken(image_set: ImageSet, skipped: Sequence[SkippedImage], asked: int | None = None) -> None:
