@@ -49,7 +49,7 @@ check: $(INSTALLED)  ## Run ruff and mypy
 	$(BIN)/mypy
 
 bench: $(INSTALLED)  ## Measure time and memory of every stage, into benchmarks/results
-	$(BIN)/python -m benchmarks.pipeline
+	$(BIN)/python -m benchmarks.pipeline --again
 
 clean:  ## Remove .venv, build output and caches; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -4,7 +4,8 @@
 
 Each row is a process of its own in a folder of its own, so that nothing is reused. Without --model, an Atto and a Tiny with random
 weights are measured at 224: time and memory do not depend on the weights, accuracy is not looked at. Finished rows in
-the CSV are kept, so that an interrupted benchmark goes on where it stopped; --again measures them anew.
+the CSV are kept, so that an interrupted benchmark goes on where it stopped; --again (what `make bench` does) measures
+them anew.
 """
 
 from __future__ import annotations

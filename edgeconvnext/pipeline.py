@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ from edgeconvnext.export.artifact import ARTIFACTS, Programs, require_target, wr
 from edgeconvnext.export.metadata import ArtifactMetadata
 from edgeconvnext.job import Job, Request, named_target, resolve
 from edgeconvnext.manifest import load_run, package_versions
+from edgeconvnext.progress import progress_bar
 from edgeconvnext.report.schema import Report
 from edgeconvnext.runs import RunDirectory, StageResult, default_run_path, run_key
 from edgeconvnext.targets import Target
@@ -54,7 +52,7 @@ def export(request: Request) -> Outcome:
     with _open_run(job, "export") as run:
         done: dict[str, StageResult] = {}
         _quantize(run, job, done)
-        with _working(f"Exporting for {job.target.name}"):
+        with progress_bar(f"Exporting for {job.target.name}", None):
             done["artifact"] = _artifact(run, job, done)
         runs_here = job.target.runtime.name == "onnxruntime"
         _measure(run, job, done, artifact=done["artifact"] if runs_here else None)
@@ -91,10 +89,10 @@ def _open_run(job: Job, command: str) -> Any:
 
 
 def _quantize(run: RunDirectory, job: Job, done: dict[str, StageResult]) -> None:
-    with _working("Folding"):
+    with progress_bar("Folding", None):
         done["fold"] = stages.fold(run, job)
     done["statistics"] = stages.statistics(run, job, done["fold"])
-    with _working("Quantising"):
+    with progress_bar("Quantising", None):
         done["quantized"] = stages.quantized(run, job, done["fold"], done["statistics"])
 
 
@@ -198,7 +196,7 @@ def _report(run: RunDirectory, job: Job, done: dict[str, StageResult], artifact_
     def make(folder: Path) -> None:
         write_report(report, folder, labels=job.class_names)
 
-    with _working("Writing the report"):
+    with progress_bar("Writing the report", None):
         report = assemble(run, job, done, artifact_name)
         run.stage("report", {"report": report.model_dump()}, make)
     run.finish(
@@ -208,15 +206,3 @@ def _report(run: RunDirectory, job: Job, done: dict[str, StageResult], artifact_
         }
     )
     return Outcome(run.path, report)
-
-
-@contextmanager
-def _working(what: str) -> Iterator[None]:
-    """Show what is going on, on a terminal, while a step runs that cannot count."""
-    if not sys.stderr.isatty():
-        yield
-        return
-    from edgeconvnext.progress import progress_bar
-
-    with progress_bar(what, None):
-        yield

@@ -20,8 +20,8 @@ from edgeconvnext.model.convnext import ConvNeXt
 from edgeconvnext.model.layers import weighted_layers
 from edgeconvnext.quantize.histogram import Histogram, StreamingHistogram
 
-# Values of one image that are binned per tensor; extremes always come from all values. 65,536 of the 501,760 hidden values
-# of an Atto's first stage at 224 are every eighth position, which costs little and shifts no range by more than a bin.
+# Of tensors at least twice as large, so many values of one image (up to twice as many) are binned; extremes always come from
+# all values. Of the 501,760 hidden values of an Atto's first stage at 224, every seventh position is binned.
 BINNED_PER_IMAGE = 65_536
 
 
