@@ -14,6 +14,9 @@ from edgeconvnext.model.load import load_model
 from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.pipeline import Outcome
 from edgeconvnext.quantize.planning import Calibrator, Effort
+from edgeconvnext.quantize.precision import ActivationBits, WeightBits
+from edgeconvnext.quantize.preparations import Preparation
+from edgeconvnext.quantize.reconstruct import Rounding
 from edgeconvnext.rewrite.exact import FoldResult, fold_exact
 from edgeconvnext.rewrite.prune import PruneResult, prune_hidden
 
@@ -29,6 +32,12 @@ def quantize(
     num_images: int = DEFAULT_IMAGES,
     calibrator: Calibrator = "auto",
     effort: Effort = "default",
+    weights: WeightBits | None = None,
+    activations: ActivationBits | None = None,
+    plan: str | Path | None = None,
+    prepare: Preparation = "auto",
+    rounding: Rounding = "auto",
+    max_drop: float | None = None,
     resolution: int | None = None,
     output: str | Path | None = None,
 ) -> Outcome:
@@ -45,6 +54,12 @@ def quantize(
             num_images=num_images,
             calibrator=calibrator,
             effort=effort,
+            weights=weights,
+            activations=activations,
+            plan=None if plan is None else Path(plan),
+            preparation=prepare,
+            rounding=rounding,
+            max_drop=max_drop,
             resolution=resolution,
             output=None if output is None else Path(output),
         )
@@ -61,6 +76,12 @@ def export(
     num_images: int = DEFAULT_IMAGES,
     calibrator: Calibrator = "auto",
     effort: Effort = "default",
+    weights: WeightBits | None = None,
+    activations: ActivationBits | None = None,
+    plan: str | Path | None = None,
+    prepare: Preparation = "auto",
+    rounding: Rounding = "auto",
+    max_drop: float | None = None,
     resolution: int | None = None,
     latency: bool = True,
     output: str | Path | None = None,
@@ -78,6 +99,12 @@ def export(
             num_images=num_images,
             calibrator=calibrator,
             effort=effort,
+            weights=weights,
+            activations=activations,
+            plan=None if plan is None else Path(plan),
+            preparation=prepare,
+            rounding=rounding,
+            max_drop=max_drop,
             resolution=resolution,
             measure_latency=latency,
             output=None if output is None else Path(output),

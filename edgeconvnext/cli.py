@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -33,7 +33,9 @@ _USERS_TO_FIX = frozenset(
     {errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EIO}
 )
 
-CalibratorName = Literal["auto", "minmax", "percentile", "entropy", "mse"]
+CalibratorName = Literal["auto", "minmax", "percentile", "entropy", "mse", "output"]
+PreparationName = Literal["auto", "none", "force"]
+RoundingName = Literal["auto", "nearest", "gptq", "adaround"]
 EffortName = Literal["quick", "default", "best"]
 
 ModelArgument = Annotated[str, typer.Argument(help="Weights file, folder, hub name, preset, or 'digits'.")]
@@ -52,7 +54,45 @@ ImagesOption = Annotated[int, typer.Option("--num-images", help="Calibration ima
 CalibratorOption = Annotated[
     CalibratorName, typer.Option("--calibrator", help="Range estimator; auto picks the best one per tensor.")
 ]
-EffortOption = Annotated[EffortName, typer.Option("--effort", help="How long to look for good ranges.")]
+EffortOption = Annotated[
+    EffortName,
+    typer.Option(
+        "--effort",
+        help="quick: each tensor by itself, nearest codes; default: layers one after the other, GPTQ; best: AdaRound as well.",
+    ),
+]
+WeightsOption = Annotated[
+    int | None, typer.Option("--weights", help="Bits of weights, 4 or 8. Default: the plan's or the target's.")
+]
+ActivationsOption = Annotated[
+    int | None, typer.Option("--activations", help="Bits of activations, 8 or 16. Default: the plan's or the target's.")
+]
+PlanOption = Annotated[
+    Path | None, typer.Option("--plan", help="TOML file with bits by layer; every run writes its own, plan.toml.")
+]
+PrepareOption = Annotated[
+    PreparationName,
+    typer.Option(
+        "--prepare", help="Scales and shifts in front of quantizers: auto takes those that help, none, or force."
+    ),
+]
+RoundingOption = Annotated[
+    RoundingName, typer.Option("--rounding", help="How weights are rounded; auto takes the best per layer.")
+]
+BiasOption = Annotated[
+    bool, typer.Option("--bias-correction/--no-bias-correction", help="Correct biases by the outputs' measured shift.")
+]
+MinutesOption = Annotated[
+    float,
+    typer.Option("--adaround-minutes", help="Time AdaRound may take in all (effort best, or --rounding adaround)."),
+]
+DropOption = Annotated[
+    float | None,
+    typer.Option(
+        "--max-drop",
+        help="Points of top-1 (or agreement) that may be lost; the costliest layers stay float until that holds.",
+    ),
+]
 ResolutionOption = Annotated[
     int | None, typer.Option("--resolution", help="Input side in pixels. Default: the checkpoint's own.")
 ]
@@ -78,6 +118,14 @@ def quantize(
     num_images: ImagesOption = 256,
     calibrator: CalibratorOption = "auto",
     effort: EffortOption = "default",
+    weights: WeightsOption = None,
+    activations: ActivationsOption = None,
+    plan: PlanOption = None,
+    prepare: PrepareOption = "auto",
+    rounding: RoundingOption = "auto",
+    bias_correction: BiasOption = True,
+    adaround_minutes: MinutesOption = 10.0,
+    max_drop: DropOption = None,
     resolution: ResolutionOption = None,
     crop_pct: CropOption = None,
     mean: MeanOption = None,
@@ -86,12 +134,15 @@ def quantize(
     json: JsonOption = False,
 ) -> None:
     """Quantise to INT8 with real images and measure the simulated graph against FP32."""
+    from dataclasses import replace
+
     from edgeconvnext import pipeline
 
     request = _request(
         model, calib, eval_set, target, num_images, calibrator, effort, resolution, crop_pct, mean, std, output
     )
-    _finish(pipeline.quantize(request), json)
+    method = _method(weights, activations, plan, prepare, rounding, bias_correction, adaround_minutes, max_drop)
+    _finish(pipeline.quantize(replace(request, **method)), json)
 
 
 @app.command()
@@ -108,6 +159,14 @@ def export(
     num_images: ImagesOption = 256,
     calibrator: CalibratorOption = "auto",
     effort: EffortOption = "default",
+    weights: WeightsOption = None,
+    activations: ActivationsOption = None,
+    plan: PlanOption = None,
+    prepare: PrepareOption = "auto",
+    rounding: RoundingOption = "auto",
+    bias_correction: BiasOption = True,
+    adaround_minutes: MinutesOption = 10.0,
+    max_drop: DropOption = None,
     resolution: ResolutionOption = None,
     crop_pct: CropOption = None,
     mean: MeanOption = None,
@@ -129,7 +188,9 @@ def export(
     request = _request(
         model, calib, eval_set, target, num_images, calibrator, effort, resolution, crop_pct, mean, std, output
     )
-    _finish(pipeline.export(replace(request, reuse_from=from_run, measure_latency=latency, threads=threads)), json)
+    method = _method(weights, activations, plan, prepare, rounding, bias_correction, adaround_minutes, max_drop)
+    asked = replace(request, reuse_from=from_run, measure_latency=latency, threads=threads, **method)
+    _finish(pipeline.export(asked), json)
 
 
 @app.command()
@@ -323,6 +384,32 @@ def _request(
         std=_numbers("--std", std),
         output=output,
     )
+
+
+def _method(
+    weights: int | None,
+    activations: int | None,
+    plan: Path | None,
+    prepare: PreparationName,
+    rounding: RoundingName,
+    bias_correction: bool,
+    adaround_minutes: float,
+    max_drop: float | None,
+) -> dict[str, Any]:
+    """Return the fields of a request that say how it is quantised, with the bits checked."""
+    for option, value, known in (("--weights", weights, (4, 8)), ("--activations", activations, (8, 16))):
+        if value is not None and value not in known:
+            raise typer.BadParameter(f"{option} takes {known[0]} or {known[1]}; it is {value}.")
+    return {
+        "weights": weights,
+        "activations": activations,
+        "plan": plan,
+        "preparation": prepare,
+        "rounding": rounding,
+        "bias_correction": bias_correction,
+        "adaround_minutes": adaround_minutes,
+        "max_drop": max_drop,
+    }
 
 
 def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:

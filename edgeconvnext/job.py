@@ -18,11 +18,16 @@ from edgeconvnext.manifest import load_run
 from edgeconvnext.model.load import load_model
 from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.quantize.planning import Calibrator, Effort
+from edgeconvnext.quantize.precision import ActivationBits, BitPlan, WeightBits, read_plan
+from edgeconvnext.quantize.preparations import Preparation
+from edgeconvnext.quantize.reconstruct import DEFAULT_ADAROUND_MINUTES, ReconstructionOptions, Rounding
 from edgeconvnext.targets import Target, load_target
 
 DEFAULT_MODEL = "convnext_tiny"
 MODEL_VARIABLE = "EDGECONVNEXT_MODEL"
 DEFAULT_IMAGES = 256
+# Settings of the method that a run remembers and --from takes over, beside calibrator, effort and bits.
+KEPT_METHOD = ("preparation", "rounding", "bias_correction", "adaround_minutes", "max_drop")
 # Without an evaluation set, so many of the calibration set's other images are evaluated on.
 EVALUATED_OF_CALIBRATION_SET = 1000
 
@@ -32,8 +37,11 @@ class Request:
     """What the user asked for, before any name is looked up.
 
     model: None takes EDGECONVNEXT_MODEL, else the hub's convnext_tiny. calibration, evaluation: a set's name or a folder.
-    num_images: calibration images in all, a third of which is held out. reuse_from: a run whose model, images and finished
-    stages are taken over. measure_latency: False leaves timings out (CI).
+    num_images: calibration images in all, a third of which is held out. weights, activations: bits; None takes the plan file's,
+    then the target's. plan: a plan file with bits by layer. preparation, rounding, bias_correction, adaround_minutes: see
+    `ReconstructionOptions`. max_drop: points of top-1 (of agreement without labels) that may be lost on held-out calibration
+    images; the costliest layers stay float until that holds. reuse_from: a run whose model, images and finished
+    stages are taken over; stored_bits: that run's. measure_latency: False leaves timings out (CI).
     """
 
     model: str | None = None
@@ -43,6 +51,14 @@ class Request:
     num_images: int = DEFAULT_IMAGES
     calibrator: Calibrator = "auto"
     effort: Effort = "default"
+    weights: WeightBits | None = None
+    activations: ActivationBits | None = None
+    plan: Path | None = None
+    preparation: Preparation = "auto"
+    rounding: Rounding = "auto"
+    bias_correction: bool = True
+    adaround_minutes: float = DEFAULT_ADAROUND_MINUTES
+    max_drop: float | None = None
     resolution: int | None = None
     crop_pct: float | None = None
     mean: tuple[float, ...] | None = None
@@ -51,6 +67,13 @@ class Request:
     threads: int = 1
     output: Path | None = None
     reuse_from: Path | None = None
+    stored_bits: BitPlan | None = None
+
+    @property
+    def reconstruction_options(self) -> ReconstructionOptions:
+        """How the layers are reconstructed."""
+        names = ("calibrator", "effort", "preparation", "rounding", "bias_correction", "adaround_minutes")
+        return ReconstructionOptions(**{name: getattr(self, name) for name in names})
 
 
 @dataclass(frozen=True)
@@ -65,7 +88,11 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Job:
-    """A resolved request. fit, held_out: positions in `calibration` that ranges are fitted and judged on."""
+    """A resolved request. fit, held_out: positions in `calibration` that ranges are fitted and judged on.
+
+    bits: what the command line and the plan file ask for. calibration_labels: the model's class of each calibration image, where
+    a budget is to be judged by them and they are known.
+    """
 
     request: Request
     model: LoadedModel
@@ -74,6 +101,8 @@ class Job:
     fit: list[int]
     held_out: list[int]
     evaluation: Evaluation
+    bits: BitPlan = field(default_factory=BitPlan)
+    calibration_labels: np.ndarray | None = None
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -107,6 +136,8 @@ class Job:
             },
             "calibrator": request.calibrator,
             "effort": request.effort,
+            "bits": self.bits.model_dump(),
+            **{name: getattr(request, name) for name in KEPT_METHOD},
         }
 
     @property
@@ -131,6 +162,8 @@ def resolve(request: Request) -> Job:
         raise QuantizationError(
             "No calibration images were named. Give a set's name or a folder with --calib, for example --calib imagenet_1k_subset."
         )
+    bits = _bits(request)
+    _check_method(request)
     whole = resolve_image_set(request.calibration)
     calibration = whole.take(request.num_images)
     fit, held_out = split_held_out(calibration)
@@ -138,7 +171,66 @@ def resolve(request: Request) -> Job:
     notes = [*notes, *model.notes, *calibration.notes, *(evaluation.images.notes if request.evaluation else ())]
     if evaluation.labels is not None and assumes_imagenet_order(model.labels, model.config.num_classes):
         notes.append(IMAGENET_ORDER_NOTE)
-    return Job(request, model, target, calibration, fit, held_out, evaluation, tuple(dict.fromkeys(notes)))
+    labels = (
+        None
+        if request.max_drop is None
+        else _calibration_labels(calibration, model, len(held_out), request.max_drop, notes)
+    )
+    return Job(
+        request, model, target, calibration, fit, held_out, evaluation, bits, labels, tuple(dict.fromkeys(notes))
+    )
+
+
+def _bits(request: Request) -> BitPlan:
+    """Return the bits of the plan file with those of the command line over them."""
+    plan = BitPlan() if request.plan is None else read_plan(request.plan)
+    own = {"weights": request.weights, "activations": request.activations}
+    merged = plan.model_copy(update={key: bits for key, bits in own.items() if bits is not None})
+    return merged if request.stored_bits is None or request.plan is not None else merged.over(request.stored_bits)
+
+
+def _check_method(request: Request) -> None:
+    """Refuse settings that contradict each other, before any image is read."""
+    if request.max_drop is not None and not 0 < request.max_drop <= 100:
+        raise QuantizationError(
+            f"--max-drop is {request.max_drop:g}; it takes points of top-1 that may be lost, above 0 and at most 100, as in 0.5."
+        )
+    if not 0 < request.adaround_minutes <= 24 * 60:
+        raise QuantizationError(
+            f"--adaround-minutes is {request.adaround_minutes:g}; give a time above 0 and below a day."
+        )
+    if request.effort == "quick":
+        asked = [
+            name
+            for name, value in (("--rounding", request.rounding), ("--prepare", request.preparation))
+            if value not in ("auto", "nearest", "none")
+        ]
+        if request.max_drop is not None:
+            asked.append("--max-drop")
+        if asked:
+            raise QuantizationError(
+                f"--effort quick looks at each tensor by itself and has no {' and no '.join(asked)}; leave out --effort quick."
+            )
+
+
+def _calibration_labels(
+    calibration: ImageSet, model: LoadedModel, held_out: int, max_drop: float, notes: list[str]
+) -> np.ndarray | None:
+    """Return the classes of the calibration images for a budget, or None, with a note on what is judged instead."""
+    labels: np.ndarray | None = None
+    try:
+        labels = _labels_of(calibration, model)
+    except LabelMismatchError:
+        notes.append(
+            f"The budget of {max_drop:g} points is judged by agreement with FP32 on {held_out} held-out calibration images: "
+            f"the labels of {calibration.name} are not the model's."
+        )
+    if 100 / held_out > max_drop:
+        notes.append(
+            f"{held_out} held-out calibration images resolve {100 / held_out:.2f} points, and the budget is {max_drop:g}; with "
+            f"--num-images {int(np.ceil(300 / max_drop))} one image would not decide it alone."
+        )
+    return labels
 
 
 def named_target(request: Request) -> Target:
@@ -229,6 +321,8 @@ def _from_run(request: Request, path: Path, notes: list[str]) -> tuple[Request, 
         num_images=_own(request.num_images, DEFAULT_IMAGES, config["calibration"]["images"]),
         calibrator=_own(request.calibrator, "auto", config["calibrator"]),
         effort=_own(request.effort, "default", config["effort"]),
+        stored_bits=BitPlan.model_validate(config["bits"]),
+        **{name: _own(getattr(request, name), getattr(Request(), name), config[name]) for name in KEPT_METHOD},
     )
     return merged, model
 

@@ -91,9 +91,11 @@ def _open_run(job: Job, command: str) -> Any:
 def _quantize(run: RunDirectory, job: Job, done: dict[str, StageResult]) -> None:
     with progress_bar("Folding", None):
         done["fold"] = stages.fold(run, job)
-    done["statistics"] = stages.statistics(run, job, done["fold"])
+    if job.request.effort == "quick":
+        done["statistics"] = stages.statistics(run, job, done["fold"])
+    done["plan"] = stages.plan(run, job, done["fold"], done.get("statistics"))
     with progress_bar("Quantising", None):
-        done["quantized"] = stages.quantized(run, job, done["fold"], done["statistics"])
+        done["quantized"] = stages.quantized(run, job, done["fold"], done["plan"])
 
 
 def _measure(run: RunDirectory, job: Job, done: dict[str, StageResult], artifact: StageResult | None) -> None:

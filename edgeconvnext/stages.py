@@ -1,6 +1,6 @@
 """The stages of a run: each a function from what it reads to files in the run directory.
 
-fold -> statistics -> quantized -> artifact, and reference + artifact -> accuracy -> latency -> device. A stage whose
+fold -> (statistics ->) plan -> quantized -> artifact, and reference + artifact -> accuracy -> latency -> device. A stage whose
 inputs did not change is taken over from this run or another one beside it.
 """
 
@@ -10,7 +10,7 @@ import io
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,14 +24,25 @@ from edgeconvnext.model.checkpoint import save_checkpoint
 from edgeconvnext.model.convnext import ConvNeXt
 from edgeconvnext.model.load import load_model
 from edgeconvnext.model.loaded import LoadedModel
+from edgeconvnext.quantize.precision import BitPlan
 from edgeconvnext.runs import RunDirectory, StageResult
 from edgeconvnext.validate.device import describe_device
+
+if TYPE_CHECKING:
+    from edgeconvnext.quantize.reconstruct import Reconstructed
 
 BATCH = 16
 # Exact rewrites are proven on so many real images.
 PROOF_IMAGES = 16
 FOLDED = "folded.safetensors"
 PROGRAM = "quantized.pt2"
+PLAN = "plan.safetensors"
+PLAN_STATISTICS = "plan_statistics.safetensors"
+PLAN_TOML = "plan.toml"
+# What of a request decides how a plan is made.
+METHOD = (
+    "calibrator", "effort", "preparation", "rounding", "bias_correction", "adaround_minutes", "max_drop",
+)  # fmt: skip
 
 
 def model_key(job: Job) -> dict[str, Any]:
@@ -92,37 +103,129 @@ def statistics(run: RunDirectory, job: Job, folded: StageResult) -> StageResult:
     return run.stage("statistics", inputs, make)
 
 
-def quantized(run: RunDirectory, job: Job, folded: StageResult, gathered: StageResult) -> StageResult:
-    """Choose grids and build the quantised graph. Values: layers (report.schema.LayerError), int8_macs, input_error."""
+def plan(run: RunDirectory, job: Job, folded: StageResult, gathered: StageResult | None) -> StageResult:
+    """Choose bits, affines, grids and codes. Files: plan.safetensors, statistics of what is quantised, plan.toml.
+
+    gathered: statistics of the float network, for effort "quick", which takes each tensor by itself; without them layers are
+    reconstructed one after the other. Values: images fitted and held out, images skipped, input_error, budget.
+    """
+
+    def make(folder: Path) -> dict[str, Any]:
+        from edgeconvnext.quantize.plan_storage import save_plan
+        from edgeconvnext.quantize.planning import build_plan
+        from edgeconvnext.quantize.statistics import Statistics
+
+        module, error = _with_input_range(folded_model(folded, job), job)
+        request = job.request
+        budget: dict[str, Any] | None = None
+        if gathered is None:
+            result, values, budget = _reconstructed(job, module, folder)
+            save_plan(result.plan, result.module, folder / PLAN)
+            result.statistics.save(folder / PLAN_STATISTICS)
+        else:
+            stored = Statistics.load(gathered.path("statistics.safetensors"))
+            chosen = build_plan(
+                module, stored, job.target, calibrator=request.calibrator, effort=request.effort, bits=job.bits
+            )
+            save_plan(chosen, module, folder / PLAN)
+            stored.save(folder / PLAN_STATISTICS)
+            values = gathered.values
+        bits = job.bits if budget is None else BitPlan.model_validate(budget["bits"])
+        (folder / PLAN_TOML).write_text(bits.toml(), encoding="utf-8")
+        counts = {key: values[key] for key in ("fit", "held_out", "skipped")}
+        return {**counts, "input_error": error, "budget": budget}
+
+    inputs = {
+        "folded": folded.key,
+        "statistics": None if gathered is None else gathered.key,
+        "images": job.calibration.fingerprint,
+        "fit": job.fit,
+        "labels": None if job.calibration_labels is None else job.calibration_labels.tolist(),
+        "target": job.target.model_dump(mode="json", exclude={"gates", "description", "name", "runtime"}),
+        "bits": job.bits.model_dump(),
+        **{name: getattr(job.request, name) for name in METHOD},
+    }
+    return run.stage("plan", inputs, make)
+
+
+def _reconstructed(
+    job: Job, module: ConvNeXt, folder: Path
+) -> tuple[Reconstructed, dict[str, Any], dict[str, Any] | None]:
+    """Reconstruct the network's layers, within a budget where one is set; return also what was read and what the budget cost."""
+    from edgeconvnext.quantize.precision import resolve_precision
+    from edgeconvnext.quantize.reconstruct import reconstruct
+    from edgeconvnext.search.budget import within_budget
+
+    preprocess = job.model.preprocess.with_value_range(job.target.input.value_range)
+    read: dict[str, Any] = {}
+
+    def with_bits(bits: BitPlan) -> Reconstructed:
+        fit = batches(job.calibration, preprocess, BATCH, job.fit, description="Reading images")
+        held_out = batches(job.calibration, preprocess, BATCH, job.held_out, description="Reading images (held out)")
+        result = reconstruct(
+            module,
+            job.target,
+            resolve_precision(module, job.target, bits),
+            _images(fit),
+            _images(held_out),
+            preprocess=job.model.preprocess,
+            folder=folder,
+            options=job.request.reconstruction_options,
+        )
+        skipped = [*fit.skipped, *held_out.skipped]
+        check_broken(job.calibration, skipped)
+        read.update(
+            fit=result.statistics.fit_images,
+            held_out=result.statistics.held_out_images,
+            skipped=[f"{image.id}: {image.reason}" for image in skipped],
+        )
+        return result
+
+    if job.request.max_drop is None:
+        return with_bits(job.bits), read, None
+    stream = batches(job.calibration, preprocess, BATCH, job.held_out, description="Reading images (held out)")
+    pairs = [(batch.images, batch.indices) for batch in stream]
+    labels = job.calibration_labels
+    outcome = within_budget(
+        module,
+        job.bits,
+        with_bits,
+        [images for images, _ in pairs],
+        None if labels is None else labels[[index for _, indices in pairs for index in indices]],
+        max_drop=job.request.max_drop,
+        input_size=job.model.preprocess.input_size,
+    )
+    return outcome.result, read, outcome.record()
+
+
+def quantized(run: RunDirectory, job: Job, folded: StageResult, planned: StageResult) -> StageResult:
+    """Build the quantised graph of a plan. Values: layers (report.schema.LayerError), int8_macs, scheme."""
 
     def make(folder: Path) -> dict[str, Any]:
         from edgeconvnext.model.macs import layer_macs
-        from edgeconvnext.quantize.planning import build_plan
+        from edgeconvnext.quantize.plan_storage import load_plan
         from edgeconvnext.quantize.program import export_program, quantize_program
         from edgeconvnext.quantize.statistics import Statistics
-        from edgeconvnext.report.layers import layer_errors
+        from edgeconvnext.report.layers import layer_errors, scheme
 
-        model = folded_model(folded, job)
-        stored = Statistics.load(gathered.path("statistics.safetensors"))
-        module, error = _with_input_range(model, job)
-        plan = build_plan(module, stored, job.target, calibrator=job.request.calibrator, effort=job.request.effort)
-        program = quantize_program(export_program(module, _example(job), max_batch=_max_batch(job)), plan)
+        module, _ = _with_input_range(folded_model(folded, job), job)
+        chosen, prepared = load_plan(planned.path(PLAN), module)
+        program = quantize_program(export_program(prepared, _example(job), max_batch=_max_batch(job)), chosen)
         # Through memory: on a full disk torch's own writer ends the whole process.
         buffer = io.BytesIO()
         torch.export.save(program, buffer)
         (folder / PROGRAM).write_bytes(buffer.getbuffer())
         macs = layer_macs(job.model.config, job.model.preprocess.input_size)
+        stored = Statistics.load(planned.path(PLAN_STATISTICS))
         return {
-            "layers": [layer.model_dump() for layer in layer_errors(module, plan, stored)],
-            "int8_macs": sum(macs[layer] for layer in plan.weights) / sum(macs.values()),
-            "input_error": error,
+            "layers": [layer.model_dump() for layer in layer_errors(module, prepared, chosen, stored)],
+            "int8_macs": sum(macs[layer] for layer in chosen.weights) / sum(macs.values()),
+            "scheme": scheme(chosen, job.target, macs),
         }
 
     inputs = {
-        "statistics": gathered.key,
+        "plan": planned.key,
         "target": job.target.model_dump(mode="json", exclude={"gates", "description", "name", "runtime"}),
-        "calibrator": job.request.calibrator,
-        "effort": job.request.effort,
     }
     return run.stage("quantized", inputs, make)
 

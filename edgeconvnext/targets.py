@@ -47,9 +47,12 @@ class InputSection(Section):
 
 
 class ActivationSection(Section):
-    """Per-tensor activation quantization. scheme "affine" has a zero point, "symmetric" has none (int8)."""
+    """Per-tensor activation quantization. scheme "affine" has a zero point, "symmetric" has none (int8).
 
-    bits: Literal[8] = 8
+    bits: 16 means int16 in onnxruntime, and float16 (weights alone are quantised) in Core ML.
+    """
+
+    bits: Literal[8, 16] = 8
     scheme: Literal["affine", "symmetric"] = "symmetric"
     signed: bool = True
 
@@ -66,10 +69,31 @@ class WeightSection(Section):
     """Per-channel symmetric weights. range_bits 7 uses codes -64..64 only, for CPUs whose int8 products saturate.
 
     With 8, export counts the products that would saturate: a warning, and a failed check on a processor that does.
+    bits: 4 uses codes -7..7. block_size: 4-bit linears get one scale for so many input channels instead of one for all.
     """
 
-    bits: Literal[8] = 8
+    bits: Literal[4, 8] = 8
     range_bits: Literal[7, 8] = 8
+    block_size: int | None = Field(default=None, ge=16)
+
+    @model_validator(mode="after")
+    def _blocks_are_for_four_bits(self) -> WeightSection:
+        if self.block_size is not None and self.bits != 4:
+            raise ValueError("block_size divides 4-bit weights; set bits = 4, or leave block_size out")
+        return self
+
+
+class PrepareSection(Section):
+    """Where the target allows a multiply-add in front of a quantizer, taken back exactly in the layer behind it.
+
+    hidden: in front of pwconv2 (GELU's output), "shift" for one number, "channel" for a scale and a shift per channel.
+    depthwise: a scale per channel in front of depthwise convs. image: one per colour in front of the stem, which makes its
+    input exact: pixels are integers. What sits behind a LayerNorm costs nothing and is always allowed.
+    """
+
+    hidden: Literal["none", "shift", "channel"] = "none"
+    depthwise: bool = False
+    image: bool = False
 
 
 class QuantizeSection(Section):
@@ -82,6 +106,7 @@ class QuantizeSection(Section):
     outputs: list[Operator] = []
     activations: ActivationSection = ActivationSection()
     weights: WeightSection = WeightSection()
+    prepare: PrepareSection = PrepareSection()
 
 
 class RuntimeSection(Section):

@@ -57,6 +57,7 @@ def build_onnx(program: ExportedProgram, *, opset: int) -> ir.Model:
     model = exported.model
     _simplify(model)
     onnx_graph.fold_constant_casts(model.graph)
+    onnx_graph.block_dequantize(model.graph)
     onnx_graph.store_linear_weights_transposed(model.graph)
     passes.RemoveUnusedNodesPass()(model)
     onnx_graph.name_after_layers(model.graph)

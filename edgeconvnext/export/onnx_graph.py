@@ -24,6 +24,28 @@ def fold_constant_casts(graph: ir.Graph) -> None:
             _replace_by_array(graph, node, _array(node.inputs[0]).astype(dtype.numpy()))
 
 
+def block_dequantize(graph: ir.Graph) -> None:
+    """Turn DequantizeLinear of (out * blocks, block) and Reshape to (out, in) into one blocked DequantizeLinear.
+
+    ONNX has block_size from opset 21 on; scales become (out, blocks) and the channel axis 1, along which blocks lie.
+    """
+    for node in list(graph):
+        source = node.inputs[0].producer() if node.op_type == "Reshape" and node.inputs[0] is not None else None
+        if source is None or source.op_type != "DequantizeLinear" or not _is_initializer(source.inputs[0]):
+            continue
+        out, columns = (int(side) for side in _array(node.inputs[1]))
+        block = _array(source.inputs[0]).shape[1]
+        for value, shape in zip(
+            source.inputs, ((out, columns), (out, columns // block), (out, columns // block)), strict=True
+        ):
+            _store(value, _array(value).reshape(shape))
+        source.attributes["axis"] = ir.AttrInt64("axis", 1)
+        source.attributes["block_size"] = ir.AttrInt64("block_size", block)
+        source.outputs[0].shape = ir.Shape((out, columns))
+        node.outputs[0].replace_all_uses_with(source.outputs[0])
+        graph.remove(node, safe=True)
+
+
 def store_linear_weights_transposed(graph: ir.Graph) -> None:
     """Turn x @ transpose(W) into x @ W' with W' stored as (in, out).
 
@@ -136,8 +158,10 @@ def _transpose_dequantized(graph: ir.Graph, dequantize: ir.Node) -> None:
     if codes is None or len(codes.uses()) != 1 or len(dequantize.outputs[0].uses()) != 1:
         raise AssertionError(f"{dequantize.name} shares its weight; every linear of a ConvNeXt has its own")
     array = np.ascontiguousarray(_array(codes).T)
-    codes.const_value = ir.tensor(array, name=codes.name)
-    codes.shape = ir.Shape(array.shape)
+    _store(codes, array)
+    if "block_size" in dequantize.attributes:
+        for value in dequantize.inputs[1:]:
+            _store(value, np.ascontiguousarray(_array(value).T))
     dequantize.outputs[0].shape = ir.Shape(array.shape)
     dequantize.attributes["axis"] = ir.AttrInt64("axis", 1 - dequantize.attributes["axis"].as_int())
 
@@ -155,6 +179,13 @@ def _replace_by_array(graph: ir.Graph, node: ir.Node, array: np.ndarray) -> None
         graph.register_initializer(constant)
     result.replace_all_uses_with(graph.initializers[name])
     graph.remove(node, safe=True)
+
+
+def _store(value: ir.Value | None, array: np.ndarray) -> None:
+    """Replace a stored tensor's contents, in its own element type."""
+    assert value is not None and value.const_value is not None
+    value.const_value = ir.tensor(array, dtype=value.const_value.dtype, name=value.name)
+    value.shape = ir.Shape(array.shape)
 
 
 def _is_initializer(value: ir.Value | None) -> bool:

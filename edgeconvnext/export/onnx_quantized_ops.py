@@ -60,7 +60,12 @@ def _dequantize_per_channel(
     dtype: int,
     out_dtype: int | None = None,
 ) -> ir.Value:
-    """DequantizeLinear along `axis`; scales and zero points are stored tensors, whose casts `onnx_graph` folds."""
+    """DequantizeLinear along `axis`; codes, scales and zero points are stored tensors, whose casts `onnx_graph` folds.
+
+    Codes of four bits are stored as such: two in a byte.
+    """
+    if quant_max <= 7:
+        codes, dtype = op.Cast(codes, to=ir.DataType.INT4), ir.DataType.INT4
     if out_dtype == ir.DataType.FLOAT16:
         scales = op.Cast(scales, to=out_dtype)
     return op.DequantizeLinear(codes, scales, op.Cast(zero_points, to=dtype), axis=axis)

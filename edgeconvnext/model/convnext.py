@@ -182,15 +182,22 @@ class ConvNeXt(nn.Module):
     def forward_stages(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Return the output of each stage, (N, dims[s], H / 2**(s+2), W / 2**(s+2))."""
         outputs = []
-        for downsample, stage in zip(self.downsample_layers, self.stages, strict=True):
-            x = stage(downsample(x))
+        for index, stage in enumerate(self.stages):
+            x = stage(self.downsample_layers[index](x) if index else self.forward_stem(x))
             outputs.append(x)
         return outputs
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.forward_stages(x)[-1]
+    def forward_stem(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the stem's output, (N, dims[0], H / 4, W / 4), for images (N, in_channels, H, W)."""
+        return self.downsample_layers[0](x)
+
+    def forward_head(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the logits for the last stage's output: pooled, normalised (in the config's order) and classified."""
         x = self.norm(x).mean(dim=(2, 3)) if self.config.head_norm == "before_pool" else self.norm(x.mean(dim=(2, 3)))
         return self.head(x)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.forward_head(self.forward_stages(x)[-1])
 
 
 def _initialise(module: nn.Module) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
+
+from edgeconvnext.rewrite.prepare import Affine
 
 
 @dataclass(frozen=True)
 class QParams:
     """Uniform quantization x ~ (q - zero_point) * scale with quant_min <= q <= quant_max.
 
-    scale, zero_point: shape () per tensor, or (C,) per channel along `axis`; float32 and int32.
+    scale, zero_point: shape () per tensor, (C,) per channel along `axis`, or (out, blocks) for a weight (out, in) with one scale
+    for each in / blocks of its input channels; float32 and int32.
     """
 
     scale: torch.Tensor
@@ -32,13 +35,30 @@ class QParams:
 
     def fake_quantize(self, x: torch.Tensor) -> torch.Tensor:
         """Round `x` to the grid and back."""
-        scale, zero_point = self.scale, self.zero_point
-        if self.axis is not None:
-            shape = [1] * x.dim()
-            shape[self.axis] = -1
-            scale, zero_point = scale.view(shape), zero_point.view(shape)
+        scale, zero_point = self.broadcast(self.scale, x), self.broadcast(self.zero_point, x)
         q = (x / scale).round().add(zero_point).clamp(self.quant_min, self.quant_max)
         return (q - zero_point) * scale
+
+    def broadcast(self, values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Return scales or zero points in a shape that multiplies a tensor like `x`."""
+        if self.axis is None:
+            return values
+        if values.dim() == 2:
+            return values.repeat_interleave(x.shape[1] // values.shape[1], dim=1)
+        shape = [1] * x.dim()
+        shape[self.axis] = -1
+        return values.view(shape)
+
+    @property
+    def bits(self) -> int:
+        """Bits of a code: 4, 8 or 16; a range of 7 bits in a byte is 8."""
+        codes = self.quant_max - self.quant_min + 1
+        return 4 if codes <= 16 else 8 if codes <= 256 else 16
+
+    @property
+    def blocked(self) -> bool:
+        """Whether each row of the weight has several scales."""
+        return self.scale.dim() == 2
 
 
 @dataclass(frozen=True)
@@ -64,11 +84,32 @@ class ActivationPlan:
 
 
 @dataclass(frozen=True)
+class LayerDecision:
+    """What won for one layer, and against what.
+
+    affine: in front of its quantizer. rounding: of its weights. block_sqnr_db: SQNR of its block's output on held-out images
+    with what won; plain_sqnr_db: with no preparation, nearest codes and the old bias. candidates: the same for all that competed.
+    """
+
+    affine: Affine
+    rounding: str
+    block_sqnr_db: float
+    plain_sqnr_db: float
+    candidates: dict[str, float] = field(default_factory=dict)
+
+    def refined(self, method: str, block_sqnr_db: float) -> LayerDecision:
+        """Return the decision with its codes moved by a further method."""
+        return replace(self, rounding=f"{self.rounding}, {method}", block_sqnr_db=block_sqnr_db)
+
+
+@dataclass(frozen=True)
 class QuantPlan:
     """Everything the quantizer needs: a grid for each quantised activation and weight, by name.
 
     weights: by layer name, "stages.2.4.pwconv2", per output channel (axis 0). A layer that is absent stays float.
+    decisions: by layer name, where the layers were reconstructed.
     """
 
     activations: dict[str, ActivationPlan]
     weights: dict[str, QParams]
+    decisions: dict[str, LayerDecision] = field(default_factory=dict)

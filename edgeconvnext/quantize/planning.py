@@ -10,28 +10,36 @@ from edgeconvnext.errors import QuantizationError
 from edgeconvnext.model.convnext import ConvNeXt
 from edgeconvnext.model.layers import weight_of, weighted_layers
 from edgeconvnext.quantize.plan import ActivationPlan, QParams, QuantPlan
+from edgeconvnext.quantize.precision import BitPlan, resolve_precision
 from edgeconvnext.quantize.ranges import ESTIMATORS, Estimator, Grid, choose_range
 from edgeconvnext.quantize.statistics import Statistics
 from edgeconvnext.quantize.weights import weight_grid
 from edgeconvnext.targets import Target
 
-Calibrator = Literal["auto", "minmax", "percentile", "entropy", "mse"]
+Calibrator = Literal["auto", "minmax", "percentile", "entropy", "mse", "output"]
 Effort = Literal["quick", "default", "best"]
 
 # Candidates of each line search over clipping ranges; quick skips the searches.
 SEARCH_STEPS: dict[Effort, int] = {"quick": 0, "default": 80, "best": 240}
 
 
-def activation_grid(target: Target) -> Grid:
-    """Return the integer codes that the target's activations use."""
+def activation_grid(target: Target, bits: int = 8) -> Grid:
+    """Return the integer codes that the target's activations use, at `bits` bits."""
     activations = target.quantize.activations
-    signed = activations.signed
+    half = 2 ** (bits - 1)
     return Grid(
-        quant_min=-128 if signed else 0,
-        quant_max=127 if signed else 255,
+        quant_min=-half if activations.signed else 0,
+        quant_max=half - 1 if activations.signed else 2 * half - 1,
         symmetric=activations.scheme == "symmetric",
         float16_scale=target.float_type == "float16",
     )
+
+
+def weight_limit(target: Target, bits: int) -> int:
+    """Return the largest code of a weight at `bits` bits: 127, 64 where the target limits 8-bit weights to 7, or 7."""
+    if bits == 4:
+        return 7
+    return 127 if target.quantize.weights.range_bits == 8 else 64
 
 
 def estimators_for(calibrator: Calibrator, effort: Effort) -> tuple[Estimator, ...]:
@@ -48,36 +56,41 @@ def build_plan(
     *,
     calibrator: Calibrator = "auto",
     effort: Effort = "default",
+    bits: BitPlan | None = None,
 ) -> QuantPlan:
-    """Choose a grid for every activation and weight that the target's placement quantises.
+    """Choose a grid for every activation and weight that the target's placement quantises, each tensor by itself.
 
-    Each activation gets the estimator with the least error on held-out calibration images.
+    Each activation gets the estimator with the least error on held-out calibration images; weights keep their values and are
+    rounded to the nearest code. `reconstruct` is the method that looks at what the layers compute.
     Raises QuantizationError when the statistics lack a tensor that the placement names.
     """
-    grid = activation_grid(target)
+    precisions = resolve_precision(module, target, bits or BitPlan())
     estimators = estimators_for(calibrator, effort)
     steps = max(SEARCH_STEPS[effort], 40)
     activations: dict[str, ActivationPlan] = {}
     weights: dict[str, QParams] = {}
     for layer, operator in weighted_layers(module).items():
-        if operator in target.quantize.operators:
-            name = f"{layer}:input"
-            activations[name] = _plan_activation(name, statistics, grid, estimators, steps)
+        precision = precisions.get(layer)
+        if precision is not None and precision.activations is not None:
+            name, grid = f"{layer}:input", activation_grid(target, precision.activations)
+            activations[name] = plan_activation(name, statistics, grid, estimators, steps)
+        if precision is not None:
             weights[layer] = weight_grid(
                 weight_of(module, layer),
-                target.quantize.weights.range_bits,
-                float16_scale=grid.float16_scale,
+                weight_limit(target, precision.weights),
+                float16_scale=target.float_type == "float16",
                 search=effort != "quick",
             )
         if operator in target.quantize.outputs:
             name = f"{layer}:output"
-            activations[name] = _plan_activation(name, statistics, grid, estimators, steps)
+            activations[name] = plan_activation(name, statistics, activation_grid(target), estimators, steps)
     return QuantPlan(activations, weights)
 
 
-def _plan_activation(
+def plan_activation(
     name: str, statistics: Statistics, grid: Grid, estimators: tuple[Estimator, ...], steps: int
 ) -> ActivationPlan:
+    """Choose the grid of one activation tensor on its histograms."""
     tensor = statistics.tensors.get(name)
     if tensor is None:
         raise QuantizationError(

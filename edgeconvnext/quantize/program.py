@@ -51,10 +51,45 @@ def quantize_program(program: ExportedProgram, plan: QuantPlan) -> ExportedProgr
         warnings.simplefilter("ignore")
         prepared = prepare_pt2e(program.module(), ConvNeXtQuantizer(plan))
         converted = convert_pt2e(prepared)
+        _insert_blocked_weights(converted, plan)
         _drop_unused(converted)
         return torch.export.export(
             converted, program.example_inputs[0], dynamic_shapes=_dynamic_shapes(program), strict=False
         )
+
+
+def _insert_blocked_weights(module: torch.fx.GraphModule, plan: QuantPlan) -> None:
+    """Store weights with several scales a row as codes of shape (out * blocks, block), one scale for each of these short rows.
+
+    PT2E's own operators know one scale per tensor or per channel; behind them the weight takes its shape (out, in) again.
+    """
+    blocked = {f"{layer}.weight": grid for layer, grid in plan.weights.items() if grid.blocked}
+    for node in list(module.graph.nodes):
+        grid = blocked.get(str(node.target)) if node.op == "get_attr" else None
+        if grid is None:
+            continue
+        path, _, attribute = str(node.target).rpartition(".")
+        owner = module.get_submodule(path)
+        weight = getattr(owner, attribute).detach()
+        codes = (weight / grid.broadcast(grid.scale, weight)).round().clamp(grid.quant_min, grid.quant_max)
+        block = weight.shape[1] // grid.scale.shape[1]
+        stored = {
+            "codes": codes.to(torch.int8).reshape(-1, block),
+            "scale": grid.scale.flatten(),
+            "zero_point": torch.zeros(grid.scale.numel(), dtype=torch.int32),
+        }
+        for name, value in stored.items():
+            owner.register_buffer(f"{attribute}_{name}", value)
+        with module.graph.inserting_before(node):
+            parts = [module.graph.get_attr(f"{path}.{attribute}_{name}") for name in stored]
+            dequantized = module.graph.call_function(
+                torch.ops.quantized_decomposed.dequantize_per_channel.default,
+                (*parts, 0, grid.quant_min, grid.quant_max, torch.int8),
+            )
+            whole = module.graph.call_function(torch.ops.aten.view.default, (dequantized, list(weight.shape)))
+        node.replace_all_uses_with(whole)
+        module.graph.erase_node(node)
+    module.recompile()
 
 
 def _drop_unused(module: torch.fx.GraphModule) -> None:
@@ -109,8 +144,11 @@ class ConvNeXtQuantizer(Quantizer):
             inputs: dict[torch.fx.Node, Any] = {}
             if layer in self.plan.weights:
                 found.add(layer)
-                inputs[node.args[0]] = _spec(self.plan.activations[f"{layer}:input"].qparams)
-                inputs[node.args[1]] = _spec(self.plan.weights[layer])
+                source = self.plan.activations.get(f"{layer}:input")
+                if source is not None:
+                    inputs[node.args[0]] = _spec(source.qparams)
+                if not self.plan.weights[layer].blocked:
+                    inputs[node.args[1]] = _spec(self.plan.weights[layer])
             output = self.plan.activations.get(f"{layer}:output")
             node.meta["quantization_annotation"] = QuantizationAnnotation(
                 input_qspec_map=inputs,
@@ -130,6 +168,8 @@ class ConvNeXtQuantizer(Quantizer):
 
 
 def _dtype(qparams: QParams) -> torch.dtype:
+    if qparams.bits == 16:
+        return torch.int16 if qparams.signed else torch.uint16
     return torch.int8 if qparams.signed else torch.uint8
 
 

@@ -14,7 +14,8 @@ import numpy as np
 
 from edgeconvnext.quantize.histogram import Histogram
 
-Estimator = Literal["minmax", "percentile", "entropy", "mse"]
+Estimator = Literal["minmax", "percentile", "entropy", "mse", "output", "image"]
+# "output" is mse over a histogram in which each channel counts by what the layer behind it makes of it; "image" is not searched.
 ESTIMATORS: tuple[Estimator, ...] = ("minmax", "percentile", "entropy", "mse")
 PERCENTILE = 99.99
 

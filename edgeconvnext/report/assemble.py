@@ -13,6 +13,7 @@ from edgeconvnext.job import Job
 from edgeconvnext.manifest import package_versions
 from edgeconvnext.report.schema import (
     Accuracy,
+    BudgetRecord,
     ExportCheck,
     Interval,
     LatencyComparison,
@@ -108,8 +109,8 @@ def _model_record(job: Job, stages: dict[str, StageResult]) -> ModelRecord:
 
     model = job.model
     folds = dict(stages["fold"].values["errors"])
-    if stages["quantized"].values["input_error"]:
-        folds["input_normalization"] = stages["quantized"].values["input_error"]
+    if stages["plan"].values["input_error"]:
+        folds["input_normalization"] = stages["plan"].values["input_error"]
     return ModelRecord(
         name=model.name,
         source=Path(model.source).name if Path(model.source).exists() else model.source,
@@ -132,16 +133,11 @@ def _model_record(job: Job, stages: dict[str, StageResult]) -> ModelRecord:
 
 
 def _quantization_record(job: Job, stages: dict[str, StageResult]) -> QuantizationRecord:
-    quantize = job.target.quantize
-    gathered, plan = stages["statistics"].values, stages["quantized"].values
-    scheme = (
-        f"W{quantize.weights.bits}A{quantize.activations.bits}, {quantize.activations.scheme} activations"
-        + (", 7-bit weight range" if quantize.weights.range_bits == 7 else "")
-        + f", rest {job.target.float_type}"
-    )
+    gathered, plan = stages["plan"].values, stages["quantized"].values
+    budget = gathered["budget"]
     return QuantizationRecord(
-        scheme=scheme,
-        operators=list(quantize.operators),
+        scheme=plan["scheme"],
+        operators=list(job.target.quantize.operators),
         int8_macs=plan["int8_macs"],
         calibrator=job.request.calibrator,
         calibration_set=job.calibration.name,
@@ -150,6 +146,7 @@ def _quantization_record(job: Job, stages: dict[str, StageResult]) -> Quantizati
         calibration_sha256=job.calibration.list_sha256,
         calibration_skipped=gathered["skipped"],
         layers=plan["layers"],
+        budget=None if budget is None else BudgetRecord.from_search(budget),
     )
 
 
@@ -193,7 +190,7 @@ def _reasons(
 def _skipped_notes(job: Job, stages: dict[str, StageResult]) -> list[str]:
     """Name the images that could not be read, with their count."""
     read = (
-        ("calibration", "statistics", len(job.calibration)),
+        ("calibration", "plan", len(job.calibration)),
         ("evaluation", "reference", len(job.evaluation.images)),
     )
     notes = []

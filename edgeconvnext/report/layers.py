@@ -2,18 +2,49 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
+import torch
+
 from edgeconvnext.model.convnext import ConvNeXt
 from edgeconvnext.model.layers import weight_of, weighted_layers
 from edgeconvnext.quantize.plan import QuantPlan
 from edgeconvnext.quantize.statistics import Statistics
 from edgeconvnext.quantize.weights import weight_sqnr_db
 from edgeconvnext.report.schema import LayerError
+from edgeconvnext.rewrite.prepare import absorbed
+from edgeconvnext.targets import Target
 
 HISTOGRAM_BINS = 64
 
 
-def layer_errors(module: ConvNeXt, plan: QuantPlan, statistics: Statistics) -> list[LayerError]:
-    """Describe every quantised activation of the plan, in forward order, on the held-out calibration images."""
+def scheme(plan: QuantPlan, target: Target, macs: dict[str, int]) -> str:
+    """Say what is quantised how: the bits most multiply-adds have, the exceptions, and the type of the rest."""
+    rest = "32" if target.float_type == "float32" else "16"
+    shares: Counter[str] = Counter()
+    layers: Counter[str] = Counter()
+    for layer, weight in plan.weights.items():
+        source = plan.activations.get(f"{layer}:input")
+        name = f"W{weight.bits}A{rest if source is None else source.qparams.bits}"
+        shares[name] += macs[layer]
+        layers[name] += 1
+    if not shares:
+        return f"nothing quantised, all {target.float_type}"
+    (most, _), *others = shares.most_common()
+    text = most + "".join(f" and {name} ({layers[name]} of {len(plan.weights)} layers)" for name, _ in others)
+    eight_bits = any(weight.bits == 8 for weight in plan.weights.values())
+    return (
+        f"{text}, {target.quantize.activations.scheme} activations"
+        + (", 7-bit weight range" if target.quantize.weights.range_bits == 7 and eight_bits else "")
+        + f", rest {target.float_type}"
+    )
+
+
+def layer_errors(folded: ConvNeXt, module: ConvNeXt, plan: QuantPlan, statistics: Statistics) -> list[LayerError]:
+    """Describe every quantised activation of the plan, in forward order, on the held-out calibration images.
+
+    folded: the float network; module: the same with affines and codes in place.
+    """
     operators = weighted_layers(module)
     records = []
     for name, activation in plan.activations.items():
@@ -21,6 +52,7 @@ def layer_errors(module: ConvNeXt, plan: QuantPlan, statistics: Statistics) -> l
         held_out = statistics.tensors[name].held_out
         low, high = activation.qparams.range()
         weight = plan.weights.get(layer) if side == "input" else None
+        decision = plan.decisions.get(layer) if side == "input" else None
         records.append(
             LayerError(
                 layer=layer if side == "input" else name,
@@ -31,13 +63,28 @@ def layer_errors(module: ConvNeXt, plan: QuantPlan, statistics: Statistics) -> l
                 high=high,
                 scale=float(activation.qparams.scale),
                 zero_point=int(activation.qparams.zero_point),
-                bits=(activation.qparams.quant_max - activation.qparams.quant_min + 1).bit_length() - 1,
+                bits=activation.qparams.bits,
                 observed_low=held_out.low,
                 observed_high=held_out.high,
                 saturated=held_out.share_outside(low, high),
                 candidates=activation.candidates,
                 histogram=[float(share) for share in held_out.rebinned(HISTOGRAM_BINS)],
-                weight_sqnr_db=None if weight is None else weight_sqnr_db(weight_of(module, layer), weight),
+                weight_bits=None if weight is None else weight.bits,
+                weight_sqnr_db=None if weight is None else _weight_sqnr_db(folded, module, plan, layer),
+                preparation=None if decision is None else decision.affine.name,
+                rounding=None if decision is None else decision.rounding,
+                block_sqnr_db=None if decision is None else decision.block_sqnr_db,
+                plain_sqnr_db=None if decision is None else decision.plain_sqnr_db,
             )
         )
     return records
+
+
+def _weight_sqnr_db(folded: ConvNeXt, module: ConvNeXt, plan: QuantPlan, layer: str) -> float:
+    """SQNR of a layer's rounded weights against its float ones, behind the same affine."""
+    decision = plan.decisions.get(layer)
+    if decision is None:
+        return weight_sqnr_db(weight_of(module, layer), plan.weights[layer])
+    exact, _ = absorbed(folded.get_submodule(layer), decision.affine)
+    error = (weight_of(module, layer) - exact).square().sum().clamp_min(1e-30)
+    return float(10 * torch.log10(exact.square().sum() / error))

@@ -5,7 +5,7 @@ What was not measured is null, and listed with its reason in `not_measured` unde
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -164,7 +164,18 @@ class LayerError(Record):
     saturated: float = Field(description="share of values outside the range")
     candidates: dict[str, float] = {}
     histogram: list[float] = Field(default=[], description="64 bins over observed_low..observed_high, share of values")
+    weight_bits: int | None = None
     weight_sqnr_db: Decibel | None = None
+    preparation: str | None = Field(
+        default=None, description="affine in front of the quantizer; none: the input as it is"
+    )
+    rounding: str | None = None
+    block_sqnr_db: Decibel | None = Field(
+        default=None, description="of the block's output, held-out calibration images"
+    )
+    plain_sqnr_db: Decibel | None = Field(
+        default=None, description="the same without preparation, nearest codes, old bias"
+    )
 
 
 class PreprocessRecord(Record):
@@ -198,6 +209,45 @@ class ModelRecord(Record):
     )
 
 
+class BudgetMove(Record):
+    """A layer that got more bits. to: "8-bit weights" or "float"; kl: loss it caused alone, nats; macs_share: 0..1."""
+
+    layer: str
+    to: str
+    kl: float
+    macs_share: float
+
+
+class BudgetRecord(Record):
+    """--max-drop: what was lost on held-out calibration images before and after, points, and what was given back for it.
+
+    judged_by: "top-1", or "agreement" where calibration images have no labels of the model's classes.
+    """
+
+    max_drop: float
+    judged_by: Literal["top-1", "agreement"]
+    images: int
+    before_pp: float
+    before_kl: float
+    after_pp: float
+    after_kl: float
+    moves: list[BudgetMove] = []
+
+    @classmethod
+    def from_search(cls, found: dict[str, Any]) -> BudgetRecord:
+        """Read the record that `search.budget` returns."""
+        return cls(
+            max_drop=found["max_drop"],
+            judged_by=found["judged_by"],
+            images=found["images"],
+            before_pp=found["before"]["loss_pp"],
+            before_kl=found["before"]["kl"],
+            after_pp=found["after"]["loss_pp"],
+            after_kl=found["after"]["kl"],
+            moves=[BudgetMove.model_validate(move) for move in found["moves"]],
+        )
+
+
 class QuantizationRecord(Record):
     """What was quantised and from which images. int8_macs: share of MACs that runs in int8, 0..1."""
 
@@ -211,6 +261,7 @@ class QuantizationRecord(Record):
     calibration_sha256: str
     calibration_skipped: list[FileName] = []
     layers: list[LayerError] = []
+    budget: BudgetRecord | None = None
 
 
 class ExportCheck(Record):

@@ -50,8 +50,8 @@ class ShiftedInputConvNeXt(ConvNeXt):
         super().__init__(config)
         self.register_buffer("input_shift", input_shift)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x + self.input_shift)
+    def forward_stem(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward_stem(x + self.input_shift)
 
 
 def fold_exact(

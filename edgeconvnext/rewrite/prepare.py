@@ -1,0 +1,157 @@
+"""Rewrites that change what a quantizer sees and nothing else: per-channel scales and shifts, taken back behind it.
+
+A layer computes W x + b. With x' = x * scale + shift (per input channel) the layer W' = W / scale, b' = b - W' shift gives
+the same output from x', and x' is what gets quantised. Scale migration of SmoothQuant (arXiv 2211.10438) and the shifts of
+Outlier Suppression+ (arXiv 2304.09145) are of this form.
+
+Behind a LayerNorm the affine costs nothing: it goes into the norm's own weight and bias. Elsewhere it becomes one
+multiply-add in front of the layer (`AffineLinear`, `AffineConv2d`). A conv with padding takes no shift: the zeros around the
+image would have to be shifted as well.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from edgeconvnext.errors import RewriteError
+from edgeconvnext.model.convnext import Block, ConvNeXt
+from edgeconvnext.model.layers import weighted_layers
+
+
+@dataclass(frozen=True)
+class Affine:
+    """x' = x * scale + shift per input channel of a layer; scale, shift: (C,), float32. name: how it was chosen."""
+
+    scale: torch.Tensor
+    shift: torch.Tensor
+    name: str
+
+    @property
+    def is_identity(self) -> bool:
+        return bool((self.scale == 1).all()) and bool((self.shift == 0).all())
+
+    @classmethod
+    def identity(cls, channels: int) -> Affine:
+        return cls(torch.ones(channels), torch.zeros(channels), "none")
+
+    def apply(self, rows: torch.Tensor) -> torch.Tensor:
+        """rows: (..., C)."""
+        return rows if self.is_identity else rows * self.scale + self.shift
+
+
+class ChannelAffine(nn.Module):
+    """The multiply-add in front of a layer. scale, shift: (C,) for channels-last input, (1, C, 1, 1) for images.
+
+    A shift of zero everywhere is left out, so that the exported graph has a multiplication only, and likewise a scale of one.
+    """
+
+    scale: torch.Tensor | None
+    shift: torch.Tensor | None
+
+    def __init__(self, affine: Affine, images: bool) -> None:
+        super().__init__()
+        shape = (1, -1, 1, 1) if images else (-1,)
+        scale, shift = affine.scale, affine.shift
+        if bool((scale == scale[0]).all()):  # one number for all channels stays one number in the file
+            scale = scale[:1]
+        if bool((shift == shift[0]).all()):
+            shift = shift[:1]
+        self.register_buffer("scale", None if bool((scale == 1).all()) else scale.clone().view(shape))
+        self.register_buffer("shift", None if bool((shift == 0).all()) else shift.clone().view(shape))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.scale is not None:
+            x = x * self.scale
+        return x if self.shift is None else x + self.shift
+
+
+class AffineLinear(nn.Linear):
+    """A linear layer behind a `ChannelAffine`. x: (..., in)."""
+
+    input_affine: ChannelAffine
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(self.input_affine(x), self.weight, self.bias)
+
+
+class AffineConv2d(nn.Conv2d):
+    """A conv behind a `ChannelAffine`. x: (N, in, H, W)."""
+
+    input_affine: ChannelAffine
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._conv_forward(self.input_affine(x), self.weight, self.bias)
+
+
+def norm_before(module: ConvNeXt, layer: str) -> nn.LayerNorm | None:
+    """Return the LayerNorm whose output is this layer's input and nothing else's, or None."""
+    kind = weighted_layers(module)[layer]
+    if kind == "pointwise1":
+        return cast(Block, module.get_submodule(layer.rpartition(".")[0])).norm
+    if kind == "downsample":
+        return cast(nn.LayerNorm, module.get_submodule(f"{layer.rpartition('.')[0]}.0"))
+    return module.norm if kind == "head" else None
+
+
+def takes_shift(module: ConvNeXt, layer: str) -> bool:
+    """Return whether a shift in front of this layer can be taken back exactly: not where zeros are padded."""
+    found = module.get_submodule(layer)
+    return not isinstance(found, nn.Conv2d) or not any(cast(tuple[int, ...], found.padding))
+
+
+def absorbed(layer: nn.Module, affine: Affine) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the layer's weight and bias for inputs x * scale + shift in place of x, float64.
+
+    weight: as the layer's own, (out, in) or (out, in / groups, kH, kW).
+    """
+    weight, bias = _parameters(layer)
+    depthwise = isinstance(layer, nn.Conv2d) and layer.groups > 1
+    scale, shift = affine.scale.double(), affine.shift.double()
+    if depthwise:
+        new_weight = weight / scale.view(-1, 1, 1, 1)
+        return new_weight, bias - new_weight.sum(dim=(1, 2, 3)) * shift
+    new_weight = weight / scale.view(1, -1, *[1] * (weight.dim() - 2))
+    per_channel = new_weight.sum(dim=(2, 3)) if new_weight.dim() == 4 else new_weight
+    return new_weight, bias - per_channel @ shift
+
+
+def insert_affine(module: ConvNeXt, layer: str, affine: Affine) -> None:
+    """Put `affine` in front of a layer of `module`, in place, and take it back in the layer's weight and bias.
+
+    Raises RewriteError for a shift in front of a padded conv, or a scale that is not positive.
+    """
+    if not bool((affine.scale > 0).all()) or not bool(affine.scale.isfinite().all() & affine.shift.isfinite().all()):
+        raise RewriteError(f"The scales in front of {layer} must be positive and finite.")
+    if bool((affine.shift != 0).any()) and not takes_shift(module, layer):
+        raise RewriteError(
+            f"{layer} pads its input with zeros, so a shift in front of it is not exact; use a scale only."
+        )
+    if affine.is_identity:
+        return
+    found = module.get_submodule(layer)
+    weight, bias = absorbed(found, affine)
+    place_affine(module, layer, affine)
+    found = module.get_submodule(layer)
+    cast(torch.Tensor, found.weight).data.copy_(weight)
+    cast(torch.Tensor, found.bias).data.copy_(bias)
+
+
+def place_affine(module: ConvNeXt, layer: str, affine: Affine) -> None:
+    """Put `affine` in front of a layer without touching the layer's weights: into its norm, or as a multiply-add."""
+    norm = norm_before(module, layer)
+    if norm is not None:
+        norm.bias.data.copy_(norm.bias.detach().double() * affine.scale.double() + affine.shift.double())
+        norm.weight.data.copy_(norm.weight.detach().double() * affine.scale.double())
+        return
+    found = module.get_submodule(layer)
+    found.__class__ = AffineConv2d if isinstance(found, nn.Conv2d) else AffineLinear
+    found.input_affine = ChannelAffine(affine, images=isinstance(found, nn.Conv2d))
+
+
+def _parameters(layer: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    return cast(torch.Tensor, layer.weight).detach().double(), cast(torch.Tensor, layer.bias).detach().double()
