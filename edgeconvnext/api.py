@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from edgeconvnext import pipeline
+from edgeconvnext.claim import is_run
 from edgeconvnext.data.loader import batches
 from edgeconvnext.data.sets import resolve_image_set
+from edgeconvnext.errors import RunDirectoryError
 from edgeconvnext.job import DEFAULT_IMAGES, Request
 from edgeconvnext.model.checkpoint import prepare_output, save_checkpoint
 from edgeconvnext.model.load import load_model
 from edgeconvnext.model.loaded import LoadedModel
-from edgeconvnext.pipeline import Outcome
+from edgeconvnext.pipeline import Analyzed, Outcome
 from edgeconvnext.quantize.planning import Calibrator, Effort
 from edgeconvnext.quantize.precision import ActivationBits, WeightBits
 from edgeconvnext.quantize.preparations import Preparation
@@ -116,6 +119,42 @@ def export(
 def validate(run: str | Path, *, data: str | Path | None = None, latency: bool = True) -> Outcome:
     """Measure the artifact of a finished run again, on the images of `data` where given, and renew its report."""
     return pipeline.validate(Path(run), _text(data), measure_latency=latency)
+
+
+def analyze(
+    subject: str | Path,
+    *,
+    calib: str | Path | None = None,
+    target: str | None = None,
+    num_images: int | None = None,
+    effort: Effort | None = None,
+    weights: WeightBits | None = None,
+    activations: ActivationBits | None = None,
+    plan: str | Path | None = None,
+) -> Analyzed:
+    """Say where the quantization error comes from: of a finished run, or of a model that is planned for it as `quantize` would.
+
+    subject: a run directory, which keeps everything but `subject` as it was made, or a model, which needs `calib`. Writes
+    analysis.json and analysis.html into the run directory.
+    """
+    asked: dict[str, Any] = {
+        "calibration": _text(calib),
+        "target": target,
+        "num_images": num_images,
+        "effort": effort,
+        "weights": weights,
+        "activations": activations,
+        "plan": None if plan is None else Path(plan),
+    }
+    given = {name: value for name, value in asked.items() if value is not None}
+    if not is_run(Path(subject)):
+        return pipeline.analyze_model(Request(model=_text(subject), **given))
+    if given:
+        options = ["--calib" if name == "calibration" else f"--{name.replace('_', '-')}" for name in given]
+        raise RunDirectoryError(
+            f"{subject} is a run and is analysed as it was made; leave out {' and '.join(options)}, or name the model instead."
+        )
+    return pipeline.analyze_run(Path(subject))
 
 
 def fold(model: str | Path | LoadedModel, *, calib: str | Path, output: str | Path | None = None) -> FoldResult:

@@ -208,6 +208,55 @@ def validate(
 
 
 @app.command()
+def analyze(
+    subject: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL|RUN", help="A finished run, or a model as quantize takes it; needs --calib then."
+        ),
+    ],
+    calib: CalibOption = None,
+    target: Annotated[
+        str | None, typer.Option("--target", help="Target by name, or a TOML file.", show_default="onnx")
+    ] = None,
+    num_images: Annotated[
+        int | None,
+        typer.Option("--num-images", help="Calibration images in all; a third is held out.", show_default="256"),
+    ] = None,
+    effort: Annotated[
+        EffortName | None, typer.Option("--effort", help="As in quantize.", show_default="default")
+    ] = None,
+    weights: WeightsOption = None,
+    activations: ActivationsOption = None,
+    plan: PlanOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Say which layers the quantization error comes from, what is wrong with them, and what to try."""
+    from typing import cast
+
+    from edgeconvnext.api import analyze as run
+    from edgeconvnext.quantize.precision import ActivationBits, WeightBits
+    from edgeconvnext.report.analysis_terminal import render_analysis
+
+    _check_bits(weights, activations)
+    found = run(
+        subject,
+        calib=calib,
+        target=target,
+        num_images=num_images,
+        effort=effort,
+        weights=cast(WeightBits | None, weights),
+        activations=cast(ActivationBits | None, activations),
+        plan=plan,
+    )
+    if json:
+        sys.stdout.write(found.analysis.model_dump_json(indent=2) + "\n")
+        return
+    _print(render_analysis(found.analysis))
+    typer.echo(f"\nanalysis: {found.path / 'analysis.html'}")
+
+
+@app.command()
 def bench(
     artifact: Annotated[Path, typer.Argument(help="An ONNX artifact, or a run directory.")],
     against: Annotated[
@@ -397,9 +446,7 @@ def _method(
     max_drop: float | None,
 ) -> dict[str, Any]:
     """Return the fields of a request that say how it is quantised, with the bits checked."""
-    for option, value, known in (("--weights", weights, (4, 8)), ("--activations", activations, (8, 16))):
-        if value is not None and value not in known:
-            raise typer.BadParameter(f"{option} takes {known[0]} or {known[1]}; it is {value}.")
+    _check_bits(weights, activations)
     return {
         "weights": weights,
         "activations": activations,
@@ -410,6 +457,12 @@ def _method(
         "adaround_minutes": adaround_minutes,
         "max_drop": max_drop,
     }
+
+
+def _check_bits(weights: int | None, activations: int | None) -> None:
+    for option, value, known in (("--weights", weights, (4, 8)), ("--activations", activations, (8, 16))):
+        if value is not None and value not in known:
+            raise typer.BadParameter(f"{option} takes {known[0]} or {known[1]}; it is {value}.")
 
 
 def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:

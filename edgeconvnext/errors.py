@@ -71,5 +71,9 @@ GATE_MISSED_EXIT_CODE = 3
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return ' Did you mean a, b?' for the known names closest to `word`, or '' where none is close."""
-    close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
+    known = list(known)
+    # Where one is all but the same, the merely similar ones are noise.
+    close = difflib.get_close_matches(word, known, n=3, cutoff=0.85) or difflib.get_close_matches(
+        word, known, n=3, cutoff=0.5
+    )
     return f" Did you mean {' or '.join(close)}?" if close else ""

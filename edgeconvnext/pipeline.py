@@ -1,4 +1,4 @@
-"""The way through: what `edgeconvnext quantize`, `export` and `validate` do, in the order a user would tell it."""
+"""The way through: what `edgeconvnext quantize`, `export`, `validate` and `analyze` do, in the order a user would tell it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import edgeconvnext
 from edgeconvnext import stages
 from edgeconvnext.data.preprocess import to_value_range
-from edgeconvnext.errors import GATE_MISSED_EXIT_CODE
+from edgeconvnext.errors import GATE_MISSED_EXIT_CODE, CheckpointError, RunDirectoryError
 from edgeconvnext.export.artifact import ARTIFACTS, Programs, require_target, write_artifact
 from edgeconvnext.export.metadata import ArtifactMetadata
 from edgeconvnext.job import Job, Request, named_target, resolve
@@ -17,6 +17,7 @@ from edgeconvnext.manifest import load_run, package_versions
 from edgeconvnext.progress import progress_bar
 from edgeconvnext.report.schema import Report
 from edgeconvnext.runs import RunDirectory, StageResult, default_run_path, run_key
+from edgeconvnext.search.analysis import Analysis
 from edgeconvnext.targets import Target
 from edgeconvnext.validate.fidelity import products_saturate
 
@@ -33,6 +34,14 @@ class Outcome:
     @property
     def exit_code(self) -> int:
         return 0 if self.report.passed else GATE_MISSED_EXIT_CODE
+
+
+@dataclass(frozen=True)
+class Analyzed:
+    """A run that was analysed: where it lies and what was found; analysis.html beside it shows the same."""
+
+    path: Path
+    analysis: Analysis
 
 
 def quantize(request: Request) -> Outcome:
@@ -57,7 +66,7 @@ def export(request: Request) -> Outcome:
         runs_here = job.target.runtime.name == "onnxruntime"
         _measure(run, job, done, artifact=done["artifact"] if runs_here else None)
         if runs_here and request.measure_latency:
-            done["latency"] = stages.latency(run, job, done["artifact"])
+            done["latency"] = stages.latency(run, job, done["fold"], done["plan"], done["artifact"])
         if job.target.runtime.name == "tensorrt":
             done["device"] = _device_kit(run, job, done)
         return _report(run, job, done, ARTIFACTS[job.target.exporter])
@@ -81,6 +90,48 @@ def validate(path: Path, evaluation: str | None = None, *, measure_latency: bool
     return export(request) if has_artifact else quantize(request)
 
 
+def analyze_model(request: Request) -> Analyzed:
+    """Fold, calibrate and plan a model, and say where the quantization error comes from; writes a run directory."""
+    try:
+        job = resolve(request)
+    except CheckpointError as error:
+        if request.model is None or Path(request.model).is_file():
+            raise
+        raise CheckpointError(f"{error} It is no run directory either.") from error
+    with _open_run(job, "analyze") as run:
+        done: dict[str, StageResult] = {}
+        _plan(run, job, done)
+        result = stages.analysis(run, job, done["fold"], done["plan"])
+        _finish(run, job)
+        return Analyzed(run.path, stages.analysis_of(result))
+
+
+def analyze_run(path: Path) -> Analyzed:
+    """Say where the error of a finished run's plan comes from, and add that to the run.
+
+    Raises RunDirectoryError where `path` is no finished run, its files or calibration images have changed, or it has no plan.
+    """
+    finished = load_run(path)
+    target = Target.model_validate(finished.config["target"]["definition"])
+    job = resolve(Request(target=target, output=path, reuse_from=path))
+    images = finished.config["calibration"]
+    if job.calibration.list_sha256 != images["list_sha256"]:
+        raise RunDirectoryError(
+            f"The calibration images of {path}, {images['set']}, are not the ones it was made with any more. Make the run again "
+            f"with the same command and --output {path}, then analyse it."
+        )
+    with RunDirectory.open(path, finished.config) as run:
+        folded, planned = run.kept("fold"), run.kept("plan")
+        if folded is None or planned is None:
+            raise RunDirectoryError(
+                f"{path} holds no {'plan' if folded else 'folded network'} to analyse; another version made it. Make it again "
+                f"with the same command and --output {path}."
+            )
+        result = stages.analysis(run, job, folded, planned)
+        run.extend(finished)
+        return Analyzed(path, stages.analysis_of(result))
+
+
 def _open_run(job: Job, command: str) -> Any:
     """Open the run directory; by default each command has its own, so that quantize never undoes an export."""
     key = run_key({**job.config, "command": command})
@@ -88,12 +139,16 @@ def _open_run(job: Job, command: str) -> Any:
     return RunDirectory.open(path, job.config, reuse_from=job.request.reuse_from)
 
 
-def _quantize(run: RunDirectory, job: Job, done: dict[str, StageResult]) -> None:
+def _plan(run: RunDirectory, job: Job, done: dict[str, StageResult]) -> None:
     with progress_bar("Folding", None):
         done["fold"] = stages.fold(run, job)
     if job.request.effort == "quick":
         done["statistics"] = stages.statistics(run, job, done["fold"])
     done["plan"] = stages.plan(run, job, done["fold"], done.get("statistics"))
+
+
+def _quantize(run: RunDirectory, job: Job, done: dict[str, StageResult]) -> None:
+    _plan(run, job, done)
     with progress_bar("Quantising", None):
         done["quantized"] = stages.quantized(run, job, done["fold"], done["plan"])
 
@@ -201,10 +256,14 @@ def _report(run: RunDirectory, job: Job, done: dict[str, StageResult], artifact_
     with progress_bar("Writing the report", None):
         report = assemble(run, job, done, artifact_name)
         run.stage("report", {"report": report.model_dump()}, make)
+    _finish(run, job)
+    return Outcome(run.path, report)
+
+
+def _finish(run: RunDirectory, job: Job) -> None:
     run.finish(
         {
             "calibration_list": [job.calibration.ids[index] for index in (*job.fit, *job.held_out)],
             "seeds": {"bootstrap": 0},
         }
     )
-    return Outcome(run.path, report)

@@ -149,17 +149,41 @@ class RunDirectory:
         self.results[name] = result
         return result
 
+    def kept(self, name: str) -> StageResult | None:
+        """Return a finished stage as it lies here, whatever it was made from; None where there is none or its files changed."""
+        record = read_record(self.path, name)
+        if record is None or not record.holds_in(self.path):
+            return None
+        return StageResult(record, self.path, reused=True)
+
+    def extend(self, finished: FinishedRun) -> Path:
+        """Write the manifest of a finished run again, as it was, with the stages of this session added to it."""
+        known = {stage["stage"] for stage in finished.manifest["stages"]}
+        costs = [result.cost.model_dump() for name, result in self.results.items() if name not in known]
+        manifest = finished.manifest | {
+            "stages": [*finished.manifest["stages"], *costs],
+            "files": dict(sorted((finished.files | self._files()).items())),
+        }
+        target = self.path / MANIFEST_FILE
+        atomic_write(target, json_text(manifest))
+        return target
+
     def finish(self, details: Mapping[str, Any] | None = None) -> Path:
         """Write manifest.json, which makes the run whole, and return its path.
 
         details: seeds, hash of the image list and the like, JSON-able; added under their own keys.
         """
         costs = [result.cost for result in self.results.values()]
-        files = {CONFIG_FILE: tree_sha256(self.path / CONFIG_FILE)}
+        files = {CONFIG_FILE: tree_sha256(self.path / CONFIG_FILE)} | self._files()
+        return write_manifest(self.path, self.config, files, costs, plain_json(details or {}))
+
+    def _files(self) -> dict[str, str]:
+        """Return the sha256 of every file of this session's stages, and of their records, by relative path."""
+        files: dict[str, str] = {}
         for name, result in self.results.items():
             record = f"{STAGES_FOLDER}/{name}.json"
             files |= {**result.record.files, record: tree_sha256(self.path / record)}
-        return write_manifest(self.path, self.config, files, costs, plain_json(details or {}))
+        return files
 
     def _finished(self, name: str, key: str) -> StageResult | None:
         record = read_record(self.path, name)

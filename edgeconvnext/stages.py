@@ -26,10 +26,13 @@ from edgeconvnext.model.load import load_model
 from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.quantize.precision import BitPlan
 from edgeconvnext.runs import RunDirectory, StageResult
+from edgeconvnext.targets import Target
 from edgeconvnext.validate.device import describe_device
 
 if TYPE_CHECKING:
     from edgeconvnext.quantize.reconstruct import Reconstructed
+    from edgeconvnext.search.analysis import Analysis, Setting
+    from edgeconvnext.validate.latency import LatencyResult
 
 BATCH = 16
 # Exact rewrites are proven on so many real images.
@@ -39,6 +42,9 @@ PROGRAM = "quantized.pt2"
 PLAN = "plan.safetensors"
 PLAN_STATISTICS = "plan_statistics.safetensors"
 PLAN_TOML = "plan.toml"
+# What --max-drop started from, to time what it cost.
+UNBUDGETED_PLAN = "plan_before_budget.safetensors"
+ANALYSIS = "analysis.json"
 # What of a request decides how a plan is made.
 METHOD = (
     "calibrator", "effort", "preparation", "rounding", "bias_correction", "adaround_minutes", "max_drop",
@@ -141,17 +147,29 @@ def plan(run: RunDirectory, job: Job, folded: StageResult, gathered: StageResult
         "images": job.calibration.fingerprint,
         "fit": job.fit,
         "labels": None if job.calibration_labels is None else job.calibration_labels.tolist(),
-        "target": job.target.model_dump(mode="json", exclude={"gates", "description", "name", "runtime"}),
+        "target": _what_a_plan_reads(job.target),
         "bits": job.bits.model_dump(),
         **{name: getattr(job.request, name) for name in METHOD},
     }
     return run.stage("plan", inputs, make)
 
 
+def _what_a_plan_reads(target: Target) -> dict[str, Any]:
+    """Return what of a target decides its plan: targets that differ in the file they write only share one."""
+    tensorrt = target.exporter in ("tensorrt-onnx", "tensorrt-rtx", "tensorrt")
+    return {
+        "runtime": "tensorrt" if tensorrt else [target.exporter, target.opset, target.minimum_os],
+        "float_type": target.float_type,
+        "value_range": target.input.value_range,
+        "quantize": target.quantize.model_dump(mode="json"),
+    }
+
+
 def _reconstructed(
     job: Job, module: ConvNeXt, folder: Path
 ) -> tuple[Reconstructed, dict[str, Any], dict[str, Any] | None]:
     """Reconstruct the network's layers, within a budget where one is set; return also what was read and what the budget cost."""
+    from edgeconvnext.quantize.plan_storage import save_plan
     from edgeconvnext.quantize.precision import resolve_precision
     from edgeconvnext.quantize.reconstruct import reconstruct
     from edgeconvnext.search.budget import within_budget
@@ -195,6 +213,8 @@ def _reconstructed(
         max_drop=job.request.max_drop,
         input_size=job.model.preprocess.input_size,
     )
+    if outcome.moves:
+        save_plan(outcome.first.plan, outcome.first.module, folder / UNBUDGETED_PLAN)
     return outcome.result, read, outcome.record()
 
 
@@ -301,34 +321,140 @@ def evaluated(run: RunDirectory, job: Job, program: StageResult, artifact: Stage
     return run.stage("accuracy", inputs, make)
 
 
-def latency(run: RunDirectory, job: Job, artifact: StageResult) -> StageResult:
-    """Time an ONNX artifact and its float baseline, interleaved. Values: latency and speedup records."""
+def latency(
+    run: RunDirectory, job: Job, folded: StageResult, planned: StageResult, artifact: StageResult
+) -> StageResult:
+    """Time an ONNX artifact and its float baseline, interleaved. Values: latency and speedup records, unbudgeted_ms.
 
-    def make(_folder: Path) -> dict[str, Any]:
-        from edgeconvnext.progress import progress_bar
+    unbudgeted_ms: median of the artifact that --max-drop started from, where it gave layers back; else None.
+    """
+
+    def timed(model: Path) -> LatencyResult:
         from edgeconvnext.validate.latency import onnx_latency
 
+        return onnx_latency(
+            artifact.path("baseline/model_fp32.onnx"),
+            model,
+            batch=1 if job.target.input.dynamic_batch else job.target.input.batch[0],
+            threads=job.request.threads,
+            images=proof_images(job).numpy(),
+        )
+
+    def make(folder: Path) -> dict[str, Any]:
+        from edgeconvnext.progress import progress_bar
+
+        budget = planned.values["budget"]
         with progress_bar("Timing FP32 and INT8", None):
-            result = onnx_latency(
-                artifact.path("baseline/model_fp32.onnx"),
-                artifact.path("model.onnx"),
-                batch=1 if job.target.input.dynamic_batch else job.target.input.batch[0],
-                threads=job.request.threads,
-                images=proof_images(job).numpy(),
-            )
+            result, before = timed(artifact.path("model.onnx")), None
+            if budget is not None and budget["moves"]:
+                unbudgeted = _unbudgeted_onnx(job, folded, planned, folder / "unbudgeted.onnx")
+                before = timed(unbudgeted).comparison.artifact
+                unbudgeted.unlink()
         return {
             "latency": result.comparison.model_dump(),
             "speedup": None if result.speedup is None else result.speedup.model_dump(),
+            "unbudgeted_ms": None if before is None else before.median_ms,
         }
 
     inputs = {"artifact": artifact.key, "threads": job.request.threads, "device": describe_device()}
     return run.stage("latency", inputs, make)
 
 
+def _unbudgeted_onnx(job: Job, folded: StageResult, planned: StageResult, path: Path) -> Path:
+    """Write the ONNX file that would have come out without --max-drop."""
+    from edgeconvnext.export.metadata import ArtifactMetadata
+    from edgeconvnext.export.onnx import export_onnx
+    from edgeconvnext.quantize.plan_storage import load_plan
+    from edgeconvnext.quantize.program import export_program, quantize_program, with_batch
+
+    module, _ = _with_input_range(folded_model(folded, job), job)
+    chosen, prepared = load_plan(planned.path(UNBUDGETED_PLAN), module)
+    program = quantize_program(export_program(prepared, _example(job), max_batch=_max_batch(job)), chosen)
+    if not job.target.input.dynamic_batch:
+        program = with_batch(program, job.target.input.batch[0])
+    metadata = ArtifactMetadata(job.model.name, None, job.model.preprocess, job.target.input.value_range, "")
+    assert job.target.opset is not None
+    return export_onnx(program, path, opset=job.target.opset, metadata=metadata)
+
+
+def analysis(run: RunDirectory, job: Job, folded: StageResult, planned: StageResult) -> StageResult:
+    """Say where the error of a plan comes from. Files: analysis.json, analysis.html."""
+
+    def make(folder: Path) -> None:
+        from edgeconvnext.model.macs import layer_macs
+        from edgeconvnext.quantize.statistics import Statistics
+        from edgeconvnext.report.analysis_page import render_analysis_html
+        from edgeconvnext.search.analysis import load_planned, measure
+        from edgeconvnext.search.suspicions import with_suspicions
+
+        module, _ = _with_input_range(folded_model(folded, job), job)
+        chosen, prepared = load_planned(planned.path(PLAN), module)
+        stored = Statistics.load(planned.path(PLAN_STATISTICS))
+        preprocess = job.model.preprocess.with_value_range(job.target.input.value_range)
+        stream = batches(job.calibration, preprocess, BATCH, judged, description="Reading images (held out)")
+        images = list(_images(stream))
+        check_broken(job.calibration, stream.skipped)
+        found = measure(
+            module,
+            prepared,
+            chosen,
+            stored,
+            images,
+            macs=layer_macs(module.config, job.model.preprocess.input_size),
+            setting=_analysis_setting(job, stored.fit_images, stored.held_out_images, sum(map(len, images))),
+        )
+        found = with_suspicions(found)
+        (folder / ANALYSIS).write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        (folder / "analysis.html").write_text(render_analysis_html(found), encoding="utf-8")
+
+    from edgeconvnext.search.sensitivity import SENSITIVITY_IMAGES
+
+    rows = np.linspace(0, len(job.held_out) - 1, min(SENSITIVITY_IMAGES, len(job.held_out))).round().astype(int)
+    judged = [job.held_out[row] for row in rows]
+    inputs = {
+        "folded": folded.key,
+        "plan": planned.key,
+        "images": job.calibration.fingerprint,
+        "judged": judged,
+        "names": [job.model.name, job.target.name, job.calibration.name],
+    }
+    return run.stage("analysis", inputs, make)
+
+
+def analysis_of(stage: StageResult) -> Analysis:
+    """Read what the analysis stage wrote."""
+    from edgeconvnext.search.analysis import Analysis
+
+    return Analysis.model_validate_json(stage.path(ANALYSIS).read_text(encoding="utf-8"))
+
+
 def proof_images(job: Job) -> torch.Tensor:
     """A few real calibration images, preprocessed, (N, C, H, W)."""
     indices = list(range(0, len(job.calibration), max(1, len(job.calibration) // PROOF_IMAGES)))[:PROOF_IMAGES]
     return torch.cat(list(_images(_stream(job, job.calibration, indices, "Reading images"))))
+
+
+def _analysis_setting(job: Job, fit_images: int, held_out_images: int, sensitivity_images: int) -> Setting:
+    from edgeconvnext.search.analysis import Setting
+
+    target, request = job.target, job.request
+    tensorrt = target.exporter in ("tensorrt-onnx", "tensorrt-rtx", "tensorrt")
+    return Setting(
+        model=job.model.name,
+        target=target.name,
+        exporter=target.exporter,
+        wide_activations=not tensorrt and (target.exporter != "onnx" or (target.opset or 0) >= 21),
+        affine_activations=target.quantize.activations.scheme == "affine",
+        prepares_hidden=target.quantize.prepare.hidden,
+        prepares_depthwise=target.quantize.prepare.depthwise,
+        effort=request.effort,
+        calibrator=request.calibrator,
+        preparation=request.preparation,
+        calibration_set=job.calibration.name,
+        fit_images=fit_images,
+        held_out_images=held_out_images,
+        sensitivity_images=sensitivity_images,
+    )
 
 
 def _stream(job: Job, images: ImageSet, indices: list[int] | None, description: str) -> BatchStream:

@@ -169,6 +169,10 @@ class Target(Section):
             raise ValueError(
                 f'what exporter "{self.exporter}" writes runs in {runtime}; set runtime.name = "{runtime}"'
             )
+        if self.quantize.weights.block_size is not None and self.exporter != "onnx":
+            raise ValueError(
+                f'quantize.weights.block_size is written to ONNX only; exporter "{self.exporter}" has none'
+            )
         if self.exporter == "coreml":
             self._fits_coreml()
         elif self.opset is None:

@@ -19,7 +19,7 @@ def test_import_loads_no_framework() -> None:
 def test_unknown_names_are_attribute_errors() -> None:
     with pytest.raises(AttributeError, match="quantise"):
         _ = edgeconvnext.quantise
-    assert {"load_model", "fold", "prune", "quantize", "export", "validate"} <= set(dir(edgeconvnext))
+    assert {"load_model", "fold", "prune", "quantize", "export", "validate", "analyze"} <= set(dir(edgeconvnext))
 
 
 def test_a_loaded_model_is_a_network_with_what_it_needs() -> None:

@@ -23,7 +23,7 @@ Tensors = dict[str, torch.Tensor]
 
 DIGITS = shipped_models()["digits"]
 FEW = ("--num-images", "30")
-EMBEDDED = ("--model", "digits", "--calib", "digits", *FEW)
+EMBEDDED = ("--model", "digits", "--calib", "digits", *FEW, "--effort", "quick")
 POINTWISE = "stages.0.0.pwconv1.weight"
 
 
@@ -426,14 +426,19 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from edgeconvnext.job import Request
 
     output = tmp_path_factory.mktemp("finished") / "run"
-    return pipeline.quantize(Request(model="digits", calibration="digits", num_images=30, output=output)).path
+    return pipeline.quantize(
+        Request(model="digits", calibration="digits", num_images=30, effort="quick", output=output)
+    ).path
+
+
+KEPT = ("folded.safetensors", "statistics.safetensors", "plan.safetensors", "plan_statistics.safetensors")
 
 
 def test_a_full_disk_while_the_quantised_graph_is_written_keeps_what_was_finished(
     finished: Path, small_disk: Path, command: Command
 ) -> None:
     """In a process of its own: torch's writer would end this one."""
-    before = sum((finished / name).stat().st_size for name in ("folded.safetensors", "statistics.safetensors"))
+    before = sum((finished / name).stat().st_size for name in KEPT)
     kib = (before + (finished / "quantized.pt2").stat().st_size // 2) // 1024 + 64
     subprocess.run(["mount", "-o", f"remount,size={kib}k", str(small_disk)], check=True)
     arguments = ["quantize", *EMBEDDED, "--output", str(small_disk / "run")]
@@ -444,7 +449,7 @@ def test_a_full_disk_while_the_quantised_graph_is_written_keeps_what_was_finishe
     subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
     again = command(*arguments, "--json")
     assert again.code == 0, again.err
-    assert reused(again) == {"fold", "statistics"}
+    assert reused(again) == {"fold", "statistics", "plan"}
 
 
 def reused(ended: Ended) -> set[str]:
@@ -506,6 +511,7 @@ def test_a_run_that_is_not_what_it_was_is_refused_and_can_be_made_again(
 INTERRUPTED = {
     "fold": "edgeconvnext.rewrite.exact.fold_exact",
     "statistics": "edgeconvnext.quantize.statistics.collect_statistics",
+    "plan": "edgeconvnext.quantize.planning.build_plan",
     "quantized": "edgeconvnext.quantize.program.quantize_program",
     "artifact": "edgeconvnext.export.onnx.export_onnx",
     "reference": "edgeconvnext.validate.runners.collect",
@@ -520,7 +526,10 @@ def test_ctrl_c_at_any_stage_leaves_no_half_artifact_and_the_next_run_goes_on(
         raise KeyboardInterrupt
 
     arguments = ("export", "--target", "onnx", *EMBEDDED, "--no-latency", "--output", "run")
-    run, stages = tmp_path / "run", ["fold", "statistics", "quantized", "artifact", "reference", "accuracy", "report"]
+    run, stages = (
+        tmp_path / "run",
+        ["fold", "statistics", "plan", "quantized", "artifact", "reference", "accuracy", "report"],
+    )
     for stage, function in INTERRUPTED.items():
         with monkeypatch.context() as patch:
             patch.setattr(function, interrupt)
@@ -532,6 +541,21 @@ def test_ctrl_c_at_any_stage_leaves_no_half_artifact_and_the_next_run_goes_on(
     ended = command(*arguments, "--json")
     assert ended.code == 0, ended.err
     assert reused(ended) == set(stages) - {"report"}
+
+
+def test_ctrl_c_while_layers_are_reconstructed_leaves_none_of_their_files(
+    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("edgeconvnext.quantize.reconstruct._Engine._rounded", interrupt)
+    arguments = [argument for argument in EMBEDDED if argument not in ("--effort", "quick")]
+    ended = command("quantize", *arguments, "--output", "run")
+    assert ended.code == 130
+    assert not [
+        path for path in (tmp_path / "run").rglob("*") if path.suffix == ".bin" or path.name.startswith(".tmp-")
+    ]
 
 
 def test_a_run_for_a_target_of_the_users_own_is_measured_again_without_its_file(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 COMMANDS = (
-    "quantize", "export", "validate", "bench", "inspect", "fold", "prune", "targets", "doctor", "data",
+    "quantize", "export", "validate", "analyze", "bench", "inspect", "fold", "prune", "targets", "doctor", "data",
 )  # fmt: skip
 
 
@@ -151,7 +151,7 @@ def test_ctrl_c_leaves_no_half_artifact_and_a_second_run_resumes(tmp_path: Path)
     ]  # fmt: skip
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
-    while not (tmp_path / "run" / "stages" / "statistics.json").exists():
+    while not (tmp_path / "run" / "stages" / "fold.json").exists():
         assert time.monotonic() < deadline
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.02)
@@ -167,4 +167,3 @@ def test_ctrl_c_leaves_no_half_artifact_and_a_second_run_resumes(tmp_path: Path)
     assert again.returncode == 0, again.stderr
     stages = {stage["stage"]: stage["reused"] for stage in json.loads(again.stdout)["stages"]}
     assert stages["fold"]
-    assert stages["statistics"]

@@ -88,8 +88,72 @@ def test_every_null_has_a_reason(onnx: Outcome, jetson: Outcome, quantized: Outc
             assert report["latency"][part] is not None or report["not_measured"][f"latency.{part}"]
 
 
-def test_another_target_touches_no_image_for_calibration_again(jetson: Outcome) -> None:
-    assert {"fold", "statistics", "reference"} <= reused(jetson)
+def test_another_target_takes_over_the_folded_network_and_its_fp32_results(jetson: Outcome) -> None:
+    assert {"fold", "reference"} <= reused(jetson)
+
+
+def test_targets_that_differ_in_their_file_only_share_a_plan(jetson: Outcome, runs: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    outcome = pipeline.export(request(target="rtx", output=runs / "rtx"))
+    assert {"fold", "plan", "reference"} <= reused(outcome)
+    assert stored(outcome)["quantization"]["layers"] == stored(jetson)["quantization"]["layers"]
+
+
+def test_with_quick_effort_another_target_reads_no_image_for_calibration_again(runs: Path) -> None:
+    pipeline.quantize(request(effort="quick", output=runs / "quick"))
+    outcome = pipeline.quantize(request(effort="quick", target="jetson", output=runs / "quick-jetson"))
+    assert {"fold", "statistics", "reference"} <= reused(outcome)
+
+
+def test_every_run_writes_a_plan_file_that_another_run_can_be_made_with(quantized: Outcome, runs: Path) -> None:
+    text = (quantized.path / "plan.toml").read_text() + "\nweights = 4\n[layers.head]\nfloat = true\n"
+    (runs / "mine.toml").write_text(text)
+    outcome = pipeline.quantize(request(plan=runs / "mine.toml", output=runs / "planned"))
+    record = outcome.report.quantization
+    assert record.scheme.startswith("W4A8")
+    assert "head" not in {layer.layer for layer in record.layers}
+    assert {layer.weight_bits for layer in record.layers} == {4}
+    again = pipeline.validate(outcome.path)
+    assert again.report.quantization == record, "validate takes the bits from the run"
+
+
+def test_a_budget_is_noted_in_the_report(runs: Path) -> None:
+    outcome = pipeline.quantize(request(weights=4, max_drop=1.0, output=runs / "budget"))
+    budget = outcome.report.quantization.budget
+    assert budget is not None
+    assert (budget.judged_by, budget.images) == ("top-1", 40)
+    assert budget.after_pp <= 1.0
+    assert any("resolve 2.50 points" in note for note in outcome.report.notes)
+
+
+def test_what_layers_given_back_cost_in_latency_is_timed(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 4 bits and without any method the digits lose; a budget of zero nats gives every layer more bits."""
+    from edgeconvnext.search import budget as search
+
+    monkeypatch.setattr(search.HeldOut, "within", lambda self, max_drop, labelled: self.kl < 1e-6)
+    asked = request(
+        weights=4, rounding="nearest", max_drop=1.0, num_images=30, measure_latency=True, output=runs / "timed"
+    )
+    budget = pipeline.export(asked).report.quantization.budget
+    assert budget is not None
+    assert budget.moves
+    assert budget.latency_before_ms is not None
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"max_drop": 0.0}, "--max-drop is 0"),
+        ({"max_drop": 101.0}, "--max-drop is 101"),
+        ({"adaround_minutes": 0.0}, "--adaround-minutes"),
+        ({"effort": "quick", "rounding": "gptq"}, "has no --rounding"),
+        ({"effort": "quick", "max_drop": 0.5}, "has no --max-drop"),
+    ],
+)
+def test_methods_that_contradict_each_other_are_refused(changes: dict, words: str, tmp_path: Path) -> None:
+    with pytest.raises(QuantizationError, match=words):
+        pipeline.quantize(request(**changes, output=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_jetson_run_carries_its_device_kit_and_says_what_the_board_must_measure(jetson: Outcome) -> None:
@@ -114,13 +178,13 @@ def test_the_manifest_covers_every_file_and_the_image_list(onnx: Outcome) -> Non
     assert len(run.manifest["calibration_list"]) == 120
 
 
-def test_from_run_takes_model_images_and_statistics(onnx: Outcome, runs: Path) -> None:
+def test_from_run_takes_model_and_images(onnx: Outcome, runs: Path) -> None:
     outcome = pipeline.export(
         Request(target="jetson", reuse_from=onnx.path, measure_latency=False, output=runs / "from-run")
     )
     assert outcome.report.accuracy.dataset == "digits_test"
     assert outcome.report.quantization.calibration_images == 120
-    assert "statistics" in reused(outcome)
+    assert {"fold", "reference"} <= reused(outcome)
 
 
 def test_from_run_works_when_the_checkpoint_is_gone(tmp_path: Path) -> None:
@@ -147,7 +211,7 @@ def test_a_run_made_with_relative_paths_is_taken_up_from_another_folder(
     )
     monkeypatch.chdir(tmp_path)
     again = pipeline.validate(first.path)
-    assert {"fold", "statistics", "quantized", "reference", "accuracy"} <= reused(again)
+    assert {"fold", "plan", "quantized", "reference", "accuracy"} <= reused(again)
 
 
 def test_quantize_does_not_undo_an_export_in_the_default_folder(
@@ -165,7 +229,7 @@ def test_validate_on_another_set_renews_the_report(onnx: Outcome, tmp_path: Path
     outcome = pipeline.validate(copy, "digits", measure_latency=False)
     assert outcome.report.accuracy.dataset == "digits"
     assert outcome.report.accuracy.images == 400
-    assert {"statistics", "quantized", "artifact"} <= reused(outcome)
+    assert {"plan", "quantized", "artifact"} <= reused(outcome)
     assert stored(outcome)["accuracy"]["images"] == 400
 
 
@@ -258,11 +322,11 @@ def test_the_default_model_comes_from_the_environment(monkeypatch: pytest.Monkey
     assert outcome.report.model.name == "digits"
 
 
-@pytest.mark.parametrize("calibrator", ["minmax", "percentile", "entropy", "mse"])
+@pytest.mark.parametrize("calibrator", ["minmax", "percentile", "entropy", "mse", "output"])
 def test_a_forced_calibrator_is_used_for_every_layer(calibrator: str, quantized: Outcome, runs: Path) -> None:
     outcome = pipeline.quantize(request(calibrator=calibrator, output=runs / calibrator))
     assert {layer.estimator for layer in outcome.report.quantization.layers} == {calibrator}
-    assert {"fold", "statistics", "reference"} <= reused(outcome)
+    assert {"fold", "reference"} <= reused(outcome)
 
 
 @pytest.mark.data
@@ -291,10 +355,10 @@ def test_atto_on_photographs_loses_less_than_a_point(
     assert accuracy.fp32 is not None
     assert accuracy.artifact is not None
     assert accuracy.drop_pp is not None
-    # 196 images: one image is half a point. The artifact reaches 37 dB here; 33 leaves room for other calibration images.
+    # 196 images: one image is half a point. The artifact reaches 45 dB here; 40 leaves room for other calibration images.
     assert accuracy.drop_pp.value <= 1.6
     assert accuracy.sqnr_db is not None
-    assert accuracy.sqnr_db > 33
+    assert accuracy.sqnr_db > 40
     assert outcome.report.fidelity_db is not None
     assert outcome.report.fidelity_db > 30
     assert np.isclose(accuracy.fp32.n, 196, atol=4)

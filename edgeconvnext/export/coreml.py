@@ -116,6 +116,10 @@ def _convert(ct: Any, single: ExportedProgram, image: Any, labels: list[str] | N
             raise ExportError(
                 f"coremltools {ct.__version__} cannot convert this model: {str(error).rstrip('.')}."
             ) from error
+        if target >= ct.target.iOS18:
+            from edgeconvnext.export.coreml_low_bits import pack_four_bits
+
+            pack_four_bits(program)
         # The outputs have their types by now; the list would have to name those of the classifier as well.
         program.functions["main"].set_output_types(None)
         return ct.convert(

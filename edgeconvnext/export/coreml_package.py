@@ -153,9 +153,12 @@ def _load(path: Path) -> tuple[Any, list[Any]]:
 
 
 def _weight_type(op: Any) -> str:
+    from coremltools.converters.mil.mil import types
+
     source = op.weight.op
     if source.op_type in _COMPRESSED:
-        return source.inputs[_COMPRESSED[source.op_type]].val.dtype.name
+        # numpy has no int4; coremltools marks int8 arrays that stand for it.
+        return types.builtin_to_string(source.inputs[_COMPRESSED[source.op_type]].dtype)
     return op.weight.val.dtype.name
 
 

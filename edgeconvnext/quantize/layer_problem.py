@@ -18,8 +18,8 @@ from edgeconvnext.quantize.units import Unit
 GRAM_POSITIONS = 32_768
 POSITIONS_PER_COLUMN = 8
 # Elements of the inputs kept for choosing grids, on each side of the split.
-SAMPLE_ELEMENTS = 4_000_000
-SAMPLE_POSITIONS = 4096
+SAMPLE_ELEMENTS = 1_000_000
+SAMPLE_POSITIONS = 2048
 
 
 @dataclass

@@ -121,6 +121,10 @@ def _check_runtime(target: Target, weights: int, activations: int, layer: str) -
             f"{layer} asks for 16-bit activations, and TensorRT has 8-bit ones only. Leave the layer float (float16) in a plan "
             "file instead: `float = true`."
         )
+    if tensorrt and weights == 4:
+        raise QuantizationError(
+            f"{layer} asks for 4-bit weights, and TensorRT multiplies 8-bit activations with 8-bit weights only. Use 8."
+        )
     if target.exporter == "onnx" and (weights == 4 or activations == 16) and (target.opset or 0) < 21:
         raise QuantizationError(
             f"{layer} asks for {weights}-bit weights and {activations}-bit activations, which ONNX has from opset 21 on; target "

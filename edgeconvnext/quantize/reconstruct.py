@@ -48,7 +48,7 @@ from edgeconvnext.quantize.planning import (
 from edgeconvnext.quantize.precision import Precision
 from edgeconvnext.quantize.preparations import Preparation, affine_candidates, image_affine
 from edgeconvnext.quantize.ranges import Estimator, Grid, estimate_range, quantization_mse
-from edgeconvnext.quantize.rounding import gptq, nearest, refit
+from edgeconvnext.quantize.rounding import factored, gptq, nearest, refit
 from edgeconvnext.quantize.statistics import Statistics, TensorStatistics
 from edgeconvnext.quantize.tensor_file import TensorFile
 from edgeconvnext.quantize.units import Unit, units_of
@@ -63,8 +63,8 @@ DEFAULT_ADAROUND_MINUTES = 10.0
 FINALISTS = 2
 RIDGES = (0.01, 0.1)
 # Multiply-adds of one evaluation of a block on held-out images; between these two numbers of images.
-EVALUATION_MACS = 3e9
-FEWEST_EVALUATED, MOST_EVALUATED = 12, 128
+EVALUATION_MACS = 1e9
+FEWEST_EVALUATED, MOST_EVALUATED = 12, 96
 
 
 @dataclass(frozen=True)
@@ -372,7 +372,9 @@ class _Engine:
     ) -> _Candidate:
         """Return what quantization would be without this engine: no preparation, least-error range, nearest code, old bias."""
         affine = Affine.identity(len(problem.channel_low))
-        qparams, estimator = (None, None) if grid is None else self._range(problem, weight, affine, grid, ("mse",))
+        calibrator = self.options.calibrator
+        estimators: tuple[Estimator, ...] = ("mse",) if calibrator == "auto" else (calibrator,)
+        qparams, estimator = (None, None) if grid is None else self._range(problem, weight, affine, grid, estimators)
         codes = self._grid_of(layer, problem, weight, precision, affine)
         bias = cast(torch.Tensor, self.state.reference.get_submodule(layer).bias).detach().double()
         rounded = nearest(weight, _step(codes, weight), codes.quant_max)
@@ -404,17 +406,15 @@ class _Engine:
         old_bias = cast(torch.Tensor, self.state.reference.get_submodule(layer).bias).detach().double()
         exact_bias = old_bias - (prepared * shift[:, None]).sum(dim=2).flatten()
 
+        ready = factored(hessian)
+
         def finish(weights: torch.Tensor, method: str) -> _Candidate:
             grid = self._grid_of(layer, problem, weights, precision, affine)
-            step = _step(grid, weights)
-            round_to = (
-                nearest(weights, step, grid.quant_max)
-                if method == "nearest"
-                else gptq(weights, step, grid.quant_max, hessian)
-            )
-            corrected = (problem.target_mean - (round_to * step * mean[:, None]).sum(dim=2)).flatten()
+            step, limit = _step(grid, weights), grid.quant_max
+            codes = nearest(weights, step, limit) if method == "nearest" else gptq(weights, step, limit, ready)
+            corrected = (problem.target_mean - (codes * step * mean[:, None]).sum(dim=2)).flatten()
             bias = corrected if self.options.bias_correction else exact_bias
-            return _Candidate(affine, qparams, grid, round_to, bias, method, estimator)
+            return _Candidate(affine, qparams, grid, codes, bias, method, estimator)
 
         rounding = self.options.rounding
         if rounding in ("auto", "nearest"):

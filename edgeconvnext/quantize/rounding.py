@@ -6,6 +6,8 @@ depthwise conv is one group per channel, (C, 1, kH * kW), each with statistics o
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 
@@ -14,13 +16,32 @@ def nearest(weight: torch.Tensor, scale: torch.Tensor, limit: int) -> torch.Tens
     return (weight / scale).round().clamp(-limit, limit)
 
 
-def gptq(
-    weight: torch.Tensor, scale: torch.Tensor, limit: int, hessian: torch.Tensor, damping: float = 0.01
-) -> torch.Tensor:
+@dataclass(frozen=True)
+class Factored:
+    """A Hessian made ready for `gptq`: columns by falling power, (G, K), and the inverse's upper Cholesky factor, (G, K, K)."""
+
+    order: torch.Tensor
+    factor: torch.Tensor
+
+
+def factored(hessian: torch.Tensor, damping: float = 0.01) -> Factored:
+    """Return the order in which columns are rounded and how errors spread over those still to come.
+
+    hessian: (G, K, K), covariance of the inputs, float64. damping: added to its diagonal, as a share of the diagonal's mean.
+    """
+    diagonal = hessian.diagonal(dim1=1, dim2=2)
+    order = diagonal.argsort(dim=1, descending=True)
+    h = hessian.gather(1, order[:, :, None].expand_as(hessian)).gather(2, order[:, None].expand_as(hessian))
+    mean = diagonal.mean(dim=1).clamp_min(1e-30)
+    damped = h + (damping * mean)[:, None, None] * torch.eye(h.shape[1], dtype=h.dtype)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    return Factored(order, torch.linalg.cholesky(inverse, upper=True))
+
+
+def gptq(weight: torch.Tensor, scale: torch.Tensor, limit: int, hessian: Factored) -> torch.Tensor:
     """Return codes with small output error |(W - Q) x|^2 summed over the inputs that `hessian` describes.
 
-    weight: (G, R, K) float64. scale: (G, R, K), broadcast per row or block. hessian: (G, K, K), covariance of the inputs.
-    damping: added to its diagonal, as a share of the diagonal's mean.
+    weight: (G, R, K) float64. scale: (G, R, K), or broadcastable to it.
 
     Columns are rounded one after the other, those with the most power first; the error of each is spread over the columns still
     to come, in the proportions that change the output least (OBQ, arXiv 2208.11580; GPTQ, arXiv 2210.17323, by one Cholesky
@@ -28,11 +49,9 @@ def gptq(
     0.8; here the first rounds to 0, the second becomes 0.8 and rounds to 1, an error of 0.2.
     """
     groups, _, columns = weight.shape
-    order = hessian.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True)
-    w = weight.gather(2, order[:, None].expand_as(weight)).clone()
-    step = scale.expand_as(weight).gather(2, order[:, None].expand_as(weight))
-    h = hessian.gather(1, order[:, :, None].expand_as(hessian)).gather(2, order[:, None].expand_as(hessian))
-    factor = _inverse_factor(h, damping)
+    order, factor = hessian.order[:, None].expand_as(weight), hessian.factor
+    w = weight.gather(2, order).clone()
+    step = scale.expand_as(weight).gather(2, order)
     codes = torch.empty_like(w)
     block = 64
     for start in range(0, columns, block):
@@ -45,16 +64,7 @@ def gptq(
             part[:, :, column:] -= error[:, :, None] * factor[:, at, at:stop][:, None]
             errors[:, :, column] = error
         w[:, :, stop:] -= errors @ factor[:, start:stop, stop:]
-    return torch.empty_like(codes).scatter_(2, order[:, None].expand_as(codes), codes)
-
-
-def _inverse_factor(hessian: torch.Tensor, damping: float) -> torch.Tensor:
-    """Return the upper Cholesky factor of the inverse of the damped Hessian, (G, K, K)."""
-    diagonal = hessian.diagonal(dim1=1, dim2=2)
-    mean = diagonal.mean(dim=1).clamp_min(1e-30)
-    eye = torch.eye(hessian.shape[1], dtype=hessian.dtype)
-    damped = hessian + (damping * mean)[:, None, None] * eye
-    return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
+    return torch.empty_like(codes).scatter_(2, order, codes)
 
 
 def refit(weight: torch.Tensor, hessian: torch.Tensor, cross: torch.Tensor, ridge: float) -> torch.Tensor:
@@ -68,5 +78,5 @@ def refit(weight: torch.Tensor, hessian: torch.Tensor, cross: torch.Tensor, ridg
     """
     mean = hessian.diagonal(dim1=1, dim2=2).mean(dim=1).clamp_min(1e-30)
     damped = hessian + (ridge * mean)[:, None, None] * torch.eye(hessian.shape[1], dtype=hessian.dtype)
-    change = torch.linalg.solve(damped, (cross - weight @ hessian).transpose(1, 2)).transpose(1, 2)
-    return weight + change
+    change = torch.cholesky_solve((cross - weight @ hessian).transpose(1, 2), torch.linalg.cholesky(damped))
+    return weight + change.transpose(1, 2)

@@ -133,7 +133,7 @@ def _model_record(job: Job, stages: dict[str, StageResult]) -> ModelRecord:
 
 
 def _quantization_record(job: Job, stages: dict[str, StageResult]) -> QuantizationRecord:
-    gathered, plan = stages["plan"].values, stages["quantized"].values
+    gathered, plan, timings = stages["plan"].values, stages["quantized"].values, _values(stages, "latency")
     budget = gathered["budget"]
     return QuantizationRecord(
         scheme=plan["scheme"],
@@ -146,7 +146,7 @@ def _quantization_record(job: Job, stages: dict[str, StageResult]) -> Quantizati
         calibration_sha256=job.calibration.list_sha256,
         calibration_skipped=gathered["skipped"],
         layers=plan["layers"],
-        budget=None if budget is None else BudgetRecord.from_search(budget),
+        budget=None if budget is None else BudgetRecord.from_search(budget, timings.get("unbudgeted_ms")),
     )
 
 

@@ -57,11 +57,11 @@ def render_html(report: Report) -> str:
     changed = changed_classes(report.accuracy)
     cards = flip_cards(report.accuracy)
     return (
-        _environment()
+        page_environment()
         .get_template("report.html.jinja")
         .render(
             report=report,
-            style=Markup(files("edgeconvnext.report").joinpath("templates/report.css").read_text(encoding="utf-8")),
+            style=page_style(),
             verdict=verdict(report),
             gates=[(gate, gate_text(gate)) for gate in report.gates],
             tiles=summary_tiles(report),
@@ -180,7 +180,8 @@ def _interval(value: float, low: float, high: float) -> str:
     return shown.replace("-", "\N{MINUS SIGN}")
 
 
-def _environment() -> Environment:
+def page_environment() -> Environment:
+    """Return the templates of the pages, with the formats as filters; everything is escaped."""
     environment = Environment(
         loader=PackageLoader("edgeconvnext.report"),
         autoescape=True,
@@ -207,6 +208,11 @@ def _environment() -> Environment:
     environment.filters["breakable"] = _breakable
     environment.filters["multiples"] = lambda text: re.sub(r"(?<=\d)x\b", "\N{MULTIPLICATION SIGN}", text)
     return environment
+
+
+def page_style() -> Markup:
+    """Return the style sheet of the pages."""
+    return Markup(files("edgeconvnext.report").joinpath("templates/report.css").read_text(encoding="utf-8"))
 
 
 def _breakable(path: str) -> Markup:

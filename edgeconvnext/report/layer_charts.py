@@ -76,14 +76,7 @@ def layer_chart(layers: Sequence[LayerError], width: int) -> LayerChart | None:
         )
         for x, layer in zip(xs, layers, strict=True)
     ]
-    stages, separators, position = [], [], 0
-    for stage, group in groupby(layers, key=_stage):
-        end = position + len(list(group))
-        if stage is not None:
-            stages.append(Tick(round(left + (position + end) / 2 * step, 2), stage))
-        if end < len(layers):
-            separators.append(round(left + end * step, 2))
-        position = end
+    stages, separators = stage_marks([layer.layer for layer in layers], left, step)
     worst = min(range(len(layers)), key=lambda index: layers[index].sqnr_db)
     x = xs[worst]
     anchor = "start" if x < left + 0.25 * width else "end" if x > 0.75 * width else "middle"
@@ -111,8 +104,21 @@ def layer_sentence(layer: LayerError) -> str:
     )
 
 
-def _stage(layer: LayerError) -> str | None:
-    found = re.match(r"(?:stages|downsample_layers)\.(\d+)\b", layer.layer)
+def stage_marks(layers: Sequence[str], left: float, step: float) -> tuple[list[Tick], list[float]]:
+    """Return the stages' numbers at their middle, and the x between them. layers: names, `step` pixels apart from `left` on."""
+    stages, separators, position = [], [], 0
+    for stage, group in groupby(layers, key=_stage):
+        end = position + len(list(group))
+        if stage is not None:
+            stages.append(Tick(round(left + (position + end) / 2 * step, 2), stage))
+        if end < len(layers):
+            separators.append(round(left + end * step, 2))
+        position = end
+    return stages, separators
+
+
+def _stage(layer: str) -> str | None:
+    found = re.match(r"(?:stages|downsample_layers)\.(\d+)\b", layer)
     return found.group(1) if found else None
 
 

@@ -10,7 +10,6 @@ from edgeconvnext.model.convnext import ConvNeXt
 from edgeconvnext.model.layers import weight_of, weighted_layers
 from edgeconvnext.quantize.plan import QuantPlan
 from edgeconvnext.quantize.statistics import Statistics
-from edgeconvnext.quantize.weights import weight_sqnr_db
 from edgeconvnext.report.schema import LayerError
 from edgeconvnext.rewrite.prepare import absorbed
 from edgeconvnext.targets import Target
@@ -70,7 +69,7 @@ def layer_errors(folded: ConvNeXt, module: ConvNeXt, plan: QuantPlan, statistics
                 candidates=activation.candidates,
                 histogram=[float(share) for share in held_out.rebinned(HISTOGRAM_BINS)],
                 weight_bits=None if weight is None else weight.bits,
-                weight_sqnr_db=None if weight is None else _weight_sqnr_db(folded, module, plan, layer),
+                weight_sqnr_db=None if weight is None else rounded_weight_sqnr_db(folded, module, plan, layer),
                 preparation=None if decision is None else decision.affine.name,
                 rounding=None if decision is None else decision.rounding,
                 block_sqnr_db=None if decision is None else decision.block_sqnr_db,
@@ -80,11 +79,18 @@ def layer_errors(folded: ConvNeXt, module: ConvNeXt, plan: QuantPlan, statistics
     return records
 
 
-def _weight_sqnr_db(folded: ConvNeXt, module: ConvNeXt, plan: QuantPlan, layer: str) -> float:
-    """SQNR of a layer's rounded weights against its float ones, behind the same affine."""
-    decision = plan.decisions.get(layer)
-    if decision is None:
-        return weight_sqnr_db(weight_of(module, layer), plan.weights[layer])
-    exact, _ = absorbed(folded.get_submodule(layer), decision.affine)
+def rounded_weight_sqnr_db(folded: ConvNeXt, module: ConvNeXt, plan: QuantPlan, layer: str) -> float:
+    """SQNR of a layer's weights, rounded in `module`, against its float ones in `folded`, behind the same affine."""
+    exact = prepared_weight(folded, plan, layer)
     error = (weight_of(module, layer) - exact).square().sum().clamp_min(1e-30)
-    return float(10 * torch.log10(exact.square().sum() / error))
+    return float(10 * torch.log10(exact.square().sum().clamp_min(1e-30) / error))
+
+
+def prepared_weight(folded: ConvNeXt, plan: QuantPlan, layer: str) -> torch.Tensor:
+    """Return a layer's float weight for the inputs that its affine makes, (out, in, ...), float64."""
+    decision = plan.decisions.get(layer)
+    return (
+        weight_of(folded, layer).double()
+        if decision is None
+        else absorbed(folded.get_submodule(layer), decision.affine)[0]
+    )

@@ -231,10 +231,11 @@ class BudgetRecord(Record):
     before_kl: float
     after_pp: float
     after_kl: float
+    latency_before_ms: float | None = Field(default=None, description="median of the artifact without the moves")
     moves: list[BudgetMove] = []
 
     @classmethod
-    def from_search(cls, found: dict[str, Any]) -> BudgetRecord:
+    def from_search(cls, found: dict[str, Any], latency_before_ms: float | None) -> BudgetRecord:
         """Read the record that `search.budget` returns."""
         return cls(
             max_drop=found["max_drop"],
@@ -244,12 +245,13 @@ class BudgetRecord(Record):
             before_kl=found["before"]["kl"],
             after_pp=found["after"]["loss_pp"],
             after_kl=found["after"]["kl"],
+            latency_before_ms=latency_before_ms,
             moves=[BudgetMove.model_validate(move) for move in found["moves"]],
         )
 
 
 class QuantizationRecord(Record):
-    """What was quantised and from which images. int8_macs: share of MACs that runs in int8, 0..1."""
+    """What was quantised and from which images. int8_macs: share of MACs that is quantised, 0..1."""
 
     scheme: str
     operators: list[str]

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgeconvnext.report import format
-from edgeconvnext.report.schema import Interval, Latency, Report, TopK
+from edgeconvnext.report.schema import BudgetRecord, Interval, Latency, Report, TopK
 from edgeconvnext.report.verdict import Outcome, gate_text, missing_results, reason, verdict
 
 _STYLES: dict[Outcome, str] = {"passed": "bold green", "missed": "bold red", "open": "bold yellow"}
@@ -22,7 +22,7 @@ def render_summary(report: Report) -> RenderableType:
     judged = verdict(report)
     parts: list[RenderableType] = [
         Text.assemble((report.model.name, "bold"), " for ", (report.target, "bold")),
-        Text(f"{report.quantization.scheme}, {format.share(report.quantization.int8_macs)} of MACs in int8", "dim"),
+        Text(f"{report.quantization.scheme}, {format.share(report.quantization.int8_macs)} of MACs quantised", "dim"),
         Text(),
         _accuracy(report),
         Text(),
@@ -77,6 +77,7 @@ def _facts(report: Report) -> Table:
         ("top-1 drop", drop),
         ("agreement", agreement),
         ("logit SQNR", None if accuracy.sqnr_db is None else format.decibel(accuracy.sqnr_db) + on),
+        *([] if report.quantization.budget is None else [("budget", _budget(report.quantization.budget))]),
         ("fidelity", None if report.fidelity_db is None else format.decibel(report.fidelity_db)),
         ("latency FP32", _times(report.latency.fp32)),
         ("latency artifact", _times(report.latency.artifact)),
@@ -85,6 +86,20 @@ def _facts(report: Report) -> Table:
     ):
         table.add_row(name, Text(value) if value else Text("not measured", "dim"))
     return table
+
+
+def _budget(budget: BudgetRecord) -> str:
+    spent = "no layer given back"
+    if budget.moves:
+        share = sum({move.layer: move.macs_share for move in budget.moves}.values())
+        layers = len({move.layer for move in budget.moves})
+        spent = f"{layers} layer{'' if layers == 1 else 's'} with more bits, {format.share(share)} of MACs"
+        if budget.latency_before_ms is not None:
+            spent += f"; {format.milliseconds(budget.latency_before_ms)} without them"
+    return (
+        f"{budget.max_drop:g} points of {budget.judged_by} on {budget.images} held-out images: {budget.before_pp:.2f} lost, "
+        f"then {budget.after_pp:.2f}; {spent}"
+    )
 
 
 def _times(latency: Latency | None) -> str | None:

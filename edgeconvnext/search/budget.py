@@ -51,9 +51,13 @@ class Move:
 
 @dataclass(frozen=True)
 class BudgetOutcome:
-    """A network within its budget, and what that took. before, after: on held-out calibration images, without and with `moves`."""
+    """A network within its budget, and what that took. before, after: on held-out calibration images, without and with `moves`.
+
+    result: the network that meets it; first: the one that was asked for, before any move.
+    """
 
     result: Reconstructed
+    first: Reconstructed
     bits: BitPlan
     max_drop: float
     labelled: bool
@@ -96,13 +100,13 @@ def within_budget(
     """
     logits = _logits(module, batches)
     labelled = labels is not None
-    result = with_bits(bits)
+    first = result = with_bits(bits)
     before = after = _measure(result, logits, batches, labels)
     macs = layer_macs(module.config, input_size)
     moves: list[Move] = []
     for _ in range(ROUNDS):
         if after.within(max_drop, labelled):
-            return BudgetOutcome(result, bits, max_drop, labelled, len(logits), before, after, tuple(moves))
+            return BudgetOutcome(result, first, bits, max_drop, labelled, len(logits), before, after, tuple(moves))
         ranked = sorted(sensitivities(module, result.module, result.plan, batches), key=lambda entry: -entry.kl_alone)
         chosen = _enough(module, result, ranked, logits, batches, labels, max_drop)
         moves += [
@@ -113,7 +117,7 @@ def within_budget(
         result = with_bits(bits)
         after = _measure(result, logits, batches, labels)
     if after.within(max_drop, labelled):
-        return BudgetOutcome(result, bits, max_drop, labelled, len(logits), before, after, tuple(moves))
+        return BudgetOutcome(result, first, bits, max_drop, labelled, len(logits), before, after, tuple(moves))
     raise QuantizationError(
         f"--max-drop {max_drop:g} was not reached: after {ROUNDS} rounds {len(moves)} layers have more bits or are float, and "
         f"{after.loss_pp:.2f} points are still lost on {len(logits)} held-out calibration images. Allow a larger drop, use 8-bit "

@@ -148,13 +148,16 @@ def im2col(layer: IntegerLayer, codes: np.ndarray, zero_point: int) -> Iterator[
 
 
 def _read_layer(graph: Graph, node: Any) -> IntegerLayer | None:
-    """Return the integer layer that `node` is, or None where onnxruntime computes it in float or exactly."""
+    """Return the integer layer that `node` is, or None where onnxruntime computes it in float or exactly.
+
+    It multiplies bytes only: layers with 4-bit weights or 16-bit activations are dequantised first.
+    """
     activation, _ = graph.dequantizer(node.input[0])
     weight, moves = graph.dequantizer(node.input[1])
     if activation is None or weight is None or weight.input[0] not in graph.constants:
         return None
     codes, given = graph.constants[weight.input[0]], attributes(node)
-    if codes.dtype != np.int8 or graph.zero_point(weight).any():
+    if codes.dtype != np.int8 or graph.zero_point(weight).any() or graph.zero_point(activation).dtype.itemsize > 1:
         return None
     scales = graph.constants[weight.input[1]].astype(np.float64)
     axis = attributes(weight).get("axis", 1) % codes.ndim

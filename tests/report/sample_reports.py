@@ -11,6 +11,8 @@ from PIL import Image
 
 from edgeconvnext.report.schema import (
     Accuracy,
+    BudgetMove,
+    BudgetRecord,
     ClassChange,
     ExportCheck,
     Flip,
@@ -87,7 +89,12 @@ def sample_layer(name: str, operator: str, rng: np.random.Generator) -> LayerErr
         candidates={"min-max": error * 1.3, "percentile": error * 1.02, "mse": error, "entropy": error * 2.7}
         | {estimator: error},
         histogram=(histogram / values.size).tolist(),
+        weight_bits=8,
         weight_sqnr_db=float(38 + 4 * rng.random()),
+        preparation="smooth 0.75, shift",
+        rounding="gptq, re-fitted 0.01",
+        block_sqnr_db=41.2,
+        plain_sqnr_db=37.9,
     )
 
 
@@ -168,6 +175,17 @@ def sample_report(depths: tuple[int, ...] = (2, 2, 6, 2)) -> Report:
             calibration_sha256="a" * 64,
             calibration_skipped=["train/n01440764/broken.JPEG"],
             layers=[sample_layer(name, operator, rng) for name, operator in layer_names(depths)],
+            budget=BudgetRecord(
+                max_drop=0.5,
+                judged_by="top-1",
+                images=85,
+                before_pp=1.18,
+                before_kl=0.021,
+                after_pp=0.0,
+                after_kl=0.004,
+                latency_before_ms=1.41,
+                moves=[BudgetMove(layer="stages.3.1.pwconv2", to="float", kl=0.0123, macs_share=0.036)],
+            ),
         ),
         accuracy=Accuracy(
             dataset="imagenette_val",

@@ -255,3 +255,16 @@ def test_simulation_figures_are_marked_as_such(report: Report) -> None:
 
 def test_tiny_at_80_columns() -> None:
     assert max(map(len, printed(sample_report((3, 3, 9, 3))).splitlines())) <= 80
+
+
+def test_a_budget_is_summed_up_with_what_it_cost(report: Report) -> None:
+    shown = printed(report)
+    for part in (
+        "0.5 points of top-1 on 85 held-out images",
+        "1.18 lost",
+        "then 0.00",
+        "1 layer with more bits",
+        "1.41 ms without",
+    ):
+        assert part in " ".join(shown.split())
+    assert "1 layer was given more bits" in render_card(report)

@@ -1,0 +1,354 @@
+"""Where the quantization error comes from: figures for each layer of a plan and each tensor around it.
+
+What a tensor looks like is read from its calibration statistics; only the sensitivities need passes over images. The records are
+the content of analysis.json; docs/analyze.md documents every key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from edgeconvnext.errors import RunDirectoryError
+from edgeconvnext.model.convnext import ConvNeXt
+from edgeconvnext.model.layers import weighted_layers
+from edgeconvnext.quantize.plan import ActivationPlan, QParams, QuantPlan
+from edgeconvnext.quantize.plan_storage import load_plan
+from edgeconvnext.quantize.planning import Calibrator, Effort
+from edgeconvnext.quantize.preparations import Preparation
+from edgeconvnext.quantize.statistics import Statistics, TensorStatistics
+from edgeconvnext.report.layers import prepared_weight, rounded_weight_sqnr_db
+from edgeconvnext.report.schema import Decibel, FileName, Record
+from edgeconvnext.search.sensitivity import Sensitivity, sensitivities
+from edgeconvnext.targets import Exporter, Operator
+
+BINS = 64
+"""Bins of the histograms before and after quantization."""
+
+RAREST = 0.001
+"""Share of values that the range of the others is compared with."""
+
+OUTLIER_REACH = 8.0
+"""A channel whose largest magnitude is more than so many times the median channel's is an outlier."""
+
+VALUES_PER_CODE = 16
+"""Below so many values per code of an 8-bit grid, a code that none of them uses says nothing."""
+
+
+class TensorAnalysis(Record):
+    """One quantised activation. Shares are 0..1; ranges are in the tensor's units, behind the layer's preparation.
+
+    low, high: ends of the grid. fit_low, fit_high: extremes of the values that ranges were fitted on; observed_low,
+    observed_high: of the held-out ones. range_used: share of the grid between the extremes of all values. rare_range: share
+    of it that the rarest 0.1 % of values take for themselves. saturated: share of held-out values more than half a step outside of
+    the grid; nearer ones lose no more than by rounding. unused_codes: share of the codes that no value uses. beyond_fit: how far
+    held-out values exceed the fitted extremes, in multiples of their distance. histogram: shares of held-out values in 64 bins
+    over observed_low..observed_high; codes: shares of the same values in 64 groups of codes over low..high.
+    """
+
+    name: str
+    bits: int
+    estimator: str
+    low: float
+    high: float
+    scale: float
+    zero_point: int
+    sqnr_db: Decibel
+    observed_low: float
+    observed_high: float
+    fit_low: float
+    fit_high: float
+    range_used: float
+    rare_range: float
+    saturated: float
+    unused_codes: float | None
+    beyond_fit: float
+    channels: int
+    outlier_channels: list[int]
+    outlier_reach: float
+    constant_channels: list[int]
+    histogram: list[float]
+    codes: list[float]
+
+
+class WeightAnalysis(Record):
+    """The weights of a layer, behind its preparation, rows being output channels.
+
+    coarse_rows: rows of which more than half of the weights other than 0 round to 0. spread: the largest weight of a row over its
+    median weight other than 0, for the row where that is largest.
+    """
+
+    bits: int
+    sqnr_db: Decibel
+    rows: int
+    coarse_rows: int
+    spread: float
+
+
+class LayerAnalysis(Record):
+    """One layer that is quantised, or whose output is. KL in nats, agreement in per cent of images, against FP32."""
+
+    layer: str
+    operator: Operator
+    macs_share: float
+    kl_alone: float | None
+    kl_cumulative: float | None
+    agreement_alone: float | None
+    agreement_cumulative: float | None
+    preparation: str | None
+    rounding: str | None
+    block_sqnr_db: Decibel | None
+    plain_sqnr_db: Decibel | None
+    weights: WeightAnalysis | None
+    input: TensorAnalysis | None
+    output: TensorAnalysis | None
+
+    @property
+    def tensors(self) -> list[TensorAnalysis]:
+        """The quantised activations of the layer."""
+        return [tensor for tensor in (self.input, self.output) if tensor is not None]
+
+
+SuspicionKind = Literal[
+    "few-images",
+    "costly-layer",
+    "error-adds-up",
+    "rare-values",
+    "outlier-channels",
+    "saturation",
+    "unused-codes",
+    "coarse-weights",
+    "constant-channels",
+]
+
+
+class Suspicion(Record):
+    """One finding about one layer, as a sentence that ends with what to try."""
+
+    kind: SuspicionKind
+    layer: str
+    sentence: str
+
+
+class Setting(Record):
+    """What was quantised how: what a finding's advice depends on. Images are calibration images.
+
+    wide_activations: whether the target takes 16-bit activations. affine_activations: whether its grids have zero points.
+    prepares_hidden, prepares_depthwise: where the target allows a multiply-add in front of a quantizer.
+    """
+
+    model: str
+    target: str
+    exporter: Exporter
+    wide_activations: bool
+    affine_activations: bool
+    prepares_hidden: Literal["none", "shift", "channel"]
+    prepares_depthwise: bool
+    effort: Effort
+    calibrator: Calibrator
+    preparation: Preparation
+    calibration_set: FileName
+    fit_images: int
+    held_out_images: int
+    sensitivity_images: int
+
+
+class Analysis(Record):
+    """Everything that analyze found. kl, agreement: of the whole quantised network; null where nothing is quantised."""
+
+    format: Literal[1] = 1
+    setting: Setting
+    kl: float | None
+    agreement: float | None
+    layers: list[LayerAnalysis]
+    suspicions: list[Suspicion] = Field(default=[])
+
+
+def load_planned(path: Path, folded: ConvNeXt) -> tuple[QuantPlan, ConvNeXt]:
+    """Read a plan and the network prepared for it; raises RunDirectoryError where it belongs to another network than `folded`."""
+    try:
+        return load_plan(path, folded)
+    except (AttributeError, RuntimeError) as error:  # a layer that is not there, or of another shape
+        raise RunDirectoryError(
+            f"{path.name} of {path.parent} is the plan of another network than the folded one beside it ({error}). Make the run "
+            "again with edgeconvnext quantize."
+        ) from error
+
+
+def measure(
+    folded: ConvNeXt,
+    prepared: ConvNeXt,
+    plan: QuantPlan,
+    statistics: Statistics,
+    images: Sequence[torch.Tensor],
+    *,
+    macs: Mapping[str, int],
+    setting: Setting,
+) -> Analysis:
+    """Return the figures of every layer of `plan`, in forward order, without suspicions.
+
+    folded: the float network; prepared: the same with affines and codes in place. images: held-out batches, (N, C, H, W), for the
+    sensitivities. macs: multiply-adds by layer.
+    """
+    costs = {cost.layer: cost for cost in sensitivities(folded, prepared, plan, images)} if plan.weights else {}
+    every = sum(macs.values())
+    layers = [
+        _layer(layer, operator, folded, prepared, plan, statistics, costs.get(layer), macs[layer] / every)
+        for layer, operator in weighted_layers(folded).items()
+        if layer in plan.weights or any(f"{layer}:{side}" in plan.activations for side in ("input", "output"))
+    ]
+    last = list(costs.values())[-1] if costs else None
+    return Analysis(
+        setting=setting,
+        kl=None if last is None else last.kl_cumulative,
+        agreement=None if last is None else last.agreement_cumulative,
+        layers=layers,
+    )
+
+
+def _layer(
+    layer: str,
+    operator: Operator,
+    folded: ConvNeXt,
+    prepared: ConvNeXt,
+    plan: QuantPlan,
+    statistics: Statistics,
+    cost: Sensitivity | None,
+    macs_share: float,
+) -> LayerAnalysis:
+    decision, grid = plan.decisions.get(layer), plan.weights.get(layer)
+    tensors = {
+        side: analyse_tensor(plan.activations[name], statistics.tensors[name])
+        for side in ("input", "output")
+        if (name := f"{layer}:{side}") in plan.activations
+    }
+    weights = None
+    if grid is not None:
+        sqnr_db = rounded_weight_sqnr_db(folded, prepared, plan, layer)
+        weights = analyse_weights(prepared_weight(folded, plan, layer), grid, sqnr_db)
+    return LayerAnalysis(
+        layer=layer,
+        operator=operator,
+        macs_share=macs_share,
+        kl_alone=None if cost is None else cost.kl_alone,
+        kl_cumulative=None if cost is None else cost.kl_cumulative,
+        agreement_alone=None if cost is None else cost.agreement_alone,
+        agreement_cumulative=None if cost is None else cost.agreement_cumulative,
+        preparation=None if decision is None else decision.affine.name,
+        rounding=None if decision is None else decision.rounding,
+        block_sqnr_db=None if decision is None else decision.block_sqnr_db,
+        plain_sqnr_db=None if decision is None else decision.plain_sqnr_db,
+        weights=weights,
+        input=tensors.get("input"),
+        output=tensors.get("output"),
+    )
+
+
+def analyse_tensor(activation: ActivationPlan, statistics: TensorStatistics) -> TensorAnalysis:
+    """Describe one quantised activation from its grid and its statistics."""
+    grid, held_out, fit = activation.qparams, statistics.held_out, statistics.fit
+    low, high = grid.range()
+    span = max(high - low, 1e-30)
+    centers = np.concatenate([fit.centers, held_out.centers])
+    counts = np.concatenate([fit.counts, held_out.counts])
+    widths = np.concatenate([np.full(len(each.counts), each.width) for each in (fit, held_out)])
+    seen = counts > 0
+    centers, counts, widths = centers[seen], counts[seen], widths[seen]
+    lowest = float(np.clip(min(fit.low, held_out.low), low, high))
+    highest = float(np.clip(max(fit.high, held_out.high), low, high))
+    core = shortest_interval(np.clip(centers, low, high), counts, 1 - RAREST)
+    reach = np.maximum(np.abs(statistics.channel_low), np.abs(statistics.channel_high)).astype(float)
+    median = float(np.median(reach))
+    outliers = np.flatnonzero(reach > OUTLIER_REACH * median) if median > 0 else np.zeros(0, dtype=int)
+    fit_span = max(fit.high - fit.low, 1e-30)
+    enough = counts.sum() >= VALUES_PER_CODE * min(256, grid.quant_max - grid.quant_min + 1)
+    return TensorAnalysis(
+        name=activation.name,
+        bits=grid.bits,
+        estimator=activation.estimator,
+        low=low,
+        high=high,
+        scale=float(grid.scale),
+        zero_point=int(grid.zero_point),
+        sqnr_db=activation.sqnr_db,
+        observed_low=held_out.low,
+        observed_high=held_out.high,
+        fit_low=fit.low,
+        fit_high=fit.high,
+        range_used=min(1.0, (highest - lowest) / span),
+        rare_range=min(1.0, max(0.0, (highest - lowest - core) / span)),
+        saturated=held_out.share_outside(low - float(grid.scale) / 2, high + float(grid.scale) / 2),
+        unused_codes=_unused_codes(grid, centers, widths) if enough else None,
+        beyond_fit=max(0.0, held_out.high - fit.high, fit.low - held_out.low) / fit_span,
+        channels=len(reach),
+        outlier_channels=[int(channel) for channel in outliers],
+        outlier_reach=float(reach.max() / median) if median > 0 else 0.0,
+        constant_channels=[
+            int(channel) for channel in np.flatnonzero(statistics.channel_low == statistics.channel_high)
+        ],
+        histogram=[float(share) for share in held_out.rebinned(BINS)],
+        codes=_code_shares(grid, held_out.centers, held_out.counts),
+    )
+
+
+def shortest_interval(values: np.ndarray, counts: np.ndarray, share: float) -> float:
+    """Return the length of the shortest interval that holds `share` of all values. values, counts: (bins,), in any order.
+
+    Example: of the values 0, 1, 2 and 100 once each, three quarters lie within 2.
+    """
+    order = np.argsort(values, kind="stable")
+    values, total = values[order], np.cumsum(counts[order])
+    if not len(values):
+        return 0.0
+    before = np.concatenate([[0.0], total[:-1]])
+    # A millionth of slack: sums of many counts in float64 need not be exact.
+    ends = np.searchsorted(total, before + share * total[-1] * (1 - 1e-6))
+    inside = ends < len(values)
+    return float((values[ends[inside]] - values[inside]).min())
+
+
+def analyse_weights(weight: torch.Tensor, grid: QParams, sqnr_db: float) -> WeightAnalysis:
+    """Describe a layer's weight, (out, in, ...), behind its preparation, and what its grid does to the small ones."""
+    magnitude = weight.double().abs()
+    codes = (magnitude / grid.broadcast(grid.scale, weight).double()).round().flatten(1)
+    rows = magnitude.flatten(1)
+    nonzero = rows > 0
+    lost = ((codes == 0) & nonzero).sum(dim=1)
+    coarse = lost > 0.5 * nonzero.sum(dim=1)
+    median = rows.masked_fill(~nonzero, torch.nan).nanmedian(dim=1).values
+    spread = (rows.amax(dim=1) / median).nan_to_num(nan=1.0)
+    return WeightAnalysis(
+        bits=grid.bits,
+        sqnr_db=sqnr_db,
+        rows=len(rows),
+        coarse_rows=int(coarse.sum()),
+        spread=float(spread.max()),
+    )
+
+
+def _codes(grid: QParams, values: np.ndarray) -> np.ndarray:
+    codes = np.round(values / float(grid.scale)) + int(grid.zero_point)
+    return np.clip(codes, grid.quant_min, grid.quant_max).astype(int) - grid.quant_min
+
+
+def _unused_codes(grid: QParams, centers: np.ndarray, widths: np.ndarray) -> float:
+    """Share of the grid's codes that no bin reaches, of 16-bit grids in groups of 256 codes; a wide bin may hold any it covers."""
+    codes = grid.quant_max - grid.quant_min + 1
+    groups = min(codes, 256)
+    half = np.where(widths > float(grid.scale) * codes / groups, widths / 2, 0.0)
+    first, last = (_codes(grid, centers + side * half) * groups // codes for side in (-1, 1))
+    # +1 where a bin's codes start and -1 behind its last one; sums of these count the bins over each code.
+    edges = np.bincount(first, minlength=groups + 1) - np.bincount(last + 1, minlength=groups + 1)
+    return float((np.cumsum(edges)[:groups] == 0).mean())
+
+
+def _code_shares(grid: QParams, centers: np.ndarray, counts: np.ndarray) -> list[float]:
+    codes = grid.quant_max - grid.quant_min + 1
+    groups = _codes(grid, centers) * BINS // codes
+    shares = np.bincount(groups, weights=counts, minlength=BINS) / max(counts.sum(), 1.0)
+    return [float(share) for share in shares]

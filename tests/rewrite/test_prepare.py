@@ -1,0 +1,76 @@
+"""Affines in front of layers leave the network's function alone, or are refused."""
+
+import copy
+
+import pytest
+import torch
+
+from edgeconvnext.errors import RewriteError
+from edgeconvnext.model.convnext import ConvNeXt, ConvNeXtConfig
+from edgeconvnext.model.layers import weighted_layers
+from edgeconvnext.rewrite.prepare import Affine, insert_affine, norm_before, takes_shift
+
+
+def network(version: int = 1, stem: str = "patch", head_norm: str = "after_pool") -> ConvNeXt:
+    torch.manual_seed(0)
+    config = ConvNeXtConfig((1, 1), (8, 16), num_classes=5, version=version, stem=stem, head_norm=head_norm)
+    module = ConvNeXt(config)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.3)
+    return module.eval()
+
+
+def input_channels(module: ConvNeXt, layer: str) -> int:
+    found = module.get_submodule(layer)
+    return found.in_channels if isinstance(found, torch.nn.Conv2d) else found.in_features
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("stem", ["patch", "overlap"])
+@pytest.mark.parametrize("head_norm", ["after_pool", "before_pool"])
+def test_an_affine_in_front_of_every_layer_changes_nothing(version: int, stem: str, head_norm: str) -> None:
+    module = network(version, stem, head_norm)
+    images = torch.randn(2, 3, 32, 32)
+    prepared = copy.deepcopy(module)
+    generator = torch.Generator().manual_seed(1)
+    for layer in weighted_layers(module):
+        channels = input_channels(module, layer)
+        scale = torch.rand(channels, generator=generator) * 4 + 0.25
+        shift = torch.randn(channels, generator=generator) * takes_shift(module, layer)
+        insert_affine(prepared, layer, Affine(scale, shift, "test"))
+    with torch.inference_mode():
+        expected, found = module(images), prepared(images)
+    # Eight float32 layers deep; scales up to 17 to 1 cost a digit.
+    assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+def test_behind_a_norm_the_affine_costs_no_operator() -> None:
+    module = network()
+    kinds = {layer: norm_before(module, layer) is not None for layer in weighted_layers(module)}
+    assert {layer for layer, free in kinds.items() if free} == {
+        "stages.0.0.pwconv1", "downsample_layers.1.1", "stages.1.0.pwconv1", "head",
+    }  # fmt: skip
+    insert_affine(module, "stages.0.0.pwconv1", Affine(torch.full((8,), 2.0), torch.ones(8), "test"))
+    assert not hasattr(module.stages[0][0].pwconv1, "input_affine")
+
+
+def test_a_shift_in_front_of_zero_padding_is_refused() -> None:
+    with pytest.raises(RewriteError, match=r"stages\.0\.0\.dwconv pads its input with zeros"):
+        insert_affine(network(), "stages.0.0.dwconv", Affine(torch.ones(8), torch.ones(8), "test"))
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
+def test_scales_that_cannot_be_taken_back_are_refused(value: float) -> None:
+    scale = torch.ones(8)
+    scale[3] = value
+    with pytest.raises(RewriteError, match="positive and finite"):
+        insert_affine(network(), "stages.0.0.dwconv", Affine(scale, torch.zeros(8), "test"))
+
+
+def test_one_number_for_all_channels_stays_one_number() -> None:
+    module = network()
+    insert_affine(module, "stages.0.0.pwconv2", Affine(torch.ones(32), torch.full((32,), -0.5), "shift"))
+    affine = module.stages[0][0].pwconv2.input_affine
+    assert affine.scale is None
+    assert affine.shift.numel() == 1
