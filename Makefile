@@ -6,6 +6,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
+# Test files are shared out to as many processes as there are cores; with threads of their own these would wait for each other.
+ON_ALL_CORES := -n auto --dist loadfile
+ONE_THREAD := OMP_NUM_THREADS=1
 
 # Without MODEL the network that ships in the package is exported: handwritten digits, with their own images.
 ifndef MODEL
@@ -38,10 +41,10 @@ target-named:
 	@test -n "$(TARGET)" || { echo "Name a target: make export TARGET=jetson (or onnx, rtx, gpu, coreml)" >&2; exit 2; }
 
 test: $(INSTALLED)  ## Run all tests that this machine can run
-	$(BIN)/python -m pytest
+	$(ONE_THREAD) $(BIN)/python -m pytest $(ON_ALL_CORES)
 
 test-fast: $(INSTALLED)  ## Run the tests that take less than ten seconds each
-	$(BIN)/python -m pytest -m "not slow"
+	$(ONE_THREAD) $(BIN)/python -m pytest $(ON_ALL_CORES) -m "not slow"
 
 check: $(INSTALLED)  ## Run ruff and mypy
 	$(BIN)/ruff check .

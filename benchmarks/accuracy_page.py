@@ -23,14 +23,20 @@ INTRO = """\
 # Accuracy, side by side
 
 What this toolkit and other quantization tools make of the same networks. Every row had the same FP32 network, the same 256
-calibration images and the same evaluation images, and was judged by running its artifact in its own runtime. Reproduce with
+calibration images and the same evaluation images, and was judged by running its artifact in its own runtime; rows of targets whose
+runtime is not on this machine (`jetson`, `coreml`) are of the simulated graph. Nothing was chosen on the evaluation images.
+Reproduce with
 
     python -m benchmarks.accuracy
 
 which installs each tool into an environment of its own, writes `benchmarks/results/accuracy.csv`, and makes this page from
 that file. Drop: FP32 top-1 minus the artifact's, points, with its paired 95 % interval. Agreement: images with FP32's
 answer. SQNR: of the logits. Speed-up: against the FP32 ONNX in onnxruntime, batch 1, one thread, interleaved runs, with a
-95 % bootstrap interval. Quantising: wall time and peak memory of the process, libraries included.
+95 % bootstrap interval. Quantising: wall time and peak memory of the process, libraries included; these times were taken
+while other work shared the two cores, so only their order of magnitude says something.
+
+Own rows: `target onnx` and the like are the shipped targets as they are; "with multiply-adds" and "no multiply-adds" say whether
+scales and shifts may stand in front of quantizers that no LayerNorm feeds (docs/quantization.md).
 
 """
 
@@ -100,6 +106,7 @@ def _section(model: str, rows: list[Row]) -> str:
     if fp32 is not None:
         time = "" if fp32.latency_ms is None else f", {fp32.latency_ms:.2f} ms"
         lines += [f"FP32: {fp32.top1:.2f} % top-1 on {fp32.images:,} images{time}. {fp32.cpu}.", ""]
+    lines += _best(mine)
     lines += [
         "| tool | method | quantised | bits | activations | drop | agreement | SQNR | speed-up | ms | size | quantising |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
@@ -112,6 +119,27 @@ def _section(model: str, rows: list[Row]) -> str:
             f"- {row.peer} {row.method}, {row.placement}, {row.bits} {row.activations}: {row.error}" for row in refused
         ]
     return "\n".join(lines) + "\n\n"
+
+
+def _best(rows: list[Row]) -> list[str]:
+    """Return a table of the best of each placement and bits: this toolkit's beside the best other tool's."""
+    lines = ["| quantised | bits | edgeconvnext | best other tool |", "|---|---|---|---|"]
+    for placement in ("all weighted ops", "no depthwise", "linears only", "peer's own default"):
+        for bits in ("W8A8", "W4A8"):
+            same = [row for row in rows if (row.placement, row.bits) == (placement, bits) and row.sqnr_db is not None]
+            own = max((row for row in same if row.peer == OWN), key=lambda row: row.sqnr_db or 0.0, default=None)
+            other = max((row for row in same if row.peer != OWN), key=lambda row: row.sqnr_db or 0.0, default=None)
+            if own is not None or other is not None:
+                name = "each tool's default" if placement == "peer's own default" else placement
+                lines.append(f"| {name} | {bits} | {_summed(own)} | {_summed(other, named=True)} |")
+    return [*lines, ""]
+
+
+def _summed(row: Row | None, named: bool = False) -> str:
+    if row is None:
+        return "not measured"
+    who = f"{row.peer} {row.method}" if named else f"{row.method}"
+    return f"{row.sqnr_db:.1f} dB, {row.agreement:.2f} % ({who}, {row.activations})"
 
 
 def _line(row: Row) -> str:

@@ -61,7 +61,7 @@ minimum = "1.18"
 
 
 OWN_RUNS: tuple[OwnRun, ...] = (
-    OwnRun("target onnx", "onnx", "peer's own default", "affine"),
+    OwnRun("target onnx", "onnx", "linears only", "affine"),
     OwnRun("target jetson", "jetson", "all weighted ops", "symmetric", runs_here=False),
     OwnRun("target coreml", "coreml", "all weighted ops", "symmetric", runs_here=False),
     OwnRun(

@@ -18,11 +18,13 @@ from edgeconvnext.quantize.units import Unit
 BATCH = 16
 MOST_STEPS = 2000
 FEWEST_STEPS = 20
-LEARNING_RATE = 1e-2
-REGULARIZATION = 0.02
-"""Weight of the push towards 0 and 1, relative to the loss at the start; it sets in after a fifth of the steps."""
+LEARNING_RATE = 3e-2
+REGULARIZATION = 5.0
+"""Weight of the push towards 0 and 1, mean over weights, relative to the first loss; it sets in after a fifth of the steps."""
 
 STRETCH = (-0.1, 1.1)
+START = 0.05
+"""How far each weight starts from its code towards the one offered: near it, because the codes at hand are good ones."""
 
 
 def refine(
@@ -30,20 +32,19 @@ def refine(
     reference: ConvNeXt,
     working: ConvNeXt,
     grids: dict[str, QParams],
-    exact: dict[str, torch.Tensor],
     inputs: tuple[TensorFile, TensorFile, int],
     *,
     seconds: float,
 ) -> None:
     """Move the codes of a unit's layers by at most one each, for the least error of the unit's output; in place.
 
-    working: the quantised network, its weights on `grids`, its activations rounded by hooks. exact: the
-    layers' float weights behind their affines. inputs: the unit's inputs in the
+    working: the quantised network, its weights on `grids`, its activations rounded by hooks. inputs: the unit's inputs in the
     reference and in the working network, and how many images to fit on. seconds: time it may take; the number of steps is set
     by the first few.
     """
     expected_file, given_file, images = inputs
-    roundings = {layer: _SoftRounding(working, layer, grid, exact[layer]) for layer, grid in grids.items()}
+    directions = _directions(unit, reference, working, list(grids), inputs)
+    roundings = {layer: _SoftRounding(working, layer, grid, directions[layer]) for layer, grid in grids.items()}
     parameters = [rounding.logit for rounding in roundings.values()]
     biases = [rounding.bias for rounding in roundings.values()]
     optimizer = torch.optim.Adam(
@@ -80,19 +81,34 @@ def refine(
         rounding.harden()
 
 
+def _directions(
+    unit: Unit, reference: ConvNeXt, working: ConvNeXt, layers: list[str], inputs: tuple[TensorFile, TensorFile, int]
+) -> dict[str, torch.Tensor]:
+    """Return where each weight would have to rise for a smaller error: the sign of the gradient over some batches, bool."""
+    expected_file, given_file, images = inputs
+    weights = {f"{layer}.weight": cast(torch.Tensor, working.get_submodule(layer).weight).detach() for layer in layers}
+    leaves = {name: weight.clone().requires_grad_() for name, weight in weights.items()}
+    with torch.enable_grad():
+        for start in range(0, min(images, FEWEST_STEPS * BATCH), BATCH):
+            stop = min(start + BATCH, images)
+            target = unit.branch(reference, expected_file.read(start, stop)).detach()
+            output = _branch(unit, working, dict(leaves), given_file.read(start, stop))
+            (output - target).square().sum().backward()  # type: ignore[no-untyped-call]
+    return {layer: cast(torch.Tensor, leaves[f"{layer}.weight"].grad) < 0 for layer in layers}
+
+
 class _SoftRounding:
     """One layer's weights as (floor + soft) * scale with soft in 0..1, learnt."""
 
-    def __init__(self, working: ConvNeXt, layer: str, grid: QParams, exact: torch.Tensor) -> None:
+    def __init__(self, working: ConvNeXt, layer: str, grid: QParams, up: torch.Tensor) -> None:
         self.layer, self.grid = layer, grid
         self.found = working.get_submodule(layer)
         weight = cast(torch.Tensor, self.found.weight).detach()
         self.scale = grid.broadcast(grid.scale, weight)
         codes = (weight / self.scale).round()
-        # Of the two codes beside the one at hand, the one on the side of the float weight is offered.
-        up = exact.view_as(weight) > weight
+        # Of the two codes beside the one at hand, the one in the direction of a smaller error is offered.
         self.floor = torch.where(up, codes, codes - 1)
-        start = torch.where(up, torch.full_like(codes, 0.1), torch.full_like(codes, 0.9))
+        start = torch.where(up, torch.full_like(codes, START), torch.full_like(codes, 1 - START))
         low, high = STRETCH
         self.logit = torch.nn.Parameter(torch.logit((start - low) / (high - low)))
         self.bias = torch.nn.Parameter(cast(torch.Tensor, self.found.bias).detach().clone())

@@ -53,7 +53,7 @@ from edgeconvnext.quantize.statistics import Statistics, TensorStatistics
 from edgeconvnext.quantize.tensor_file import TensorFile
 from edgeconvnext.quantize.units import Unit, units_of
 from edgeconvnext.quantize.weights import weight_grid
-from edgeconvnext.rewrite.prepare import Affine, absorbed, norm_before, place_affine, takes_shift
+from edgeconvnext.rewrite.prepare import Affine, norm_before, place_affine, takes_shift
 from edgeconvnext.targets import Target
 
 Rounding = Literal["auto", "nearest", "gptq", "adaround"]
@@ -507,11 +507,8 @@ class _Engine:
         before = evaluation.error()
         kept = {layer: copy.deepcopy(state.working.get_submodule(layer).state_dict()) for layer in layers}
         grids = {layer: self.weights[layer] for layer in layers}
-        exact = {
-            layer: absorbed(state.reference.get_submodule(layer), self.decisions[layer].affine)[0] for layer in layers
-        }
         inputs = (state.expected, state.given, state.fit_images)
-        refine(unit, state.reference, state.working, grids, exact, inputs, seconds=share * self.adaround_seconds)
+        refine(unit, state.reference, state.working, grids, inputs, seconds=share * self.adaround_seconds)
         after = evaluation.error()
         for layer in layers:
             found, decision = state.working.get_submodule(layer), self.decisions[layer]
