@@ -1,4 +1,4 @@
-"""Time and peak memory of every stage of `edgeconvnext export --target onnx`, and how both grow with the calibration images.
+"""Time and peak memory of every stage of `edgeconvnext export --target onnx --effort quick`, by number of calibration images.
 
     python -m benchmarks.pipeline [--model NAME_OR_FILE ...] [--calib SET] [--images 128 256 512] [--results DIR]
 
@@ -70,7 +70,8 @@ def _measure(case: Case, calibration: str) -> list[dict[str, object]]:
         )
         command = [
             sys.executable, "-m", "edgeconvnext.cli", "export", "--target", "onnx", "--model", str(model),
-            "--calib", calibration, "--num-images", str(case.images), "--output", f"{scratch}/run", "--json",
+            "--calib", calibration, "--num-images", str(case.images), "--effort", "quick", "--output", f"{scratch}/run",
+            "--json",
         ]  # fmt: skip
         start = time.perf_counter()
         result = subprocess.run(command, capture_output=True, text=True)
