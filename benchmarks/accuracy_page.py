@@ -131,7 +131,8 @@ def _best(rows: list[Row]) -> list[str]:
             other = max((row for row in same if row.peer != OWN), key=lambda row: row.sqnr_db or 0.0, default=None)
             if own is not None or other is not None:
                 name = "each tool's default" if placement == "peer's own default" else placement
-                lines.append(f"| {name} | {bits} | {_summed(own)} | {_summed(other, named=True)} |")
+                ours = "`target onnx`: linears only" if name != placement else _summed(own)
+                lines.append(f"| {name} | {bits} | {ours} | {_summed(other, named=True)} |")
     return [*lines, ""]
 
 
