@@ -19,7 +19,7 @@ from torch.export import ExportedProgram
 from edgeconvnext.data.image_set import ImageSet
 from edgeconvnext.data.loader import BatchStream, batches, check_broken
 from edgeconvnext.data.preprocess import to_value_range
-from edgeconvnext.job import Job
+from edgeconvnext.job import KEPT_METHOD, Job
 from edgeconvnext.model.checkpoint import save_checkpoint
 from edgeconvnext.model.convnext import ConvNeXt
 from edgeconvnext.model.load import load_model
@@ -46,9 +46,7 @@ PLAN_TOML = "plan.toml"
 UNBUDGETED_PLAN = "plan_before_budget.safetensors"
 ANALYSIS = "analysis.json"
 # What of a request decides how a plan is made.
-METHOD = (
-    "calibrator", "effort", "preparation", "rounding", "bias_correction", "adaround_minutes", "max_drop",
-)  # fmt: skip
+METHOD = ("calibrator", "effort", *KEPT_METHOD)
 
 
 def model_key(job: Job) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -216,10 +216,3 @@ def _watch(
     finally:
         handle.remove()
     return seen[0]
-
-
-def all_batches(sources: Iterable[Any], batch: int, count: int) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Read `count` rows of several tensor files together, `batch` at a time."""
-    files = list(sources)
-    for start in range(0, count, batch):
-        yield tuple(file.read(start, min(start + batch, count)) for file in files)

@@ -34,7 +34,7 @@ from edgeconvnext.model.macs import layer_macs
 from edgeconvnext.progress import progress_bar
 from edgeconvnext.quantize.fake import quantize_input, quantize_output, round_activation
 from edgeconvnext.quantize.histogram import Histogram, StreamingHistogram
-from edgeconvnext.quantize.layer_problem import LayerProblem, all_batches, gather, weight_rows
+from edgeconvnext.quantize.layer_problem import LayerProblem, gather, weight_rows
 from edgeconvnext.quantize.plan import ActivationPlan, LayerDecision, QParams, QuantPlan
 from edgeconvnext.quantize.planning import (
     SEARCH_STEPS,
@@ -90,7 +90,7 @@ class ReconstructionOptions:
 class Reconstructed:
     """The network with its weights on their grids and affines in place, the plan of its Q/DQ pairs, and what was seen.
 
-    statistics: histograms of the prepared inputs. images: fit and held-out images used.
+    statistics: histograms of the prepared inputs, and how many images were fitted on and held out.
     """
 
     module: ConvNeXt
@@ -111,12 +111,13 @@ class _State:
     hooks: dict[str, RemovableHandle] = field(default_factory=dict)
 
     def fit(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        return self._batches(0, self.fit_images)
+        return self.batches(0, self.fit_images)
 
     def held_out(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        return self._batches(self.fit_images, self.fit_images + self.held_out_images)
+        return self.batches(self.fit_images, self.fit_images + self.held_out_images)
 
-    def _batches(self, start: int, stop: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def batches(self, start: int, stop: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Read the unit's input in both networks, BATCH images at a time."""
         for first in range(start, stop, BATCH):
             last = min(first + BATCH, stop)
             yield self.expected.read(first, last), self.given.read(first, last)
@@ -172,14 +173,16 @@ def reconstruct(
                 engine.solve(unit, advance)
                 if unit.name == "head":
                     break
-                previous = (state.expected, state.given)
-                state.expected = stack.enter_context(TensorFile(folder / f"expected{number % 2}.bin"))
-                state.given = stack.enter_context(TensorFile(folder / f"given{number % 2}.bin"))
-                for expected, given in all_batches(previous, BATCH, sum(counts)):
-                    state.expected.append(unit.run(state.reference, expected))
-                    state.given.append(unit.run(state.working, given))
-                for file in set(previous):
+                reached = [
+                    stack.enter_context(TensorFile(folder / f"{name}{number % 2}.bin"))
+                    for name in ("expected", "given")
+                ]
+                for expected, given in state.batches(0, sum(counts)):
+                    reached[0].append(unit.run(state.reference, expected))
+                    reached[1].append(unit.run(state.working, given))
+                for file in {state.expected, state.given}:
                     file.delete()
+                state.expected, state.given = reached
         for handle in state.hooks.values():
             handle.remove()
         statistics = Statistics(engine.tensors, *counts)
@@ -421,7 +424,7 @@ class _Engine:
             yield finish(prepared, "nearest")
         if rounding in ("auto", "gptq", "adaround"):
             yield finish(prepared, "gptq")
-            for ridge in RIDGES if rounding != "gptq" and self.options.effort != "quick" else ():
+            for ridge in RIDGES if rounding != "gptq" else ():
                 fitted = refit(prepared, hessian, cross, ridge)
                 yield finish(fitted, f"gptq, re-fitted {ridge:g}")
 
