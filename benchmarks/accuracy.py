@@ -98,7 +98,8 @@ def benchmark(
     cases: list[Configuration | OwnRun] = [*CONFIGURATIONS, *OWN_RUNS]
     for case in cases:
         empty = empty_row(model, case)
-        if empty.peer not in peers or method not in case.method:
+        made = not isinstance(case, OwnRun) or not case.models or model.name in case.models
+        if not made or empty.peer not in peers or method not in case.method:
             continue
         row = table.find(empty.key)
         if row is None or again:

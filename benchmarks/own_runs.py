@@ -13,6 +13,7 @@ class OwnRun:
     """One export. target: a shipped target's name, or the text of a TOML file. flags: further ones of the command.
 
     runs_here: whether the artifact runs in onnxruntime; else the simulation's logits are judged and nothing is timed.
+    models: the networks it is made for; empty: all.
     """
 
     method: str
@@ -22,6 +23,7 @@ class OwnRun:
     bits: Bits = "W8A8"
     flags: tuple[str, ...] = ()
     runs_here: bool = True
+    models: tuple[str, ...] = ()
 
 
 OPERATORS: dict[Placement, tuple[str, ...]] = {
@@ -60,6 +62,14 @@ minimum = "1.18"
 """
 
 
+SWITCHES: dict[str, tuple[str, ...]] = {
+    "no preparation": ("--prepare", "none"),
+    "nearest codes": ("--rounding", "nearest"),
+    "no bias correction": ("--no-bias-correction",),
+    "each tensor by itself": ("--effort", "quick"),
+    "AdaRound too": ("--effort", "best", "--adaround-minutes", "8"),
+}
+
 OWN_RUNS: tuple[OwnRun, ...] = (
     OwnRun("target onnx", "onnx", "linears only", "affine"),
     OwnRun("target jetson", "jetson", "all weighted ops", "symmetric", runs_here=False),
@@ -85,5 +95,22 @@ OWN_RUNS: tuple[OwnRun, ...] = (
     *(
         OwnRun("no multiply-adds", target_text(placement, "affine", "W4A8"), placement, "affine", "W4A8")
         for placement in PLACEMENTS
+    ),
+    # What each technique is worth: the whole way with one of them switched off, or with AdaRound on top.
+    *(
+        OwnRun(f"target jetson, {what}", "jetson", "all weighted ops", "symmetric", "W8A8", flags, False, ("atto",))
+        for what, flags in SWITCHES.items()
+    ),
+    *(
+        OwnRun(
+            f"with multiply-adds, {what}",
+            target_text("all weighted ops", "symmetric", "W4A8", True),
+            "all weighted ops",
+            "symmetric",
+            "W4A8",
+            flags,
+            models=("atto",),
+        )
+        for what, flags in SWITCHES.items()
     ),
 )
