@@ -36,6 +36,7 @@ class ConvNeXtConfig:
     layer_scale: whether blocks multiply by `gamma`; False after it was folded.
     hidden: width between pwconv1 and pwconv2 for each block of each stage; None means 4 x dim everywhere (pruning changes it).
     norm_eps, head_norm_eps: epsilon of the LayerNorms (transformers uses 1e-12 for the last).
+    identity_norms: paths of LayerNorms that were replaced by what the layers around them compute (`rewrite/norms.py`).
     """
 
     depths: tuple[int, ...]
@@ -51,6 +52,7 @@ class ConvNeXtConfig:
     hidden: tuple[tuple[int, ...], ...] | None = None
     norm_eps: float = 1e-6
     head_norm_eps: float = 1e-6
+    identity_norms: tuple[str, ...] = ()
     hidden_widths: tuple[tuple[int, ...], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -75,6 +77,19 @@ class ConvNeXtConfig:
         if tuple(len(stage) for stage in widths) != self.depths:
             raise ModelConfigError(f"hidden {widths} must give one width for each block of depths {self.depths}.")
         object.__setattr__(self, "hidden_widths", widths)
+        unknown = sorted(set(self.identity_norms) - set(self.norm_paths))
+        if unknown:
+            raise ModelConfigError(f"identity_norms names {unknown[0]}, which is no norm of this network.")
+
+    @property
+    def norm_paths(self) -> tuple[str, ...]:
+        """Paths of all norms, replaced ones included, in the order data passes them."""
+        paths = []
+        for stage, depth in enumerate(self.depths):
+            stem = "downsample_layers.0.1" if self.stem == "patch" else "downsample_layers.0.2"
+            paths.append(f"downsample_layers.{stage}.0" if stage else stem)
+            paths += [f"stages.{stage}.{block}.norm" for block in range(depth)]
+        return (*paths, "norm")
 
     @property
     def stem_stride(self) -> int:
@@ -118,7 +133,7 @@ class Block(nn.Module):
         super().__init__()
         k = config.kernel_size
         self.dwconv = nn.Conv2d(dim, dim, kernel_size=k, padding=k // 2, groups=dim)
-        self.norm = nn.LayerNorm(dim, eps=config.norm_eps)
+        self.norm: nn.Module = nn.LayerNorm(dim, eps=config.norm_eps)
         self.pwconv1 = nn.Linear(dim, hidden)
         self.act = nn.GELU()
         self.grn = GlobalResponseNorm(hidden) if config.version == 2 else None
@@ -175,9 +190,11 @@ class ConvNeXt(nn.Module):
             for dim, widths in zip(config.dims, config.hidden_widths, strict=True)
         )
         norm_type = LayerNorm2d if config.head_norm == "before_pool" else nn.LayerNorm
-        self.norm = norm_type(config.dims[-1], eps=config.head_norm_eps)
+        self.norm: nn.Module = norm_type(config.dims[-1], eps=config.head_norm_eps)
         self.head = nn.Linear(config.dims[-1], config.num_classes) if config.num_classes else nn.Identity()
         self.apply(_initialise)
+        for path in config.identity_norms:
+            self.set_submodule(path, nn.Identity())
 
     def forward_stages(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Return the output of each stage, (N, dims[s], H / 2**(s+2), W / 2**(s+2))."""

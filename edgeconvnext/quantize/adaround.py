@@ -11,9 +11,9 @@ from typing import cast
 import torch
 
 from edgeconvnext.model.convnext import ConvNeXt
+from edgeconvnext.model.units import Unit
 from edgeconvnext.quantize.plan import QParams
-from edgeconvnext.quantize.tensor_file import TensorFile
-from edgeconvnext.quantize.units import Unit
+from edgeconvnext.tensor_file import TensorFile
 
 BATCH = 16
 MOST_STEPS = 2000

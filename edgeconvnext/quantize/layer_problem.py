@@ -11,7 +11,7 @@ from torch import nn
 
 from edgeconvnext.errors import QuantizationError
 from edgeconvnext.model.convnext import ConvNeXt
-from edgeconvnext.quantize.units import Unit
+from edgeconvnext.model.units import Unit
 
 # Positions that second-order statistics come from, over all fit images; wide layers take more, so that each of their weights is
 # still determined by several.

@@ -14,10 +14,9 @@ on their grids: exporting it with the plan's Q/DQ pairs changes nothing any more
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
@@ -31,6 +30,7 @@ from edgeconvnext.errors import QuantizationError
 from edgeconvnext.model.convnext import ConvNeXt
 from edgeconvnext.model.layers import weighted_layers
 from edgeconvnext.model.macs import layer_macs
+from edgeconvnext.model.units import Unit, units_of
 from edgeconvnext.progress import progress_bar
 from edgeconvnext.quantize.fake import quantize_input, quantize_output, round_activation
 from edgeconvnext.quantize.histogram import Histogram, StreamingHistogram
@@ -50,15 +50,13 @@ from edgeconvnext.quantize.preparations import Preparation, affine_candidates, i
 from edgeconvnext.quantize.ranges import Estimator, Grid, estimate_range, quantization_mse
 from edgeconvnext.quantize.rounding import factored, gptq, nearest, refit
 from edgeconvnext.quantize.statistics import Statistics, TensorStatistics
-from edgeconvnext.quantize.tensor_file import TensorFile
-from edgeconvnext.quantize.units import Unit, units_of
 from edgeconvnext.quantize.weights import weight_grid
+from edgeconvnext.rewrite.lockstep import BATCH, Lockstep, StoredImages
 from edgeconvnext.rewrite.prepare import Affine, norm_before, place_affine, takes_shift
 from edgeconvnext.targets import Target
 
 Rounding = Literal["auto", "nearest", "gptq", "adaround"]
 
-BATCH = 16
 DEFAULT_ADAROUND_MINUTES = 10.0
 FINALISTS = 2
 RIDGES = (0.01, 0.1)
@@ -98,29 +96,12 @@ class Reconstructed:
     statistics: Statistics
 
 
-@dataclass
-class _State:
-    """The network under work. Files hold the next unit's input of all images: those fitted on first, then the held-out ones."""
+class _State(Lockstep):
+    """The float network and the one under work. hooks: what quantises activations of the latter, by tensor."""
 
-    reference: ConvNeXt
-    working: ConvNeXt
-    expected: TensorFile
-    given: TensorFile
-    fit_images: int
-    held_out_images: int
-    hooks: dict[str, RemovableHandle] = field(default_factory=dict)
-
-    def fit(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        return self.batches(0, self.fit_images)
-
-    def held_out(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        return self.batches(self.fit_images, self.fit_images + self.held_out_images)
-
-    def batches(self, start: int, stop: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Read the unit's input in both networks, BATCH images at a time."""
-        for first in range(start, stop, BATCH):
-            last = min(first + BATCH, stop)
-            yield self.expected.read(first, last), self.given.read(first, last)
+    def __init__(self, reference: ConvNeXt, working: ConvNeXt, images: StoredImages, folder: Path) -> None:
+        super().__init__(reference, working, images, folder)
+        self.hooks: dict[str, RemovableHandle] = {}
 
 
 @dataclass(frozen=True)
@@ -157,43 +138,27 @@ def reconstruct(
     Raises QuantizationError when there are no images, or an activation is NaN or infinite.
     """
     options = options or ReconstructionOptions()
-    with contextlib.ExitStack() as stack:
-        images = stack.enter_context(TensorFile(folder / "images.bin"))
-        counts = [_store(images, batches) for batches in (fit, held_out)]
+    with (
+        StoredImages(folder, fit, held_out) as images,
+        _State(module, copy.deepcopy(module).eval(), images, folder) as state,
+    ):
+        counts = (images.fit_images, images.held_out_images)
         if not all(counts):
             raise QuantizationError(
                 f"Calibration needs images to fit ranges on and images to judge them on; there are {counts[0]} and {counts[1]}. "
                 "Give at least 3 images, better 100 or more."
             )
-        state = _State(module, copy.deepcopy(module).eval(), images, images, counts[0], counts[1])
         engine = _Engine(state, target, precisions, preprocess, options)
         total = len(precisions) + len(target.quantize.outputs)
         with progress_bar("Quantising layer by layer", total) as advance:
-            for number, unit in enumerate(units_of(module)):
+            for unit in units_of(module):
                 engine.solve(unit, advance)
-                if unit.name == "head":
-                    break
-                reached = [
-                    stack.enter_context(TensorFile(folder / f"{name}{number % 2}.bin"))
-                    for name in ("expected", "given")
-                ]
-                for expected, given in state.batches(0, sum(counts)):
-                    reached[0].append(unit.run(state.reference, expected))
-                    reached[1].append(unit.run(state.working, given))
-                for file in {state.expected, state.given}:
-                    file.delete()
-                state.expected, state.given = reached
+                if unit.name != "head":
+                    state.advance(unit)
         for handle in state.hooks.values():
             handle.remove()
         statistics = Statistics(engine.tensors, *counts)
         return Reconstructed(state.working, QuantPlan(engine.activations, engine.weights, engine.decisions), statistics)
-
-
-def _store(file: TensorFile, batches: Iterable[torch.Tensor]) -> int:
-    before = len(file)
-    for batch in batches:
-        file.append(batch)
-    return len(file) - before
 
 
 class _Engine:

@@ -126,7 +126,7 @@ def fold_norm_affine(module: ConvNeXt) -> ConvNeXt:
         _fold_affine(block.norm, block.pwconv1)
     for downsample in list(folded.downsample_layers)[1:]:
         norm, conv = cast(nn.Sequential, downsample)
-        _fold_affine(cast(nn.LayerNorm, norm), cast(nn.Conv2d, conv))
+        _fold_affine(norm, cast(nn.Conv2d, conv))
     if isinstance(folded.head, nn.Linear):
         _fold_affine(folded.norm, folded.head)
     return folded
@@ -188,8 +188,10 @@ def _pixel_statistics(preprocess: Preprocess, value_range: ValueRange) -> tuple[
     return mean, torch.tensor(preprocess.std, dtype=torch.float64) * unit
 
 
-def _fold_affine(norm: nn.LayerNorm, layer: nn.Linear | nn.Conv2d) -> None:
-    """Move the affine of `norm` into `layer`, whose weight is (out, in) or (out, in, kH, kW) and which has a bias."""
+def _fold_affine(norm: nn.Module, layer: nn.Linear | nn.Conv2d) -> None:
+    """Move the affine of `norm`, where it is a LayerNorm, into `layer`: weight (out, in) or (out, in, kH, kW), with a bias."""
+    if not isinstance(norm, nn.LayerNorm):
+        return
     weight = layer.weight.detach().double()
     scale, shift = norm.weight.detach().double(), norm.bias.detach().double()
     assert layer.bias is not None

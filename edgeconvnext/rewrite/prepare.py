@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from edgeconvnext.errors import RewriteError
-from edgeconvnext.model.convnext import Block, ConvNeXt
+from edgeconvnext.model.convnext import ConvNeXt
 from edgeconvnext.model.layers import weighted_layers
 
 
@@ -90,12 +90,10 @@ class AffineConv2d(nn.Conv2d):
 
 def norm_before(module: ConvNeXt, layer: str) -> nn.LayerNorm | None:
     """Return the LayerNorm whose output is this layer's input and nothing else's, or None."""
-    kind = weighted_layers(module)[layer]
-    if kind == "pointwise1":
-        return cast(Block, module.get_submodule(layer.rpartition(".")[0])).norm
-    if kind == "downsample":
-        return cast(nn.LayerNorm, module.get_submodule(f"{layer.rpartition('.')[0]}.0"))
-    return module.norm if kind == "head" else None
+    kind, owner = weighted_layers(module)[layer], layer.rpartition(".")[0]
+    paths = {"pointwise1": f"{owner}.norm", "downsample": f"{owner}.0", "head": "norm"}
+    found = module.get_submodule(paths[kind]) if kind in paths else None
+    return found if isinstance(found, nn.LayerNorm) else None
 
 
 def takes_shift(module: ConvNeXt, layer: str) -> bool:

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 
 from edgeconvnext.model.convnext import ConvNeXt
+from edgeconvnext.model.units import Unit, units_of
 from edgeconvnext.progress import progress_bar
 from edgeconvnext.quantize.fake import quantize_input, quantize_output
 from edgeconvnext.quantize.plan import QuantPlan
-from edgeconvnext.quantize.units import Unit, units_of
 from edgeconvnext.rewrite.prepare import absorbed, norm_before, place_affine
 
 SENSITIVITY_IMAGES = 64

@@ -1,0 +1,122 @@
+"""Two networks run over the same images unit by unit, so that one can be fitted to the other piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch
+
+from edgeconvnext.model.convnext import ConvNeXt
+from edgeconvnext.model.units import Unit
+from edgeconvnext.tensor_file import TensorFile
+
+BATCH = 16
+
+
+class StoredImages:
+    """Preprocessed images on disk: those to fit on first, then the held-out ones. A context manager; deletes its file.
+
+    file: rows (C, H, W). fit_images, held_out_images: how many of each.
+    """
+
+    def __init__(self, folder: Path, fit: Iterable[torch.Tensor], held_out: Iterable[torch.Tensor]) -> None:
+        """fit, held_out: batches (N, C, H, W), each read once."""
+        self.file = TensorFile(folder / "images.bin")
+        try:
+            self.fit_images, self.held_out_images = (self._store(batches) for batches in (fit, held_out))
+        except BaseException:
+            self.file.delete()
+            raise
+
+    def __enter__(self) -> StoredImages:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.file.delete()
+
+    def fit(self) -> Iterator[torch.Tensor]:
+        """Read the images to fit on, BATCH at a time."""
+        return self._read(0, self.fit_images)
+
+    def held_out(self) -> Iterator[torch.Tensor]:
+        """Read the held-out images, BATCH at a time."""
+        return self._read(self.fit_images, self.fit_images + self.held_out_images)
+
+    def _read(self, start: int, stop: int) -> Iterator[torch.Tensor]:
+        for first in range(start, stop, BATCH):
+            yield self.file.read(first, min(first + BATCH, stop))
+
+    def _store(self, batches: Iterable[torch.Tensor]) -> int:
+        before = len(self.file)
+        for batch in batches:
+            self.file.append(batch)
+        return len(self.file) - before
+
+
+class Lockstep:
+    """Where both networks are: the inputs of the next unit, on disk, of all images. A context manager; deletes its files.
+
+    reference: computes what is expected. working: is changed on the way, one unit at a time, before `advance` passes it.
+    expected, given: the files of inputs of the next unit in each, one row an image.
+    """
+
+    def __init__(self, reference: ConvNeXt, working: ConvNeXt, images: StoredImages, folder: Path) -> None:
+        self.reference = reference
+        self.working = working
+        self.fit_images = images.fit_images
+        self.held_out_images = images.held_out_images
+        self._folder = folder
+        self._stack = ExitStack()
+        self._images = images.file
+        self.expected = self.given = images.file
+        self._steps = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def fit(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Read the unit's input in the reference and in the working network, (N, C, H, W) each, of the images to fit on."""
+        return self._batches(0, self.fit_images)
+
+    def held_out(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The same of the held-out images."""
+        return self._batches(self.fit_images, self.fit_images + self.held_out_images)
+
+    @property
+    def same(self) -> bool:
+        """Whether both networks have computed the same so far, because nothing was changed yet."""
+        return self.expected is self.given
+
+    def advance(self, unit: Unit, *, changed: bool = True) -> None:
+        """Run the unit in both networks; its outputs become the inputs of the next one.
+
+        changed: whether the unit computes something else in the working network; where not, and `same`, it is run once.
+        """
+        together = self.same and not changed
+        names = ("expected",) if together else ("expected", "given")
+        files = [self._stack.enter_context(TensorFile(self._folder / f"{name}{self._steps % 2}.bin")) for name in names]
+        for expected, given in self._batches(0, self.fit_images + self.held_out_images):
+            files[0].append(unit.run(self.reference, expected))
+            if not together:
+                files[1].append(unit.run(self.working, given))
+        for file in {self.expected, self.given} - {self._images}:
+            file.delete()
+        self.expected, self.given = files[0], files[-1]
+        self._steps += 1
+
+    def _batches(self, start: int, stop: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for first in range(start, stop, BATCH):
+            last = min(first + BATCH, stop)
+            expected = self.expected.read(first, last)
+            yield expected, expected if self.same else self.given.read(first, last)
