@@ -266,6 +266,26 @@ class QuantizationRecord(Record):
     budget: BudgetRecord | None = None
 
 
+class NormVerdict(Record):
+    """One LayerNorm that was to be replaced.
+
+    error_alone: squared error of what its unit computes, relative to that output's variance. kl_alone: nats; agreement_alone:
+    per cent, with its 95 % interval; all on held-out calibration images, with this norm alone replaced. saved_ms: what its absence
+    saves in the target's runtime, float network, batch 1; null where nothing was timed.
+    """
+
+    norm: str
+    method: Literal["none", "frozen", "trained"]
+    error_alone: float | None = None
+    kl_alone: float | None = None
+    agreement_alone: float | None = None
+    agreement_low: float | None = None
+    agreement_high: float | None = None
+    saved_ms: float | None = None
+    verdict: Literal["replaced", "kept", "gone before"]
+    why: str
+
+
 class ExportCheck(Record):
     """A proof that needs no target hardware: a parser's verdict, or a run in a runtime that is not the target's."""
 

@@ -48,6 +48,14 @@ class NormsReplaced:
     logits: torch.Tensor
 
 
+@dataclass(frozen=True)
+class NormAlone:
+    """One LayerNorm replaced alone: error as in NormsReplaced, and the logits of the held-out images, (N, classes)."""
+
+    error: float
+    logits: torch.Tensor
+
+
 def replaceable_norms(module: ConvNeXt) -> tuple[str, ...]:
     """Return the paths of the LayerNorms that are there and have a layer to be re-fitted, in forward order."""
     config = module.config
@@ -58,7 +66,12 @@ def replaceable_norms(module: ConvNeXt) -> tuple[str, ...]:
 
 @torch.no_grad()
 def replace_norms(
-    module: ConvNeXt, paths: Collection[str], images: StoredImages, folder: Path, *, reference: ConvNeXt | None = None
+    module: ConvNeXt,
+    paths: Collection[str],
+    images: StoredImages,
+    folder: Path,
+    *,
+    reference: ConvNeXt | None = None,
 ) -> NormsReplaced:
     """Replace the LayerNorms named; `module` is left as it is.
 
@@ -91,6 +104,35 @@ def replace_norms(
         module.config, identity_norms=tuple(p for p in module.config.norm_paths if _is_identity(working, p))
     )
     return NormsReplaced(working, errors, expected, logits)
+
+
+@torch.no_grad()
+def replace_each(module: ConvNeXt, images: StoredImages, folder: Path) -> tuple[torch.Tensor, dict[str, NormAlone]]:
+    """Replace each LayerNorm alone; return the held-out logits of `module`, (N, classes), and what each replacement does.
+
+    module: exactly folded; it is left as it is. Images pass the network once; behind a replaced norm only the held-out ones go on.
+    """
+    found: dict[str, NormAlone] = {}
+    units = units_of(module)
+    with Lockstep(module, module, images, folder) as state:
+        for number, unit in enumerate(units):
+            norm = norm_of(module, unit)
+            if norm in replaceable_norms(module):
+                state.working = copy.deepcopy(module).eval()
+                _REFITS[_kind(unit)](state, module, unit, True)
+                logits = []
+                for _, given in state.held_out():
+                    x = unit.run(state.working, given)
+                    for behind in units[number + 1 :]:
+                        x = behind.run(module, x)
+                    logits.append(x)
+                found[norm] = NormAlone(_unit_error(state, unit), torch.cat(logits))
+            state.working = module
+            if unit.name == "head":
+                expected, _ = _both(state, unit)
+            else:
+                state.advance(unit, changed=False)
+    return expected, found
 
 
 def norm_of(module: ConvNeXt, unit: Unit) -> str:

@@ -1,0 +1,163 @@
+"""Which LayerNorms can go: each measured alone, then together, the most time saved per accuracy lost first.
+
+Everything is judged on held-out calibration images. The replacement itself is `rewrite.norms`; a norm stays wherever its
+replacement, together with those already made, would cost more than the budget allows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from edgeconvnext.model.convnext import ConvNeXt
+from edgeconvnext.progress import progress_bar
+from edgeconvnext.report.schema import NormVerdict
+from edgeconvnext.rewrite.lockstep import StoredImages
+from edgeconvnext.rewrite.norms import NormsReplaced, replace_each, replace_norms, replaceable_norms
+from edgeconvnext.search.sensitivity import kl_divergence
+from edgeconvnext.validate.accuracy import agreement, paired_drop, wilson
+
+LARGEST_KL = 0.1
+SMALLEST_KL = 1e-6
+"""Nats; replacements that measure as better than nothing are ranked by what they save alone."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What a changed network loses on held-out images, against the network handed in.
+
+    points: of top-1 where labels are known, else 100 minus agreement. expected_points: of top-1 if the original network's
+    probabilities were true, 100 * mean(p[its answer] - p[the other's answer]): without labels and with a fraction of their noise.
+    kl: nats. agreement: per cent, with its Wilson 95 % interval.
+    """
+
+    points: float
+    expected_points: float
+    kl: float
+    agreement: float
+    agreement_low: float
+    agreement_high: float
+
+    def within(self, max_drop: float, labelled: bool) -> bool:
+        """Whether both estimates keep the budget: the measured one alone is often luck on a few hundred images."""
+        return max(self.points, self.expected_points) <= max_drop and (labelled or self.kl <= LARGEST_KL)
+
+
+@dataclass(frozen=True)
+class NormSearch:
+    """The network that keeps the budget, a verdict for each of its LayerNorms, and what it loses on held-out images."""
+
+    module: ConvNeXt
+    verdicts: tuple[NormVerdict, ...]
+    loss: Loss
+    labelled: bool
+    images: int
+
+
+@torch.no_grad()
+def replace_within_budget(
+    module: ConvNeXt,
+    images: StoredImages,
+    folder: Path,
+    labels: np.ndarray | None,
+    *,
+    max_drop: float,
+    saved: Mapping[str, float],
+    unit: str,
+    reference: ConvNeXt | None = None,
+) -> NormSearch:
+    """Replace as many LayerNorms as a budget allows.
+
+    module: exactly folded. labels: classes of the held-out images, or None. max_drop: points. saved: what each norm's absence
+    saves; unit: "ms", or "values" where nothing was timed. reference: what `module` came from, if it was changed before (pruned).
+    Norms are taken up in the order of time saved per KL divergence that they cause alone; each step takes as many as together keep
+    the budget: all at first, half as many whenever it is not kept. Every step fits and measures the whole network anew.
+    """
+    labelled = labels is not None
+    norms = replaceable_norms(module)
+    best: NormsReplaced | None = None
+    loss = Loss(0.0, 0.0, 0.0, 100.0, 100.0, 100.0)
+    with progress_bar("Replacing LayerNorms", 2 * len(norms)) as advance:
+        expected, each = replace_each(module, images, folder)
+        alone = {norm: (found.error, measure_loss(expected, found.logits, labels)) for norm, found in each.items()}
+        advance(len(norms))
+        if reference is not None and norms:
+            best = replace_norms(module, [], images, folder, reference=reference)
+            loss = measure_loss(best.expected, best.logits, labels)
+        waiting = sorted(norms, key=lambda norm: -saved.get(norm, 0.0) / max(alone[norm][1].kl, SMALLEST_KL))
+        gone: list[str] = []
+        refused: dict[str, Loss] = {}
+        step = len(waiting)
+        while waiting:
+            step = min(step, len(waiting))
+            tried = waiting[:step]
+            result = replace_norms(module, [*gone, *tried], images, folder, reference=reference)
+            found = measure_loss(result.expected, result.logits, labels)
+            if found.within(max_drop, labelled):
+                best, loss = result, found
+                gone += tried
+            elif step > 1:
+                step //= 2
+                continue
+            else:
+                refused[tried[0]] = found
+            waiting = waiting[step:]
+            advance(step)
+    kept = best.module if best is not None else module
+    verdicts = tuple(
+        _verdict(module, norm, alone, refused.get(norm), max_drop, saved, unit) for norm in module.config.norm_paths
+    )
+    return NormSearch(kept, verdicts, loss, labelled, images.held_out_images)
+
+
+def measure_loss(expected: torch.Tensor, logits: torch.Tensor, labels: np.ndarray | None) -> Loss:
+    """Compare logits (N, classes) with those of the original network."""
+    reference, changed = expected.numpy(), logits.numpy()
+    same = agreement(reference, changed)
+    low, high = wilson(round(same * len(reference) / 100), len(reference))
+    points = 100 - same if labels is None else paired_drop(reference, changed, labels).value
+    rows = torch.arange(len(expected))
+    probabilities = expected.double().softmax(1)
+    lost = probabilities[rows, expected.argmax(1)] - probabilities[rows, logits.argmax(1)]
+    return Loss(points, 100 * float(lost.mean()), kl_divergence(expected, logits), same, 100 * low, 100 * high)
+
+
+def _verdict(
+    module: ConvNeXt,
+    norm: str,
+    alone: Mapping[str, tuple[float, Loss]],
+    refused: Loss | None,
+    max_drop: float,
+    saved: Mapping[str, float],
+    unit: str,
+) -> NormVerdict:
+    if norm in module.config.identity_norms:
+        return NormVerdict(
+            norm=norm, method="none", verdict="gone before", why="it was replaced in the model handed in"
+        )
+    if norm not in alone:
+        return NormVerdict(norm=norm, method="none", verdict="kept", why="its result is the network's output")
+    error, loss = alone[norm]
+    if refused is None:
+        why = f"within the budget of {max_drop:g} points together with the others"
+    else:
+        why = (
+            f"together with those replaced it would cost {refused.points:.2f} points ({refused.expected_points:.2f} expected), "
+            f"and the budget is {max_drop:g}"
+        )
+    return NormVerdict(
+        norm=norm,
+        method="frozen",
+        error_alone=error,
+        kl_alone=loss.kl,
+        agreement_alone=loss.agreement,
+        agreement_low=loss.agreement_low,
+        agreement_high=loss.agreement_high,
+        saved_ms=saved.get(norm) if unit == "ms" else None,
+        verdict="replaced" if refused is None else "kept",
+        why=why,
+    )
