@@ -11,6 +11,7 @@ from edgeconvnext.claim import is_run
 from edgeconvnext.data.loader import batches
 from edgeconvnext.data.sets import resolve_image_set
 from edgeconvnext.errors import RunDirectoryError
+from edgeconvnext.files import atomic_write
 from edgeconvnext.job import DEFAULT_IMAGES, Request
 from edgeconvnext.model.checkpoint import prepare_output, save_checkpoint
 from edgeconvnext.model.load import load_model
@@ -22,6 +23,9 @@ from edgeconvnext.quantize.preparations import Preparation
 from edgeconvnext.quantize.reconstruct import Rounding
 from edgeconvnext.rewrite.exact import FoldResult, fold_exact
 from edgeconvnext.rewrite.prune import PruneResult, prune_hidden
+from edgeconvnext.search.compress import Compressed, CompressOptions, compressed_model
+from edgeconvnext.search.compress import compress as run_compress
+from edgeconvnext.targets import load_target
 
 PROOF_IMAGES = 16
 
@@ -41,6 +45,7 @@ def quantize(
     prepare: Preparation = "auto",
     rounding: Rounding = "auto",
     max_drop: float | None = None,
+    compress: CompressOptions | None = None,
     resolution: int | None = None,
     output: str | Path | None = None,
 ) -> Outcome:
@@ -63,6 +68,7 @@ def quantize(
             preparation=prepare,
             rounding=rounding,
             max_drop=max_drop,
+            compress=compress,
             resolution=resolution,
             output=None if output is None else Path(output),
         )
@@ -85,6 +91,7 @@ def export(
     prepare: Preparation = "auto",
     rounding: Rounding = "auto",
     max_drop: float | None = None,
+    compress: CompressOptions | None = None,
     resolution: int | None = None,
     latency: bool = True,
     output: str | Path | None = None,
@@ -108,6 +115,7 @@ def export(
             preparation=prepare,
             rounding=rounding,
             max_drop=max_drop,
+            compress=compress,
             resolution=resolution,
             measure_latency=latency,
             output=None if output is None else Path(output),
@@ -169,6 +177,35 @@ def fold(model: str | Path | LoadedModel, *, calib: str | Path, output: str | Pa
     result = fold_exact(loaded.module, (batch.images for batch in batches(images, loaded.preprocess)))
     if output is not None:
         save_checkpoint(replace(loaded, module=result.module, config=result.module.config), Path(output))
+    return result
+
+
+def compress(
+    model: str | Path | LoadedModel,
+    *,
+    calib: str | Path,
+    options: CompressOptions,
+    target: str = "onnx",
+    output: str | Path | None = None,
+) -> Compressed:
+    """Prune, replace LayerNorms and recover, as `options` say; save the result where `output` is given.
+
+    target: whose runtime norms are timed in, where it is here. output: a .safetensors file, loadable like any checkpoint; what was
+    done and measured goes into a JSON beside it, <stem>.changes.json. Recovery that was interrupted goes on from there.
+    """
+    loaded = model if isinstance(model, LoadedModel) else load_model(model)
+    options.check()
+    named = load_target(target)
+    checkpoint = None
+    if output is not None:
+        prepare_output(Path(output), loaded)
+        checkpoint = Path(output).with_suffix(".recovery.pt")
+    result = run_compress(loaded, resolve_image_set(calib), options, named, checkpoint=checkpoint)
+    if output is not None:
+        save_checkpoint(compressed_model(loaded, result), Path(output))
+        atomic_write(Path(output).with_suffix(".changes.json"), result.record.model_dump_json(indent=2) + "\n")
+    if checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)
     return result
 
 

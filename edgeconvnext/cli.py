@@ -14,6 +14,7 @@ from edgeconvnext.errors import EdgeConvNextError
 if TYPE_CHECKING:
     from edgeconvnext.job import Request
     from edgeconvnext.pipeline import Outcome
+    from edgeconvnext.search.compress import Compressed, CompressOptions
 
 app = typer.Typer(
     help="From a trained ConvNeXt to measured INT8 artifacts for TensorRT, Core ML and ONNX Runtime.",
@@ -93,6 +94,27 @@ DropOption = Annotated[
         help="Points of top-1 (or agreement) that may be lost; the costliest layers stay float until that holds.",
     ),
 ]
+PruneOption = Annotated[
+    float | None,
+    typer.Option("--prune-macs", help="Share of the multiply-adds that pruning keeps, as in 0.6. Default: no pruning."),
+]
+ReplaceNormOption = Annotated[
+    bool, typer.Option("--replace-norm", help="Replace the LayerNorms that may go by what folds into convs.")
+]
+NormDropOption = Annotated[
+    float, typer.Option("--norm-drop", help="Points of top-1 that --replace-norm may cost before quantization.")
+]
+RecoverOption = Annotated[
+    bool, typer.Option("--recover", help="Train the changed network, without labels, towards the original.")
+]
+EpochsOption = Annotated[int, typer.Option("--epochs", help="Passes of --recover over the calibration set.")]
+BudgetOption = Annotated[
+    float | None,
+    typer.Option("--budget-minutes", help="Minutes that --recover may take: of processor time, or of a GPU's."),
+]
+ChangeImagesOption = Annotated[
+    int, typer.Option("--num-images", help="Images that layers are re-fitted on; a third is held out.")
+]
 ResolutionOption = Annotated[
     int | None, typer.Option("--resolution", help="Input side in pixels. Default: the checkpoint's own.")
 ]
@@ -126,6 +148,12 @@ def quantize(
     bias_correction: BiasOption = True,
     adaround_minutes: MinutesOption = 10.0,
     max_drop: DropOption = None,
+    prune_macs: PruneOption = None,
+    replace_norm: ReplaceNormOption = False,
+    norm_drop: NormDropOption = 0.5,
+    recover: RecoverOption = False,
+    epochs: EpochsOption = 10,
+    budget_minutes: BudgetOption = None,
     resolution: ResolutionOption = None,
     crop_pct: CropOption = None,
     mean: MeanOption = None,
@@ -142,7 +170,8 @@ def quantize(
         model, calib, eval_set, target, num_images, calibrator, effort, resolution, crop_pct, mean, std, output
     )
     method = _method(weights, activations, plan, prepare, rounding, bias_correction, adaround_minutes, max_drop)
-    _finish(pipeline.quantize(replace(request, **method)), json)
+    compress = _compress(prune_macs, replace_norm, norm_drop, recover, epochs, budget_minutes)
+    _finish(pipeline.quantize(replace(request, compress=compress, **method)), json)
 
 
 @app.command()
@@ -167,6 +196,12 @@ def export(
     bias_correction: BiasOption = True,
     adaround_minutes: MinutesOption = 10.0,
     max_drop: DropOption = None,
+    prune_macs: PruneOption = None,
+    replace_norm: ReplaceNormOption = False,
+    norm_drop: NormDropOption = 0.5,
+    recover: RecoverOption = False,
+    epochs: EpochsOption = 10,
+    budget_minutes: BudgetOption = None,
     resolution: ResolutionOption = None,
     crop_pct: CropOption = None,
     mean: MeanOption = None,
@@ -189,7 +224,8 @@ def export(
         model, calib, eval_set, target, num_images, calibrator, effort, resolution, crop_pct, mean, std, output
     )
     method = _method(weights, activations, plan, prepare, rounding, bias_correction, adaround_minutes, max_drop)
-    asked = replace(request, reuse_from=from_run, measure_latency=latency, threads=threads, **method)
+    compress = _compress(prune_macs, replace_norm, norm_drop, recover, epochs, budget_minutes)
+    asked = replace(request, reuse_from=from_run, measure_latency=latency, threads=threads, compress=compress, **method)
     _finish(pipeline.export(asked), json)
 
 
@@ -305,11 +341,44 @@ def fold(
     model: ModelArgument,
     output: Annotated[Path, typer.Option("--output", help="Weights file to write, .safetensors.")],
     calib: Annotated[str, typer.Option("--calib", help="Images the fold is proven on: a set's name or a folder.")],
+    replace_norm: ReplaceNormOption = False,
+    max_drop: Annotated[
+        float, typer.Option("--max-drop", help="Points of top-1 that replacing LayerNorms may cost.")
+    ] = 0.5,
+    recover: RecoverOption = False,
+    epochs: EpochsOption = 10,
+    budget_minutes: BudgetOption = None,
+    num_images: ChangeImagesOption = 768,
+    target: TargetOption = "onnx",
+    latency: LatencyOption = True,
+    json: JsonOption = False,
 ) -> None:
-    """Fold layer scale and LayerNorm affines exactly and save the network."""
-    from edgeconvnext.api import fold as run
+    """Fold layer scale and LayerNorm affines exactly, and with --replace-norm replace the LayerNorms that may go."""
+    from edgeconvnext import api
+    from edgeconvnext.search.compress import CompressOptions
 
-    result = run(model, calib=calib, output=output)
+    if replace_norm:
+        options = CompressOptions(
+            replace_norms=True,
+            max_drop=max_drop,
+            recover=recover,
+            epochs=epochs,
+            minutes=budget_minutes,
+            images=num_images,
+            measure_latency=latency,
+        )
+        _show_changes(api.compress(model, calib=calib, options=options, target=target, output=output), output, json)
+        return
+    if recover:
+        raise typer.BadParameter(
+            "--recover makes up for what --replace-norm changed; an exact fold has nothing to recover."
+        )
+    result = api.fold(model, calib=calib, output=output)
+    if json:
+        from json import dumps
+
+        sys.stdout.write(dumps({"errors": result.errors}, indent=2) + "\n")
+        return
     for rewrite, error in result.errors.items():
         typer.echo(f"{rewrite}: largest relative error of the logits {error:.1e}")
     typer.echo(f"written: {output}")
@@ -457,6 +526,31 @@ def _method(
         "adaround_minutes": adaround_minutes,
         "max_drop": max_drop,
     }
+
+
+def _compress(
+    macs: float | None, replace_norm: bool, norm_drop: float, recover: bool, epochs: int, minutes: float | None
+) -> CompressOptions | None:
+    """Return what is to be changed before quantization, or None."""
+    from edgeconvnext.search.compress import CompressOptions
+
+    if macs is None and not replace_norm:
+        if recover:
+            raise typer.BadParameter("--recover makes up for --prune-macs or --replace-norm; give one of them.")
+        return None
+    return CompressOptions(
+        macs=macs, replace_norms=replace_norm, max_drop=norm_drop, recover=recover, epochs=epochs, minutes=minutes
+    )
+
+
+def _show_changes(result: Compressed, output: Path, json: bool) -> None:
+    from edgeconvnext.report.changes_terminal import render_changes
+
+    if json:
+        sys.stdout.write(result.record.model_dump_json(indent=2) + "\n")
+        return
+    _print(render_changes(result.record))
+    typer.echo(f"\nwritten: {output}")
 
 
 def _check_bits(weights: int | None, activations: int | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from edgeconvnext.quantize.planning import Calibrator, Effort
 from edgeconvnext.quantize.precision import ActivationBits, BitPlan, WeightBits, read_plan
 from edgeconvnext.quantize.preparations import Preparation
 from edgeconvnext.quantize.reconstruct import DEFAULT_ADAROUND_MINUTES, ReconstructionOptions, Rounding
+from edgeconvnext.search.compress import CompressOptions
 from edgeconvnext.targets import Target, load_target
 
 DEFAULT_MODEL = "convnext_tiny"
@@ -40,8 +41,9 @@ class Request:
     num_images: calibration images in all, a third of which is held out. weights, activations: bits; None takes the plan file's,
     then the target's. plan: a plan file with bits by layer. preparation, rounding, bias_correction, adaround_minutes: see
     `ReconstructionOptions`. max_drop: points of top-1 (of agreement without labels) that may be lost on held-out calibration
-    images; the costliest layers stay float until that holds. reuse_from: a run whose model, images and finished
-    stages are taken over; stored_bits: that run's. measure_latency: False leaves timings out (CI).
+    images; the costliest layers stay float until that holds. compress: what is changed before quantization; None: nothing.
+    reuse_from: a run whose model, images and finished stages are taken over; stored_bits: that run's. measure_latency: False
+    leaves timings out (CI).
     """
 
     model: str | None = None
@@ -59,6 +61,7 @@ class Request:
     bias_correction: bool = True
     adaround_minutes: float = DEFAULT_ADAROUND_MINUTES
     max_drop: float | None = None
+    compress: CompressOptions | None = None
     resolution: int | None = None
     crop_pct: float | None = None
     mean: tuple[float, ...] | None = None
@@ -91,7 +94,7 @@ class Job:
     """A resolved request. fit, held_out: positions in `calibration` that ranges are fitted and judged on.
 
     bits: what the command line and the plan file ask for. calibration_labels: the model's class of each calibration image, where
-    a budget is to be judged by them and they are known.
+    a budget is to be judged by them and they are known. whole_set: the set that `calibration` was taken from.
     """
 
     request: Request
@@ -104,6 +107,7 @@ class Job:
     bits: BitPlan = field(default_factory=BitPlan)
     calibration_labels: np.ndarray | None = None
     notes: tuple[str, ...] = field(default=())
+    whole_set: ImageSet | None = None
 
     @property
     def config(self) -> dict[str, Any]:
@@ -138,6 +142,7 @@ class Job:
             "effort": request.effort,
             "bits": self.bits.model_dump(),
             **{name: getattr(request, name) for name in KEPT_METHOD},
+            "compress": None if request.compress is None else asdict(request.compress),
         }
 
     @property
@@ -164,6 +169,13 @@ def resolve(request: Request) -> Job:
         )
     bits = _bits(request)
     _check_method(request)
+    if request.compress is not None:
+        request.compress.check()
+        if request.evaluation is None:
+            raise QuantizationError(
+                "Pruning, replacing LayerNorms and recovery use the calibration set beyond --num-images, so none of it is left to "
+                "evaluate on. Name evaluation images with --eval."
+            )
     whole = resolve_image_set(request.calibration)
     calibration = whole.take(request.num_images)
     fit, held_out = split_held_out(calibration)
@@ -177,7 +189,7 @@ def resolve(request: Request) -> Job:
         else _calibration_labels(calibration, model, len(held_out), request.max_drop, notes)
     )
     return Job(
-        request, model, target, calibration, fit, held_out, evaluation, bits, labels, tuple(dict.fromkeys(notes))
+        request, model, target, calibration, fit, held_out, evaluation, bits, labels, tuple(dict.fromkeys(notes)), whole
     )
 
 
@@ -323,8 +335,13 @@ def _from_run(request: Request, path: Path, notes: list[str]) -> tuple[Request, 
         effort=_own(request.effort, "default", config["effort"]),
         stored_bits=BitPlan.model_validate(config["bits"]),
         **{name: _own(getattr(request, name), getattr(Request(), name), config[name]) for name in KEPT_METHOD},
+        compress=request.compress or _stored_compress(config.get("compress")),
     )
     return merged, model
+
+
+def _stored_compress(stored: dict[str, Any] | None) -> CompressOptions | None:
+    return None if stored is None else CompressOptions(**stored)
 
 
 def _from_anywhere(name: str | None) -> str | None:

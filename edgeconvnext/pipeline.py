@@ -140,8 +140,10 @@ def _open_run(job: Job, command: str) -> Any:
 
 
 def _plan(run: RunDirectory, job: Job, done: dict[str, StageResult]) -> None:
+    if job.request.compress is not None:
+        done["compress"] = stages.compress(run, job)
     with progress_bar("Folding", None):
-        done["fold"] = stages.fold(run, job)
+        done["fold"] = stages.fold(run, job, done.get("compress"))
     if job.request.effort == "quick":
         done["statistics"] = stages.statistics(run, job, done["fold"])
     done["plan"] = stages.plan(run, job, done["fold"], done.get("statistics"))

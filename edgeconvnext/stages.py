@@ -1,7 +1,7 @@
 """The stages of a run: each a function from what it reads to files in the run directory.
 
-fold -> (statistics ->) plan -> quantized -> artifact, and reference + artifact -> accuracy -> latency -> device. A stage whose
-inputs did not change is taken over from this run or another one beside it.
+(compress ->) fold -> (statistics ->) plan -> quantized -> artifact, and reference + artifact -> accuracy -> latency -> device. A
+stage whose inputs did not change is taken over from this run or another one beside it.
 """
 
 from __future__ import annotations
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 BATCH = 16
 # Exact rewrites are proven on so many real images.
 PROOF_IMAGES = 16
+COMPRESSED = "compressed.safetensors"
+# Where recovery is saved while it runs.
+RECOVERY = "recovery.pt"
 FOLDED = "folded.safetensors"
 PROGRAM = "quantized.pt2"
 PLAN = "plan.safetensors"
@@ -54,24 +57,54 @@ def model_key(job: Job) -> dict[str, Any]:
     return {"weights": job.model.sha256, "config": asdict(job.model.config), "preprocess": asdict(job.model.preprocess)}
 
 
-def fold(run: RunDirectory, job: Job) -> StageResult:
-    """Fold the model exactly, prove it on real images, and save it. Values: errors of each rewrite."""
+def compress(run: RunDirectory, job: Job) -> StageResult:
+    """Prune, replace LayerNorms and recover as asked. Files: compressed.safetensors. Values: record (CompressionRecord)."""
+    options, images = job.request.compress, job.whole_set
+    assert options is not None and images is not None
+    checkpoint = run.path / RECOVERY
+
+    def make(folder: Path) -> dict[str, Any]:
+        from edgeconvnext.search.compress import compress, compressed_model
+
+        asked = replace(options, threads=job.request.threads, measure_latency=job.request.measure_latency)
+        result = compress(job.model, images, asked, job.target, checkpoint=checkpoint)
+        save_checkpoint(compressed_model(job.model, result), folder / COMPRESSED)
+        return {"record": result.record.model_dump()}
+
+    inputs = {
+        "model": model_key(job),
+        "images": images.fingerprint,
+        "options": asdict(options),
+        "target": job.target.runtime.name,
+        "latency": job.request.measure_latency,
+    }
+    result = run.stage("compress", inputs, make)
+    checkpoint.unlink(missing_ok=True)
+    return result
+
+
+def fold(run: RunDirectory, job: Job, compressed: StageResult | None = None) -> StageResult:
+    """Fold the model, or what compressing made of it, exactly, prove it on real images, and save it. Values: errors by rewrite."""
 
     def make(folder: Path) -> dict[str, Any]:
         from edgeconvnext.rewrite.exact import fold_exact
 
-        result = fold_exact(job.model.module, proof_images(job))
+        module = job.model.module if compressed is None else load_model(compressed.path(COMPRESSED)).module
+        result = fold_exact(module, proof_images(job))
         folded = replace(job.model, module=result.module, config=result.module.config)
         save_checkpoint(folded, folder / FOLDED)
         return {"errors": result.errors}
 
     inputs = {"model": model_key(job), "images": job.calibration.fingerprint}
+    if compressed is not None:
+        inputs["compressed"] = compressed.key
     return run.stage("fold", inputs, make)
 
 
 def folded_model(stage: StageResult, job: Job) -> LoadedModel:
     """Load the folded network that the fold stage saved."""
-    return replace(job.model, module=load_model(stage.path(FOLDED)).module)
+    module = load_model(stage.path(FOLDED)).module
+    return replace(job.model, module=module, config=module.config)
 
 
 def statistics(run: RunDirectory, job: Job, folded: StageResult) -> StageResult:
@@ -233,7 +266,7 @@ def quantized(run: RunDirectory, job: Job, folded: StageResult, planned: StageRe
         buffer = io.BytesIO()
         torch.export.save(program, buffer)
         (folder / PROGRAM).write_bytes(buffer.getbuffer())
-        macs = layer_macs(job.model.config, job.model.preprocess.input_size)
+        macs = layer_macs(module.config, job.model.preprocess.input_size)
         stored = Statistics.load(planned.path(PLAN_STATISTICS))
         return {
             "layers": [layer.model_dump() for layer in layer_errors(module, prepared, chosen, stored)],
@@ -256,10 +289,16 @@ def quantized_program(stage: StageResult) -> ExportedProgram:
 
 
 def float_program(job: Job, folded: StageResult) -> ExportedProgram:
-    """Export the folded network without Q/DQ, for the target's input: what the artifact is compared with."""
+    """Export the exactly folded network that was handed in, without Q/DQ: what the artifact is compared with."""
     from edgeconvnext.quantize.program import export_program
+    from edgeconvnext.rewrite.exact import fold_exact
 
-    module, _ = _with_input_range(folded_model(folded, job), job)
+    if job.request.compress is None:
+        model = folded_model(folded, job)
+    else:
+        module = fold_exact(job.model.module, proof_images(job)).module
+        model = replace(job.model, module=module, config=module.config)
+    module, _ = _with_input_range(model, job)
     return export_program(module, _example(job), max_batch=_max_batch(job))
 
 

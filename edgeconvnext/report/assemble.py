@@ -14,6 +14,7 @@ from edgeconvnext.manifest import package_versions
 from edgeconvnext.report.schema import (
     Accuracy,
     BudgetRecord,
+    CompressionRecord,
     ExportCheck,
     Interval,
     LatencyComparison,
@@ -52,6 +53,7 @@ def assemble(run: RunDirectory, job: Job, stages: dict[str, StageResult], artifa
         artifact=artifact_name,
         exporter=job.target.exporter,
         model=_model_record(job, stages),
+        compression=_compression(stages),
         quantization=_quantization_record(job, stages),
         accuracy=accuracy,
         fidelity_db=fidelity,
@@ -130,6 +132,11 @@ def _model_record(job: Job, stages: dict[str, StageResult]) -> ModelRecord:
             value_range=job.target.input.value_range,
         ),
     )
+
+
+def _compression(stages: dict[str, StageResult]) -> CompressionRecord | None:
+    record = _values(stages, "compress").get("record")
+    return None if record is None else CompressionRecord.model_validate(record)
 
 
 def _quantization_record(job: Job, stages: dict[str, StageResult]) -> QuantizationRecord:

@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from edgeconvnext.report import format
 from edgeconvnext.report.axis import NARROW, WIDE
+from edgeconvnext.report.changes_terminal import change_facts
 from edgeconvnext.report.charts import accuracy_chart, latency_chart, size_chart
 from edgeconvnext.report.layer_charts import (
     HISTOGRAM_HEIGHT,
@@ -84,6 +85,7 @@ def render_html(report: Report) -> str:
             flip_counts=Counter(card.kind for card in cards),
             classes=changed[:SHOWN_CLASSES],
             hidden_classes=len(changed) - len(changed[:SHOWN_CLASSES]),
+            change_facts=[] if report.compression is None else change_facts(report.compression),
         )
         .lstrip()
     )

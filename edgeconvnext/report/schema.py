@@ -286,6 +286,74 @@ class NormVerdict(Record):
     why: str
 
 
+class HeldOutLoss(Record):
+    """What a changed network loses against the original on held-out calibration images.
+
+    points: of top-1 where labels are known, else 100 minus agreement. expected_points: of top-1 if the original's probabilities
+    were true. kl: nats. agreement: per cent, with its 95 % interval.
+    """
+
+    points: float
+    expected_points: float
+    kl: float
+    agreement: float
+    agreement_low: float
+    agreement_high: float
+
+
+class PruningRecord(Record):
+    """Structured pruning. widths: hidden channels of each block; errors: relative error of each changed block's branch."""
+
+    asked_macs: float
+    widths: dict[str, int]
+    errors: dict[str, float]
+    loss: HeldOutLoss
+
+
+class RecoveryRecord(Record):
+    """Label-free distillation. minutes: processor time on a CPU, wall time on a GPU. kept: whether its result was taken."""
+
+    epochs: int
+    images: int
+    minutes: float
+    losses: list[float]
+    before: HeldOutLoss
+    after: HeldOutLoss
+    kept: bool
+
+
+class FloatLatency(Record):
+    """Medians of the float networks before and after, ms, in the target's runtime, and their ratio with its 95 % interval."""
+
+    before_ms: float
+    after_ms: float
+    speedup: float
+    low: float
+    high: float
+
+
+class CompressionRecord(Record):
+    """What was changed before quantization, and what it cost on held-out calibration images.
+
+    images, held_out: calibration images used and those of them held out. max_drop: budget for replacing norms, points.
+    latency: null where the target's runtime is not here or nothing was timed.
+    """
+
+    images: int
+    held_out: int
+    judged_by: Literal["top-1", "agreement"]
+    max_drop: float | None = None
+    macs_before: int
+    macs_after: int
+    parameters_before: int
+    parameters_after: int
+    pruning: PruningRecord | None = None
+    norms: list[NormVerdict] = []
+    recovery: RecoveryRecord | None = None
+    loss: HeldOutLoss
+    latency: FloatLatency | None = None
+
+
 class ExportCheck(Record):
     """A proof that needs no target hardware: a parser's verdict, or a run in a runtime that is not the target's."""
 
@@ -312,6 +380,7 @@ class Report(Record):
     exporter: Exporter | None = None
     artifact: str | None
     model: ModelRecord
+    compression: CompressionRecord | None = None
     quantization: QuantizationRecord
     accuracy: Accuracy
     fidelity_db: Decibel | None = None

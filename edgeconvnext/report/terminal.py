@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgeconvnext.report import format
+from edgeconvnext.report.changes_terminal import render_changes
 from edgeconvnext.report.schema import BudgetRecord, Interval, Latency, Report, TopK
 from edgeconvnext.report.verdict import Outcome, gate_text, missing_results, reason, verdict
 
@@ -28,6 +29,8 @@ def render_summary(report: Report) -> RenderableType:
         Text(),
         _facts(report),
     ]
+    if report.compression is not None:
+        parts += [Text(), Text("Changed before quantization", "dim"), render_changes(report.compression)]
     if report.gates:
         parts += [Text(), _gates(report)]
     if report.checks:

@@ -164,7 +164,7 @@ class _Run:
         self.optimizer.step()
         self.steps += 1
         self.step_in_epoch += 1
-        self._epoch_loss += float(loss)
+        self._epoch_loss += float(loss.detach())
         now = self._now()
         self.spent_s += now - self._clock
         self._clock = now
