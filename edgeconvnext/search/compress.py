@@ -196,7 +196,7 @@ class _Work:
         result = fold_batch_norms(trained.module)
         after = self.loss(result)
         spent = 0.0 if self.pruning is None else max(0.0, self.pruning.loss.points)
-        kept = after.within(self.options.max_drop + spent, self.labels is not None) if every else after.kl < before.kl
+        kept = after.within(self.options.max_drop + spent) if every else after.kl < before.kl
         self.recovery = RecoveryRecord(
             epochs=len(trained.losses),
             images=trained.images,

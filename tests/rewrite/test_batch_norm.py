@@ -1,0 +1,55 @@
+"""BatchNorms that stand in for LayerNorms while a network is trained fold away exactly."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from norm_networks import CONFIGS, folded_network
+
+from edgeconvnext.rewrite.batch_norm import ChannelNorm, fold_batch_norms, set_share, with_batch_norms
+from edgeconvnext.rewrite.norms import replaceable_norms
+
+IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_fold_is_exact_behind_training(kind: str) -> None:
+    module = folded_network(CONFIGS[kind])
+    norms = replaceable_norms(module)
+    changed = with_batch_norms(module, norms, anneal=True)
+    set_share(changed, 1.0)
+    with torch.no_grad():
+        for parameter in changed.parameters():
+            parameter.add_(
+                0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
+            )
+        for _ in range(300):  # momentum 0.01: until the running statistics are those of the images
+            changed.train()(IMAGES)
+        expected = changed.eval()(IMAGES)
+        folded = fold_batch_norms(changed)
+        # Float32 rounding through the layers, relative to logits of order 1 to 10.
+        torch.testing.assert_close(folded(IMAGES), expected, atol=1e-4, rtol=1e-4)
+    assert folded.config.identity_norms == norms
+    assert not any(isinstance(m, ChannelNorm) for m in folded.modules())
+
+
+def test_annealing_starts_at_the_layer_norm_and_ends_at_the_batch_norm() -> None:
+    module = folded_network(CONFIGS["v1"])
+    changed = with_batch_norms(module, ["stages.1.0.norm"], anneal=True).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(changed(IMAGES), module(IMAGES))
+        set_share(changed, 1.0)
+        at_end = changed(IMAGES)
+        set_share(changed, 0.5)
+        between = changed(IMAGES)
+        assert float((at_end - module(IMAGES)).abs().max()) > 0.01
+        assert float((between - at_end).abs().max()) > 0.001
+
+
+def test_without_annealing_it_starts_as_what_is_there() -> None:
+    module = folded_network(CONFIGS["v1"])
+    module.set_submodule("stages.1.0.norm", torch.nn.Identity())
+    changed = with_batch_norms(module, ["stages.1.0.norm"], anneal=False).eval()
+    with torch.no_grad():
+        # BatchNorm's epsilon of 1e-5 is all the difference there is.
+        torch.testing.assert_close(changed(IMAGES), module(IMAGES), atol=1e-3, rtol=1e-3)

@@ -1,0 +1,132 @@
+"""The search for LayerNorms that can go: budgets hold, every norm has a verdict, and times are per norm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from norm_networks import CONFIGS, folded_network
+from torch import nn
+
+from edgeconvnext.data.preprocess import Preprocess
+from edgeconvnext.model.convnext import ConvNeXt
+from edgeconvnext.rewrite.lockstep import StoredImages
+from edgeconvnext.rewrite.norms import replace_norms, replaceable_norms
+from edgeconvnext.search.norm_latency import measure_norm_latencies, norm_elements, norm_groups
+from edgeconvnext.search.norm_removal import KL_PER_POINT, measure_loss, replace_within_budget
+
+PREPROCESS = Preprocess(input_size=(32, 32))
+
+
+@pytest.fixture(scope="module")
+def module() -> ConvNeXt:
+    return folded_network(CONFIGS["v1"])
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Iterator[StoredImages]:
+    generator = torch.Generator().manual_seed(3)
+    pictures = nn.functional.interpolate(torch.randn(60, 3, 8, 8, generator=generator), size=(32, 32), mode="bilinear")
+    with StoredImages(tmp_path, pictures[:40].split(16), pictures[40:].split(16)) as stored:
+        yield stored
+
+
+def test_a_tiny_budget_leaves_the_network_as_it_is(module: ConvNeXt, images: StoredImages, tmp_path: Path) -> None:
+    found = replace_within_budget(
+        module, images, tmp_path, None, max_drop=1e-6, saved=norm_elements(module, (32, 32)), unit="values"
+    )
+    assert found.module is module
+    assert [row.verdict for row in found.verdicts] == ["kept"] * len(module.config.norm_paths)
+    assert all("the budget is 1e-06 points" in row.why for row in found.verdicts)
+    assert found.loss.points == 0 and found.loss.agreement == 100
+
+
+def test_a_wide_budget_takes_all_of_them_in_one_step(
+    module: ConvNeXt, images: StoredImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgeconvnext.search import norm_removal
+
+    calls = []
+
+    def counted(*args: object, **kwargs: object) -> object:
+        calls.append(args[1])
+        return replace_norms(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(norm_removal, "replace_norms", counted)
+    saved = norm_elements(module, (32, 32))
+    found = replace_within_budget(module, images, tmp_path, None, max_drop=100, saved=saved, unit="values")
+    assert len(calls) == 1
+    assert found.module.config.identity_norms == module.config.norm_paths
+    assert all(row.verdict == "replaced" and row.saved_ms is None for row in found.verdicts)
+
+
+def test_a_budget_between_is_kept_on_held_out_images(module: ConvNeXt, images: StoredImages, tmp_path: Path) -> None:
+    everything = replace_norms(module, replaceable_norms(module), images, tmp_path)
+    whole = measure_loss(everything.expected, everything.logits, None)
+    budget = max(whole.points, whole.kl / KL_PER_POINT) / 2
+    found = replace_within_budget(
+        module, images, tmp_path, None, max_drop=budget, saved=norm_elements(module, (32, 32)), unit="values"
+    )
+    assert found.loss.within(budget)
+    verdicts = {row.norm: row.verdict for row in found.verdicts}
+    assert set(verdicts.values()) == {"replaced", "kept"}
+    gone = {norm for norm, verdict in verdicts.items() if verdict == "replaced"}
+    assert gone == set(found.module.config.identity_norms)
+    # What is reported is what the network does.
+    with torch.no_grad():
+        expected, logits = (torch.cat([m(batch) for batch in images.held_out()]) for m in (module, found.module))
+    again = measure_loss(expected, logits, None)
+    assert again.kl == pytest.approx(found.loss.kl, rel=1e-4) and again.points == found.loss.points
+
+
+def test_what_saves_most_for_its_cost_goes_first(module: ConvNeXt, images: StoredImages, tmp_path: Path) -> None:
+    everything = replace_norms(module, replaceable_norms(module), images, tmp_path)
+    budget = measure_loss(everything.expected, everything.logits, None).points / 2
+    favourite = "stages.1.1.norm"
+    saved = dict.fromkeys(replaceable_norms(module), 1e-9) | {favourite: 1e9}
+    found = replace_within_budget(module, images, tmp_path, None, max_drop=max(budget, 6), saved=saved, unit="ms")
+    row = next(row for row in found.verdicts if row.norm == favourite)
+    assert row.verdict == "replaced" and row.saved_ms == 1e9
+
+
+def test_loss_with_labels_without_and_by_probability() -> None:
+    expected = torch.tensor([[2.0, 0.0], [2.0, 0.0], [0.0, 2.0], [0.0, 2.0]])
+    logits = torch.tensor([[2.0, 0.0], [0.0, 2.0], [0.0, 2.0], [0.0, 2.0]])  # the second image changes its answer
+    unlabelled = measure_loss(expected, logits, None)
+    assert unlabelled.points == 25 and unlabelled.agreement == 75
+    sure = float(torch.tensor([2.0, 0.0]).softmax(0)[0])
+    assert unlabelled.expected_points == pytest.approx(25 * (2 * sure - 1))
+    assert measure_loss(expected, logits, np.array([0, 0, 1, 1])).points == 25
+    gained = measure_loss(expected, logits, np.array([0, 1, 1, 1]))
+    assert gained.points == -25
+    assert not gained.within(1.0)  # a lucky answer does not make up for one that the network itself would not expect
+
+
+def test_norms_of_one_stage_are_timed_together(module: ConvNeXt, tmp_path: Path) -> None:
+    assert norm_groups(module) == [
+        ("downsample_layers.0.1",),
+        ("stages.0.0.norm",),
+        ("downsample_layers.1.0",),
+        ("stages.1.0.norm", "stages.1.1.norm"),
+        ("norm",),
+    ]
+    image = torch.randn(1, 3, 32, 32).numpy()
+    timed = measure_norm_latencies(module, PREPROCESS, image, tmp_path)
+    assert set(timed.without_ms) == set(replaceable_norms(module))
+    assert timed.without_ms["stages.1.0.norm"] == timed.without_ms["stages.1.1.norm"]
+    assert timed.all_ms > 0 and timed.runtime.startswith("onnxruntime")
+    assert not list(tmp_path.glob("*.onnx"))
+
+
+def test_values_that_pass_each_norm(module: ConvNeXt) -> None:
+    assert norm_elements(module, (32, 32)) == {
+        "downsample_layers.0.1": 8 * 8 * 8,
+        "stages.0.0.norm": 8 * 8 * 8,
+        "downsample_layers.1.0": 8 * 8 * 8,
+        "stages.1.0.norm": 4 * 4 * 16,
+        "stages.1.1.norm": 4 * 4 * 16,
+        "norm": 16,
+    }
