@@ -1,0 +1,280 @@
+"""LayerNorms replaced, with and without recovery, alone and together with pruning and INT8: measured on labelled photographs.
+
+    python -m benchmarks.norms [--row TEXT] [--again]
+    python -m benchmarks.norms --page      # write docs/layernorm.md's tables from the CSVs, measure nothing
+
+Each row is one command of this project's command line on the ConvNeXt-Atto beside this checkout; its result is judged on
+imagenette_val, which nothing was chosen on. Rows that are in the CSV are kept; --again measures the chosen ones anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel
+
+import edgeconvnext
+from benchmarks.accuracy import DATA, _cpu
+from benchmarks.accuracy_models import WEIGHTS
+from edgeconvnext.files import atomic_write
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results" / "norms.csv"
+VERDICTS = HERE / "results" / "norm_verdicts.csv"
+CACHE = HERE / ".cache" / "norms"
+PAGE = HERE.parent / "docs" / "layernorm.md"
+MARKS = ("<!-- tables: python -m benchmarks.norms --page -->\n", "<!-- end of tables -->")
+
+
+class Row(BaseModel):
+    """One line of the CSV. What was not measured is empty.
+
+    norms: LayerNorms replaced, of 17. drop_pp: FP32 top-1 of the original minus this one's, points, with its paired 95 % interval.
+    latency: medians in onnxruntime, batch 1, one thread, of the original's folded float network and of this one, interleaved.
+    minutes: of recovery, as the command counts them (processor time).
+    """
+
+    name: str
+    command: str
+    norms: int
+    macs_share: float
+    images: int
+    top1: float
+    drop_pp: float
+    drop_low: float
+    drop_high: float
+    agreement: float
+    sqnr_db: float
+    before_ms: float | None = None
+    after_ms: float | None = None
+    speedup: float | None = None
+    speedup_low: float | None = None
+    speedup_high: float | None = None
+    minutes: float | None = None
+    versions: str = ""
+    cpu: str = ""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One command. export: whether it ends with an INT8 artifact, else with a checkpoint."""
+
+    name: str
+    flags: tuple[str, ...]
+    export: bool = False
+
+
+CASES = (
+    Case("frozen, within 0.5 points", ("--replace-norm", "--max-drop", "0.5")),
+    Case("frozen, within 1 point", ("--replace-norm", "--max-drop", "1")),
+    Case("frozen, all of them", ("--replace-norm", "--max-drop", "100")),
+    Case("recovered, 10 minutes", ("--replace-norm", "--recover", "--epochs", "90", "--budget-minutes", "10")),
+    Case("recovered, 30 minutes", ("--replace-norm", "--recover", "--epochs", "90", "--budget-minutes", "30")),
+    Case("INT8", (), export=True),
+    Case("INT8, frozen norms", ("--replace-norm",), export=True),
+    Case("INT8, 60 % of the MACs, frozen norms", ("--prune-macs", "0.6", "--replace-norm"), export=True),
+)  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--row", default="", help="only rows whose name contains this text")
+    parser.add_argument("--again", action="store_true", help="measure the chosen rows anew")
+    parser.add_argument("--page", action="store_true", help="only write the tables of the page")
+    options = parser.parse_args()
+    os.environ.setdefault("EDGECONVNEXT_DATA", str(DATA))
+    rows = read_rows()
+    if not options.page:
+        CACHE.mkdir(parents=True, exist_ok=True)
+        for case in CASES:
+            known = next((row for row in rows if row.name == case.name), None)
+            if options.row not in case.name or (known is not None and not options.again):
+                continue
+            row = measure(case)
+            rows = [kept for kept in rows if kept.name != case.name] + [row]
+            rows.sort(key=lambda kept: [c.name for c in CASES].index(kept.name))
+            _write_csv(RESULTS, [kept.model_dump() for kept in rows])
+            print(
+                f"{row.name}: {row.norms} norms, drop {row.drop_pp:+.2f}, agreement {row.agreement:.2f} %", flush=True
+            )
+    if PAGE.is_file():
+        write_page(rows)
+
+
+def measure(case: Case) -> Row:
+    """Run the case's command and judge what comes out."""
+    name = "".join(letter if letter.isalnum() else "-" for letter in case.name.lower())
+    shown = ["edgeconvnext", *_command(case, Path(f"{name}.safetensors" if not case.export else name))[3:]]
+    shown = [part if not part.startswith("/") else Path(part).name for part in shown]
+    output = CACHE / (f"{name}.safetensors" if not case.export else name)
+    result = subprocess.run(_command(case, output), stdout=subprocess.PIPE, text=True)
+    if result.returncode not in (0, 3):
+        raise SystemExit(f"{case.name}: the command ended with {result.returncode}")
+    found = json.loads(result.stdout)
+    record = found.get("compression") if case.export else found
+    if case.name == CASES[0].name:
+        _write_csv(VERDICTS, record["norms"])
+    judged = _artifact(found) if case.export else _checkpoint(output)
+    return Row(
+        name=case.name,
+        command=" ".join(part for part in shown if part not in ("--json",)),
+        norms=0 if record is None else sum(row["verdict"] == "replaced" for row in record["norms"]),
+        macs_share=1.0 if record is None else record["macs_after"] / record["macs_before"],
+        minutes=None if record is None or record["recovery"] is None else record["recovery"]["minutes"],
+        versions=f"edgeconvnext {edgeconvnext.__version__}",
+        cpu=_cpu(),
+        **judged,
+        **(_speed(found) if case.export else _float_speed(record)),
+    )
+
+
+def _command(case: Case, output: Path) -> list[str]:
+    model, calibration = str(WEIGHTS), ("--calib", "imagenette")
+    start = [sys.executable, "-m", "edgeconvnext.cli"]
+    end = ["--output", str(output), "--json", *case.flags]
+    if case.export:
+        return [*start, "export", "--target", "onnx", "--model", model, *calibration, "--eval", "imagenette_val", *end]
+    return [*start, "fold", model, *calibration, *end]
+
+
+def _checkpoint(path: Path) -> dict[str, float | int]:
+    """Compare a changed float network with the original on imagenette_val."""
+    import torch
+
+    from edgeconvnext.data.labels import match_labels
+    from edgeconvnext.data.loader import batches
+    from edgeconvnext.data.sets import resolve_image_set
+    from edgeconvnext.model.load import load_model
+    from edgeconvnext.validate.accuracy import agreement, logit_sqnr_db, paired_drop, topk
+
+    original, changed = load_model(WEIGHTS), load_model(path)
+    images = resolve_image_set("imagenette_val")
+    expected, logits, seen = [], [], []
+    with torch.inference_mode():
+        for batch in batches(images, original.preprocess, description="Evaluating"):
+            expected.append(original.module(batch.images).numpy())
+            logits.append(changed.module(batch.images).numpy())
+            seen += batch.indices
+    a, b = np.concatenate(expected), np.concatenate(logits)
+    labels = match_labels(images, original.labels, original.config.num_classes)[np.array(images.labels)][seen]
+    drop = paired_drop(a, b, labels)
+    return {
+        "images": len(a), "top1": topk(b, labels).top1, "drop_pp": drop.value, "drop_low": drop.low, "drop_high": drop.high,
+        "agreement": agreement(a, b), "sqnr_db": logit_sqnr_db(a, b),
+    }  # fmt: skip
+
+
+def _artifact(report: dict[str, Any]) -> dict[str, float | int]:
+    accuracy = report["accuracy"]
+    return {
+        "images": accuracy["images"], "top1": accuracy["artifact"]["top1"], "agreement": accuracy["agreement"],
+        "drop_pp": accuracy["drop_pp"]["value"], "drop_low": accuracy["drop_pp"]["low"],
+        "drop_high": accuracy["drop_pp"]["high"], "sqnr_db": accuracy["sqnr_db"],
+    }  # fmt: skip
+
+
+def _speed(report: dict[str, Any]) -> dict[str, float]:
+    interval = report["speedup_interval"]
+    return {
+        "before_ms": report["latency"]["fp32"]["median_ms"], "after_ms": report["latency"]["artifact"]["median_ms"],
+        "speedup": interval["value"], "speedup_low": interval["low"], "speedup_high": interval["high"],
+    }  # fmt: skip
+
+
+def _float_speed(record: dict[str, Any]) -> dict[str, float]:
+    timed = record["latency"]
+    return {
+        "before_ms": timed["before_ms"], "after_ms": timed["after_ms"],
+        "speedup": timed["speedup"], "speedup_low": timed["low"], "speedup_high": timed["high"],
+    }  # fmt: skip
+
+
+def read_rows() -> list[Row]:
+    """Read the CSV; none where it is not there."""
+    if not RESULTS.is_file():
+        return []
+    with RESULTS.open(newline="", encoding="utf-8") as file:
+        return [Row.model_validate({k: v for k, v in line.items() if v != ""}) for line in csv.DictReader(file)]
+
+
+def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: "" if value is None else value for key, value in row.items()} for row in rows)
+    atomic_write(path, text.getvalue())
+
+
+def write_page(rows: list[Row]) -> None:
+    """Put the tables between the marks of the page."""
+    lines = [
+        "| what | norms gone | MACs | top-1 drop | agreement | SQNR | float or INT8, ms | speed-up over FP32 |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [_line(row) for row in rows]
+    lines += ["", *_verdict_lines(), ""]
+    if rows:
+        lines += [f"{rows[0].cpu}; {rows[0].versions}; {rows[0].images:,} images.", ""]
+    page = PAGE.read_text(encoding="utf-8")
+    before, rest = page.split(MARKS[0])
+    PAGE.write_text(before + MARKS[0] + "\n" + "\n".join(lines) + MARKS[1] + rest.split(MARKS[1])[1], encoding="utf-8")
+    print(f"written: {PAGE.name}")
+
+
+def _line(row: Row) -> str:
+    minutes = "" if row.minutes is None else f" ({row.minutes:.0f} min)"
+    speed = "not measured"
+    if row.speedup is not None:
+        speed = f"{row.speedup:.2f}x ({row.speedup_low:.2f} to {row.speedup_high:.2f})"
+    cells = [
+        row.name + minutes,
+        f"{row.norms} of 17",
+        f"{100 * row.macs_share:.0f} %",
+        f"{row.drop_pp:+.2f} ({row.drop_low:+.2f} to {row.drop_high:+.2f})",
+        f"{row.agreement:.2f} %",
+        f"{row.sqnr_db:.1f} dB",
+        "" if row.after_ms is None else f"{row.after_ms:.2f}",
+        speed,
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _verdict_lines() -> list[str]:
+    """Return the table of single norms, as the first case found them."""
+    if not VERDICTS.is_file():
+        return []
+    with VERDICTS.open(newline="", encoding="utf-8") as file:
+        verdicts = list(csv.DictReader(file))
+    show: Callable[[str, str], str] = lambda value, text: text.format(float(value)) if value else ""  # noqa: E731
+    lines = [
+        "Each LayerNorm alone, on held-out calibration images, and its verdict within 0.5 points:",
+        "",
+        "| LayerNorm | verdict | error of its unit | KL, nats | agreement | saves, ms | why |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in verdicts:
+        agreement = show(row["agreement_alone"], "{:.2f} %")
+        if row["agreement_low"]:
+            agreement += f" ({float(row['agreement_low']):.1f} to {float(row['agreement_high']):.1f})"
+        error = f"{100 * float(row['error_alone']):.1f} %" if row["error_alone"] else ""
+        cells = (
+            f"`{row['norm']}`", row["verdict"], error, show(row["kl_alone"], "{:.4f}"), agreement,
+            show(row["saved_ms"], "{:.3f}"), row["why"],
+        )  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+if __name__ == "__main__":
+    main()
