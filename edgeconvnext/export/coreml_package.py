@@ -91,7 +91,7 @@ def inspect_mlpackage(path: Path) -> PackageInfo:
 
     Raises ExportError for a path that is not a readable package, RuntimeMissingError without coremltools.
     """
-    model, operations = _load(path)
+    model, operations = open_package(path)
     description = model.get_spec().description
     counts = Counter(op.op_type for op in operations if op.op_type != "const")
     return PackageInfo(
@@ -113,7 +113,7 @@ def check_weights(program: ExportedProgram, path: Path) -> WeightCheck:
 
     Raises ExportError, naming the layer, where int8 codes differ or a float differs by more than float16's rounding.
     """
-    _, operations = _load(path)
+    _, operations = open_package(path)
     expected = layer_weights(graph_module(program))
     found = [op for op in operations if op.op_type in _WEIGHTED]
     if len(expected) != len(found):
@@ -133,7 +133,7 @@ def check_weights(program: ExportedProgram, path: Path) -> WeightCheck:
     )
 
 
-def _load(path: Path) -> tuple[Any, list[Any]]:
+def open_package(path: Path) -> tuple[Any, list[Any]]:
     """Open a package without running it; return coremltools' model and its operations in order."""
     ct = import_coremltools()
     from coremltools.converters.mil.frontend.milproto.load import load

@@ -37,8 +37,8 @@ from edgeconvnext.export.coreml_graph import (
     tensor_of,
     weighted_nodes,
 )
-from edgeconvnext.export.coreml_package import _load, check_weights, inspect_mlpackage
-from edgeconvnext.export.coreml_runtime import predict_coreml
+from edgeconvnext.export.coreml_package import check_weights, inspect_mlpackage, open_package
+from edgeconvnext.export.coreml_runtime import CoreMLModel
 from edgeconvnext.export.metadata import ArtifactMetadata
 from edgeconvnext.files import tree_size
 from edgeconvnext.model import load_model
@@ -102,7 +102,7 @@ def test_planned_layers_have_int8_inputs_and_weights_and_the_rest_is_float16(var
 def test_affine_activations_keep_their_zero_point(tmp_path: Path) -> None:
     program = program_for("onnx")
     path = write(program, tmp_path)
-    _, operations = _load(path)
+    _, operations = open_package(path)
     planned = [node.args[2] for node in program.graph.nodes if "dequantize_per_tensor" in str(node.target)]
     stored = [int(op.zero_point.val) for op in operations if op.op_type == "dequantize"]
     assert stored == planned
@@ -112,7 +112,7 @@ def test_affine_activations_keep_their_zero_point(tmp_path: Path) -> None:
 
 def test_weights_in_the_package_are_exactly_those_simulated(package: Path) -> None:
     """Dequantised by coremltools itself, every weight is code times scale, in float16 and without a difference."""
-    _, operations = _load(package)
+    _, operations = open_package(package)
     stored = [op.weight.op for op in operations if op.op_type in ("conv", "linear")]
     module = graph_module(program_for("coreml"))
     lift_small_scales(module)
@@ -386,7 +386,7 @@ def test_missing_coremltools_names_the_extra(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.skipif(sys.platform == "darwin", reason="Core ML runs here")
 def test_prediction_away_from_a_mac_says_where_to_go(package: Path) -> None:
     with pytest.raises(RuntimeMissingError, match=r"Apple devices only.*macOS 14") as caught:
-        predict_coreml(package, np.zeros((1, 3, 32, 32), dtype=np.float32))
+        CoreMLModel(package)
     assert caught.value.exit_code == 4
 
 
@@ -396,7 +396,7 @@ def test_core_ml_agrees_with_the_simulation(package: Path) -> None:
     """The target's fidelity gate: 30 dB between Core ML and the simulated graph."""
     pixels = ((images(16, seed=5).clamp(-2, 2) + 2) * 63).round()
     simulated = run(program_for("coreml"), pixels)
-    assert sqnr_db(simulated, predict_coreml(package, pixels.numpy())) >= 30
+    assert sqnr_db(simulated, CoreMLModel(package).predict(pixels.numpy())) >= 30
 
 
 def test_embedded_digits_model_becomes_a_classifier(tmp_path: Path) -> None:
