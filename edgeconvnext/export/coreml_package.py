@@ -194,6 +194,7 @@ def _feature(feature: Any) -> Feature:
 
 def _float_error(path: Path, layer: LayerWeight, expected: np.ndarray, found: np.ndarray) -> float:
     """Return the largest difference, relative to the largest value; raise ExportError beyond float16's rounding."""
+    found = _as_linear(found, expected.ndim)
     if expected.shape != found.shape:
         raise ExportError(f"{layer.name} has the shape {found.shape} in {path} and {expected.shape} in the model.")
     difference = np.abs(expected - found.astype(np.float32))
@@ -210,7 +211,7 @@ def _scale_error(path: Path, layer: LayerWeight, op: Any) -> float:
     source = op.weight.op
     if source.op_type not in _COMPRESSED or layer.scale is None:
         raise ExportError(f"{layer.name} has int8 weights in the model and none in {path}. Export the model again.")
-    codes = source.inputs[_COMPRESSED[source.op_type]].val
+    codes = _as_linear(source.inputs[_COMPRESSED[source.op_type]].val, layer.weight.dim())
     if not np.array_equal(codes, layer.weight.numpy()):
         raise ExportError(f"The int8 weights of {layer.name} in {path} are not the model's. Export it again.")
     used = codes.reshape(len(codes), -1).any(axis=1)
@@ -225,6 +226,11 @@ def _scale_error(path: Path, layer: LayerWeight, op: Any) -> float:
             f"The scales of {layer.name} in {path} are off by up to {largest:.1e}, more than float16 rounds."
         )
     return largest
+
+
+def _as_linear(weight: np.ndarray, rank: int) -> np.ndarray:
+    """Return the weight of a 1x1 conv that stands for a linear as the linear's, (out, in)."""
+    return weight[:, :, 0, 0] if rank == 2 and weight.ndim == 4 and weight.shape[2:] == (1, 1) else weight
 
 
 def _input_scale(op: Any) -> float:

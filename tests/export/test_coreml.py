@@ -93,7 +93,8 @@ def test_planned_layers_have_int8_inputs_and_weights_and_the_rest_is_float16(var
     quantised = len(kinds) - stem
     assert info.weight_types == {"float16": stem, "int8": quantised}
     assert info.count("constexpr_affine_dequantize") == info.count("quantize") == info.count("dequantize") == quantised
-    assert info.count("conv") + info.count("linear") == len(kinds)
+    assert info.count("conv") == len(kinds)
+    assert info.count("linear") == info.count("transpose") == info.count("batch_norm") == 0
     assert info.float32_operators == ()
     assert (info.count("layer_norm"), info.count("gelu")) == (6, 3)  # one node each, nothing taken apart
     assert info.count("sqrt") == (3 if variant.version == 2 else 0)
@@ -121,7 +122,7 @@ def test_weights_in_the_package_are_exactly_those_simulated(package: Path) -> No
     for source, weight in zip(stored[1:], weights[1:], strict=True):
         codes, scale = (tensor_of(module, node).numpy() for node in weight.args[:2])
         expected = codes.astype(np.float16) * scale.astype(np.float16).reshape(-1, *[1] * (codes.ndim - 1))
-        np.testing.assert_array_equal(source.materialized_val_inference(), expected)
+        np.testing.assert_array_equal(source.materialized_val_inference().reshape(expected.shape), expected)
 
 
 def test_weight_check_reports_only_rounding(package: Path) -> None:
@@ -201,12 +202,12 @@ def test_float_program_becomes_a_larger_float16_package(package: Path, tmp_path:
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_prepared_graph_computes_the_same_logits(variant: Variant) -> None:
-    """Only powers of two move, so not even the last bit may change."""
+    """Only powers of two move; a linear as a 1x1 conv adds up in another order, which changes the last bits."""
     program = program_for("coreml", variant)
     prepared = single_image_program(program, probabilities=True).module()
     for image in images(4, seed=3).split(1):
         probabilities, logits = prepared(image)
-        torch.testing.assert_close(logits, program.module()(image), rtol=0, atol=0)
+        torch.testing.assert_close(logits, program.module()(image), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(probabilities.sum(), torch.tensor(1.0))
 
 
