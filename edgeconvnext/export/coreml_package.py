@@ -18,6 +18,7 @@ from edgeconvnext.export.coreml_graph import LayerWeight, graph_module, layer_we
 from edgeconvnext.export.coreml_runtime import import_coremltools
 
 _COMPRESSED = {"constexpr_affine_dequantize": "quantized_data", "constexpr_blockwise_shift_scale": "data"}
+_PALETTE = "constexpr_lut_to_dense"
 _WEIGHTED = ("conv", "linear")
 # Half a unit in the last place of float16, for a scale twice: its own rounding and that of the input's scale.
 _HALF_ROUNDING = 2.0**-11
@@ -157,8 +158,12 @@ def _weight_type(op: Any) -> str:
 
     source = op.weight.op
     if source.op_type in _COMPRESSED:
+        data = source.inputs[_COMPRESSED[source.op_type]]
+        palette = data.op is not None and data.op.op_type == _PALETTE
         # numpy has no int4; coremltools marks int8 arrays that stand for it.
-        return types.builtin_to_string(source.inputs[_COMPRESSED[source.op_type]].dtype)
+        if palette:
+            return f"palettised {types.builtin_to_string(data.op.indices.dtype)}"
+        return types.builtin_to_string(data.dtype)
     return op.weight.val.dtype.name
 
 
@@ -211,7 +216,7 @@ def _scale_error(path: Path, layer: LayerWeight, op: Any) -> float:
     source = op.weight.op
     if source.op_type not in _COMPRESSED or layer.scale is None:
         raise ExportError(f"{layer.name} has int8 weights in the model and none in {path}. Export the model again.")
-    codes = _as_linear(source.inputs[_COMPRESSED[source.op_type]].val, layer.weight.dim())
+    codes = _as_linear(_stored_codes(source), layer.weight.dim())
     if not np.array_equal(codes, layer.weight.numpy()):
         raise ExportError(f"The int8 weights of {layer.name} in {path} are not the model's. Export it again.")
     used = codes.reshape(len(codes), -1).any(axis=1)
@@ -226,6 +231,13 @@ def _scale_error(path: Path, layer: LayerWeight, op: Any) -> float:
             f"The scales of {layer.name} in {path} are off by up to {largest:.1e}, more than float16 rounds."
         )
     return largest
+
+
+def _stored_codes(source: Any) -> np.ndarray:
+    """Return the codes of a compressed weight, looked up where it has a palette."""
+    data = source.inputs[_COMPRESSED[source.op_type]]
+    codes: np.ndarray = data.op.materialized_val_inference() if data.val is None else data.val
+    return codes
 
 
 def _as_linear(weight: np.ndarray, rank: int) -> np.ndarray:
