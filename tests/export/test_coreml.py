@@ -42,11 +42,13 @@ from edgeconvnext.export.coreml_runtime import CoreMLModel
 from edgeconvnext.export.metadata import ArtifactMetadata
 from edgeconvnext.files import tree_size
 from edgeconvnext.model import load_model
+from edgeconvnext.quantize.float16 import to_float16
 from edgeconvnext.quantize.planning import build_plan
 from edgeconvnext.quantize.program import export_program, quantize_program
 from edgeconvnext.quantize.statistics import collect_statistics
 from edgeconvnext.rewrite.exact import fold_exact
 from edgeconvnext.targets import load_target
+from edgeconvnext.validate.mil.evaluate import Evaluator
 
 LABELS = ("tench", "springer", "church", "horn", "truck", "pump", "parachute")
 LAYERS = len(layers_of())  # stem, downsampling conv, head, and three in each of three blocks
@@ -424,7 +426,7 @@ def test_trained_atto_keeps_its_folded_weights_and_halves_in_size(
     plan = build_plan(folded, collect_statistics(folded, pixels[:2], pixels[2:]), load_target("coreml"), effort="quick")
     small = [layer for layer, grid in plan.weights.items() if grid.scale.min() < HALF_SMALLEST_NORMAL]
     assert len(small) >= 10
-    floating = export_program(folded, pixels[0][:1], max_batch=None)
+    floating = export_program(folded, pixels[0][:1], max_batch=16)
     quantised = quantize_program(floating, plan)
     metadata = ArtifactMetadata(model.name, model.labels.names, model.preprocess, "0..255", "1.2.3")  # type: ignore[union-attr]
     sizes = []
@@ -433,4 +435,7 @@ def test_trained_atto_keeps_its_folded_weights_and_halves_in_size(
         sizes.append(tree_size(path))
     check = check_weights(quantised, tmp_path / "int8.mlpackage")
     assert (check.layers, check.int8_layers, check.largest_scale_error) == (41, 40, 0)
+    for name, program, least in (("int8", quantised, 40), ("float16", floating, 50)):
+        found = Evaluator(tmp_path / f"{name}.mlpackage").run(pixels[0].round())["logits"].float().numpy()
+        assert sqnr_db(run(to_float16(program), pixels[0]), found) >= least
     assert sizes[0] < 0.55 * sizes[1]

@@ -21,6 +21,7 @@ from edgeconvnext.export.coreml import export_coreml
 from edgeconvnext.export.coreml_package import open_package
 from edgeconvnext.quantize.float16 import to_float16
 from edgeconvnext.validate.mil.evaluate import Classified, Evaluator
+from edgeconvnext.validate.mil.operators import OPERATORS
 from edgeconvnext.validate.mil.program import read_program
 from edgeconvnext.validate.runners import CoreMLRunner
 
@@ -154,6 +155,15 @@ def test_an_unknown_operator_is_named_with_its_place(tmp_path: Path) -> None:
     path = convert(Sine(), tmp_path / "sine.mlpackage")
     with pytest.raises(
         ExportError, match=r"does not know the operator 'sin' \(operation \d+, 'sin\w*', of .*sine\.mlpackage\)"
+    ):
+        read_program(path)
+
+
+def test_an_unknown_argument_is_named_with_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(OPERATORS, "tanh", lambda y: y)
+    path = convert(Chain(), tmp_path / "chain.mlpackage")
+    with pytest.raises(
+        ExportError, match=r"does not know the argument 'x' of tanh \(operation \d+, '\w+', of .*chain\.mlpackage\)"
     ):
         read_program(path)
 

@@ -88,7 +88,7 @@ def _keeps_rows(step: Step) -> bool:
     """Return whether the step's first axis stays the images', so that it computes the same for several of them."""
     if step.operator == CLASSIFY:
         return True
-    if any(not value.shape or value.shape[0] != 1 for value in (*step.inputs(), *step.outputs)):
+    if not step.inputs() or any(not value.shape or value.shape[0] != 1 for value in (*step.inputs(), *step.outputs)):
         return False
     arguments = step.arguments
     rank = len(step.inputs()[0].shape)

@@ -76,43 +76,43 @@ def read_program(path: Path) -> Program:
         if op.op_type == "const":
             constants[op.outputs[0].name] = _constant(op.outputs[0].val)
             continue
-        arguments = {name: _argument(value, constants) for name, value in op.inputs.items() if value is not None}
-        _check_known(path, op, number, arguments)
+        arguments = {name: _argument(value, constants, path) for name, value in op.inputs.items() if value is not None}
+        place = f"operation {number + 1}, {op.name!r}, of {path}"
+        _check_known(op.op_type, arguments, place)
+        outputs = tuple(_value(output, place) for output in op.outputs)
         if op.op_type in CONSTEXPR:
-            constants[op.outputs[0].name] = CONSTEXPR[op.op_type](**arguments).to(_value(op.outputs[0]).dtype).float()
+            constants[outputs[0].name] = CONSTEXPR[op.op_type](**arguments).to(outputs[0].dtype).float()
             continue
-        outputs = tuple(_value(output) for output in op.outputs)
         if op.op_type == "reshape":
             arguments["shape"] = outputs[0].shape
         steps.append(Step(op.op_type, op.name, arguments, outputs))
     (image,) = operations[0].enclosing_block.inputs.values()
-    return Program(_value(image), tuple(steps), tuple(feature.name for feature in description.output))
+    return Program(_value(image, str(path)), tuple(steps), tuple(feature.name for feature in description.output))
 
 
-def _check_known(path: Path, op: Any, number: int, arguments: Mapping[str, Any]) -> None:
+def _check_known(kind: str, arguments: Mapping[str, Any], place: str) -> None:
     """Raise ExportError for an operation that the evaluator would have to guess at."""
-    place = f"operation {number + 1}, {op.name!r}, of {path}"
-    if op.op_type == CLASSIFY:
+    if kind == CLASSIFY:
         return
-    operator = OPERATORS.get(op.op_type) or CONSTEXPR.get(op.op_type)
+    operator = OPERATORS.get(kind) or CONSTEXPR.get(kind)
     if operator is None:
         raise ExportError(
-            f"The reference evaluator does not know the operator {op.op_type!r} ({place}), so this package cannot be checked "
+            f"The reference evaluator does not know the operator {kind!r} ({place}), so this package cannot be checked "
             "away from a Mac. Validate it on macOS, where Core ML itself runs it."
         )
     unknown = sorted(set(arguments) - parameters(operator))
     if unknown:
         raise ExportError(
-            f"The reference evaluator does not know the argument {unknown[0]!r} of {op.op_type} ({place}). Validate the package "
+            f"The reference evaluator does not know the argument {unknown[0]!r} of {kind} ({place}). Validate the package "
             "on macOS, where Core ML itself runs it."
         )
 
 
-def _argument(value: Any, constants: Mapping[str, Any]) -> Any:
+def _argument(value: Any, constants: Mapping[str, Any], path: Path) -> Any:
     """Return an argument's constant, or the name of what computes it."""
     if isinstance(value, list | tuple):
-        return tuple(_argument(part, constants) for part in value)
-    return constants[value.name] if value.name in constants else _value(value)
+        return tuple(_argument(part, constants, path) for part in value)
+    return constants[value.name] if value.name in constants else _value(value, str(path))
 
 
 def _constant(value: Any) -> Any:
@@ -132,13 +132,15 @@ def _constant(value: Any) -> Any:
     return torch.from_numpy(array.astype(np.int8 if array.dtype.kind == "i" else np.uint8))
 
 
-def _value(variable: Any) -> Value:
+def _value(variable: Any, place: str) -> Value:
     from coremltools.converters.mil.mil import types
 
     if types.is_dict(variable.sym_type) or types.is_str(variable.sym_type):
         return Value(variable.name, None, ())
-    return Value(
-        variable.name,
-        _TYPES[types.builtin_to_string(variable.dtype)],
-        tuple(int(size) for size in variable.shape or ()),
-    )
+    kind = types.builtin_to_string(variable.dtype)
+    if kind not in _TYPES:
+        raise ExportError(
+            f"{variable.name} has the type {kind}, which the reference evaluator does not know ({place}). Validate the package on "
+            "macOS, where Core ML itself runs it."
+        )
+    return Value(variable.name, _TYPES[kind], tuple(int(size) for size in variable.shape or ()))
