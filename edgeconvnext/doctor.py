@@ -60,7 +60,11 @@ def diagnose() -> list[Check]:
 def _packages() -> list[Check]:
     mac = sys.platform == "darwin"
     install = "pip install 'edgeconvnext[{}]'"
-    coreml = "converts and runs .mlpackage" if mac else "converts to .mlpackage; running one needs macOS"
+    coreml = (
+        "converts and runs .mlpackage"
+        if mac
+        else "converts to .mlpackage, and reads it for the reference evaluator; Core ML itself needs macOS"
+    )
     return [
         _package("torch", "the network, calibration and simulation", "pip install edgeconvnext"),
         _package("torchao", "INT8 quantization (PT2E)", "pip install edgeconvnext"),

@@ -168,7 +168,7 @@ def resolve(request: Request) -> Job:
             "No calibration images were named. Give a set's name or a folder with --calib, for example --calib imagenet_1k_subset."
         )
     bits = _bits(request)
-    _check_method(request)
+    _check_method(request, target)
     if request.compress is not None:
         request.compress.check()
         if request.evaluation is None:
@@ -201,8 +201,13 @@ def _bits(request: Request) -> BitPlan:
     return merged if request.stored_bits is None or request.plan is not None else merged.over(request.stored_bits)
 
 
-def _check_method(request: Request) -> None:
+def _check_method(request: Request, target: Target) -> None:
     """Refuse settings that contradict each other, before any image is read."""
+    if request.rounding == "adaround" and target.quantize.weights.palette_bits is not None:
+        raise QuantizationError(
+            f"--rounding adaround moves weights to the next code, which the palettes of target {target.name} do not hold; leave "
+            "it out, or take --rounding gptq."
+        )
     if request.max_drop is not None and not 0 < request.max_drop <= 100:
         raise QuantizationError(
             f"--max-drop is {request.max_drop:g}; it takes points of top-1 that may be lost, above 0 and at most 100, as in 0.5."

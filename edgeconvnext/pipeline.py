@@ -63,9 +63,9 @@ def export(request: Request) -> Outcome:
         _quantize(run, job, done)
         with progress_bar(f"Exporting for {job.target.name}", None):
             done["artifact"] = _artifact(run, job, done)
-        runs_here = job.target.runtime.name == "onnxruntime"
+        runs_here = job.target.runtime.name in ("onnxruntime", "coreml")
         _measure(run, job, done, artifact=done["artifact"] if runs_here else None)
-        if runs_here and request.measure_latency:
+        if job.target.runtime.name == "onnxruntime" and request.measure_latency:
             done["latency"] = stages.latency(run, job, done["fold"], done["plan"], done["artifact"])
         if job.target.runtime.name == "tensorrt":
             done["device"] = _device_kit(run, job, done)

@@ -19,6 +19,7 @@ from torch.export import ExportedProgram
 from edgeconvnext.data.image_set import ImageSet
 from edgeconvnext.data.loader import BatchStream, batches, check_broken
 from edgeconvnext.data.preprocess import to_value_range
+from edgeconvnext.export.artifact import ARTIFACTS
 from edgeconvnext.job import KEPT_METHOD, Job
 from edgeconvnext.model.checkpoint import save_checkpoint
 from edgeconvnext.model.convnext import ConvNeXt
@@ -332,7 +333,7 @@ def evaluated(run: RunDirectory, job: Job, program: StageResult, artifact: Stage
     """Run the simulated graph, and the artifact where its runtime is here, over the evaluation images, decoded once."""
 
     def make(folder: Path) -> dict[str, Any]:
-        from edgeconvnext.validate.runners import OnnxRunner, Runner, TorchRunner, collect
+        from edgeconvnext.validate.runners import Runner, TorchRunner, artifact_runner, collect
 
         module = simulation(job, program)
         preprocess, value_range = job.model.preprocess, job.target.input.value_range
@@ -342,7 +343,7 @@ def evaluated(run: RunDirectory, job: Job, program: StageResult, artifact: Stage
 
         runners: dict[str, Runner] = {"simulated": TorchRunner(simulate)}
         if artifact is not None:
-            runners["artifact"] = OnnxRunner(artifact.path("model.onnx"))
+            runners["artifact"] = artifact_runner(artifact.path(ARTIFACTS[job.target.exporter]))
         stream = _stream(job, job.evaluation.images, None, "Evaluating INT8")
         logits, positions = collect(runners, stream)
         np.savez(folder / "logits.npz", allow_pickle=False, positions=positions, **logits)

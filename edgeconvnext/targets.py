@@ -70,11 +70,20 @@ class WeightSection(Section):
 
     With 8, export counts the products that would saturate: a warning, and a failed check on a processor that does.
     bits: 4 uses codes -7..7. block_size: 4-bit linears get one scale for so many input channels instead of one for all.
+    palette_bits: 8-bit weights keep to a palette of 2^palette_bits codes a layer, and Core ML stores indices into it. Layers that
+    a plan file or --weights gives 4 bits have none.
     """
 
     bits: Literal[4, 8] = 8
     range_bits: Literal[7, 8] = 8
     block_size: int | None = Field(default=None, ge=16)
+    palette_bits: Literal[4, 6] | None = None
+
+    @model_validator(mode="after")
+    def _palettes_are_of_whole_bytes(self) -> WeightSection:
+        if self.palette_bits is not None and (self.bits, self.range_bits) != (8, 8):
+            raise ValueError("palette_bits chooses among the codes of 8-bit weights; leave bits and range_bits at 8")
+        return self
 
     @model_validator(mode="after")
     def _blocks_are_for_four_bits(self) -> WeightSection:
@@ -173,6 +182,10 @@ class Target(Section):
             raise ValueError(
                 f'quantize.weights.block_size is written to ONNX only; exporter "{self.exporter}" has none'
             )
+        if self.quantize.weights.palette_bits is not None and self.exporter != "coreml":
+            raise ValueError(
+                f'quantize.weights.palette_bits is written to Core ML only; exporter "{self.exporter}" has no palettes'
+            )
         if self.exporter == "coreml":
             self._fits_coreml()
         elif self.opset is None:
@@ -184,6 +197,11 @@ class Target(Section):
     def _fits_coreml(self) -> None:
         if self.minimum_os is None:
             raise ValueError('exporter "coreml" needs minimum_os, such as "iOS17"')
+        if self.quantize.weights.palette_bits is not None and self.minimum_os in ("iOS17", "macOS14"):
+            raise ValueError(
+                "Core ML has palettes with a scale per channel from iOS18 and macOS15 on; "
+                'set minimum_os = "iOS18", or leave quantize.weights.palette_bits out'
+            )
         if self.input.value_range == "normalized":
             raise ValueError(
                 "a Core ML image input has one scale for all channels and cannot be normalised; "
@@ -210,7 +228,7 @@ class Target(Section):
 
 def target_files() -> dict[str, Path]:
     """Return the shipped targets by name."""
-    return {path.stem: path for path in sorted(resource_dir("targets").glob("*.toml"))}
+    return {path.stem: path for path in sorted(resource_dir("targets").glob("*.toml"), key=lambda path: path.stem)}
 
 
 def load_target(name_or_path: str) -> Target:

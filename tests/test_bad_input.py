@@ -558,6 +558,13 @@ def test_ctrl_c_while_layers_are_reconstructed_leaves_none_of_their_files(
     ]
 
 
+def test_adaround_is_refused_where_weights_have_palettes(command: Command, tmp_path: Path) -> None:
+    arguments = [argument for argument in EMBEDDED if argument not in ("--effort", "quick")]
+    ended = command("quantize", *arguments, "--target", "coreml-p6", "--rounding", "adaround")
+    refused(ended, "--rounding adaround", "palettes of target coreml-p6", "--rounding gptq")
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_run_for_a_target_of_the_users_own_is_measured_again_without_its_file(
     command: Command, tmp_path: Path
 ) -> None:

@@ -46,8 +46,8 @@ def refusal(path: str) -> str:
     return message
 
 
-def test_the_shipped_targets_are_the_five_of_the_documentation() -> None:
-    assert list(target_files()) == ["coreml", "gpu", "jetson", "onnx", "rtx"]
+def test_the_shipped_targets_are_those_of_the_documentation() -> None:
+    assert list(target_files()) == ["coreml", "coreml-p6", "coreml-w8", "gpu", "jetson", "onnx", "rtx"]
 
 
 @pytest.mark.parametrize("name", list(target_files()))
@@ -87,7 +87,10 @@ def test_the_hash_sees_values_and_not_comments(tmp_path: Path) -> None:
 
 
 def test_an_unknown_target_names_the_nearest_and_all_known_ones() -> None:
-    with pytest.raises(TargetError, match=r"no target 'jetsn'\. Did you mean jetson\?.*coreml, gpu, jetson, onnx, rtx"):
+    with pytest.raises(
+        TargetError,
+        match=r"no target 'jetsn'\. Did you mean jetson\?.*coreml, coreml-p6, coreml-w8, gpu, jetson, onnx, rtx",
+    ):
         load_target("jetsn")
 
 
@@ -147,6 +150,10 @@ def test_a_mistake_in_a_table_is_named_with_its_full_key(tmp_path: Path, more: s
         ("coreml", '"0..255"', '"normalized"', 'set input.value_range = "0..255"'),
         ("coreml", "batch = [1, 1, 1]", "batch = [1, 4, 8]", "set input.batch = [1, 1, 1]"),
         ("coreml", '"float16"', '"float32"', 'exporter "coreml" writes float16'),
+        ("coreml-p6", '"iOS18"', '"iOS17"', 'from iOS18 and macOS15 on; set minimum_os = "iOS18"'),
+        ("coreml-p6", "palette_bits = 6", "palette_bits = 5", "palette_bits: input should be 4 or 6 (found 5)"),
+        ("coreml-p6", "palette_bits = 6", "palette_bits = 6\nbits = 4", "leave bits and range_bits at 8"),
+        ("onnx", "range_bits = 7", "palette_bits = 6", 'palette_bits is written to Core ML only; exporter "onnx"'),
     ],
 )
 def test_what_an_exporter_cannot_write_is_refused_when_the_file_is_read(

@@ -1,4 +1,4 @@
-"""Ready an exported program for Core ML: one image in, and nothing that float16 cannot hold.
+"""Ready an exported program for Core ML: one image in, channels first, and nothing that float16 cannot hold.
 
 Core ML computes in float16, with 5 bits of exponent: above 65504 a value is infinite, below 2^-14 = 6.1e-5 it loses
 digits, and hardware may take it for zero. All that changes here are multiplications by a power of two and its inverse,
@@ -56,16 +56,18 @@ class _ImageClassifier(nn.Module):
 
 
 def single_image_program(program: ExportedProgram, *, probabilities: bool) -> ExportedProgram:
-    """Return `program` for one image, safe in float16, with outputs "logits" and, if asked for, "probabilities" first.
+    """Return `program` for one image, channels first and safe in float16: "logits", behind "probabilities" if asked for.
 
     program: float32, with or without Q/DQ, one input (N, C, H, W). It is left as it was.
-    Raises ExportError where a weight does not fit float16.
+    Raises ExportError where a weight does not fit float16, or an operator is none of a ConvNeXt's.
     """
+    from edgeconvnext.export.coreml_layout import channels_first
+
     module = graph_module(program)
     refuse_overflow(module)
     lift_small_scales(module)
     scale_sums_of_squares(module)
-    module.recompile()
+    channels_first(module)
     example = program.example_inputs[0][0]  # type: ignore[index]
     image = torch.zeros(1, *example.shape[1:])
     with warnings.catch_warnings():

@@ -18,6 +18,7 @@ from edgeconvnext.export.coreml_graph import LayerWeight, graph_module, layer_we
 from edgeconvnext.export.coreml_runtime import import_coremltools
 
 _COMPRESSED = {"constexpr_affine_dequantize": "quantized_data", "constexpr_blockwise_shift_scale": "data"}
+_PALETTE = "constexpr_lut_to_dense"
 _WEIGHTED = ("conv", "linear")
 # Half a unit in the last place of float16, for a scale twice: its own rounding and that of the input's scale.
 _HALF_ROUNDING = 2.0**-11
@@ -91,7 +92,7 @@ def inspect_mlpackage(path: Path) -> PackageInfo:
 
     Raises ExportError for a path that is not a readable package, RuntimeMissingError without coremltools.
     """
-    model, operations = _load(path)
+    model, operations = open_package(path)
     description = model.get_spec().description
     counts = Counter(op.op_type for op in operations if op.op_type != "const")
     return PackageInfo(
@@ -113,7 +114,7 @@ def check_weights(program: ExportedProgram, path: Path) -> WeightCheck:
 
     Raises ExportError, naming the layer, where int8 codes differ or a float differs by more than float16's rounding.
     """
-    _, operations = _load(path)
+    _, operations = open_package(path)
     expected = layer_weights(graph_module(program))
     found = [op for op in operations if op.op_type in _WEIGHTED]
     if len(expected) != len(found):
@@ -133,7 +134,7 @@ def check_weights(program: ExportedProgram, path: Path) -> WeightCheck:
     )
 
 
-def _load(path: Path) -> tuple[Any, list[Any]]:
+def open_package(path: Path) -> tuple[Any, list[Any]]:
     """Open a package without running it; return coremltools' model and its operations in order."""
     ct = import_coremltools()
     from coremltools.converters.mil.frontend.milproto.load import load
@@ -157,8 +158,12 @@ def _weight_type(op: Any) -> str:
 
     source = op.weight.op
     if source.op_type in _COMPRESSED:
+        data = source.inputs[_COMPRESSED[source.op_type]]
+        palette = data.op is not None and data.op.op_type == _PALETTE
         # numpy has no int4; coremltools marks int8 arrays that stand for it.
-        return types.builtin_to_string(source.inputs[_COMPRESSED[source.op_type]].dtype)
+        if palette:
+            return f"palettised {types.builtin_to_string(data.op.indices.dtype)}"
+        return types.builtin_to_string(data.dtype)
     return op.weight.val.dtype.name
 
 
@@ -194,6 +199,7 @@ def _feature(feature: Any) -> Feature:
 
 def _float_error(path: Path, layer: LayerWeight, expected: np.ndarray, found: np.ndarray) -> float:
     """Return the largest difference, relative to the largest value; raise ExportError beyond float16's rounding."""
+    found = _as_linear(found, expected.ndim)
     if expected.shape != found.shape:
         raise ExportError(f"{layer.name} has the shape {found.shape} in {path} and {expected.shape} in the model.")
     difference = np.abs(expected - found.astype(np.float32))
@@ -210,7 +216,7 @@ def _scale_error(path: Path, layer: LayerWeight, op: Any) -> float:
     source = op.weight.op
     if source.op_type not in _COMPRESSED or layer.scale is None:
         raise ExportError(f"{layer.name} has int8 weights in the model and none in {path}. Export the model again.")
-    codes = source.inputs[_COMPRESSED[source.op_type]].val
+    codes = _as_linear(_stored_codes(source), layer.weight.dim())
     if not np.array_equal(codes, layer.weight.numpy()):
         raise ExportError(f"The int8 weights of {layer.name} in {path} are not the model's. Export it again.")
     used = codes.reshape(len(codes), -1).any(axis=1)
@@ -225,6 +231,18 @@ def _scale_error(path: Path, layer: LayerWeight, op: Any) -> float:
             f"The scales of {layer.name} in {path} are off by up to {largest:.1e}, more than float16 rounds."
         )
     return largest
+
+
+def _stored_codes(source: Any) -> np.ndarray:
+    """Return the codes of a compressed weight, looked up where it has a palette."""
+    data = source.inputs[_COMPRESSED[source.op_type]]
+    codes: np.ndarray = data.op.materialized_val_inference() if data.val is None else data.val
+    return codes
+
+
+def _as_linear(weight: np.ndarray, rank: int) -> np.ndarray:
+    """Return the weight of a 1x1 conv that stands for a linear as the linear's, (out, in)."""
+    return weight[:, :, 0, 0] if rank == 2 and weight.ndim == 4 and weight.shape[2:] == (1, 1) else weight
 
 
 def _input_scale(op: Any) -> float:

@@ -37,26 +37,42 @@ def import_coremltools() -> ModuleType:
     return coremltools
 
 
-def predict_coreml(path: Path, images: np.ndarray) -> np.ndarray:
-    """Run an .mlpackage in Core ML, one image after the other, on the compute units Core ML chooses.
+def runs_here() -> bool:
+    """Return whether this machine has Core ML, which only Apple devices have."""
+    return platform.system() == "Darwin"
 
-    images: pixel values 0..255, whatever the network takes, (N, C, H, W); rounded to whole numbers. Returns the logits,
-    (N, num_classes) float32. Raises RuntimeMissingError anywhere but on macOS.
+
+class CoreMLModel:
+    """An .mlpackage in Core ML, on the compute units Core ML chooses.
+
+    runtime: name and version of what runs it. Raises RuntimeMissingError anywhere but on macOS, and without coremltools.
     """
-    if platform.system() != "Darwin":
-        raise RuntimeMissingError(
-            f"{path} runs in Core ML, which exists on Apple devices only; this machine runs {platform.system()}. "
-            f"Copy the run directory to a Mac with macOS 14 or later and validate it there."
-        )
-    model = import_coremltools().models.MLModel(str(path))
-    (feature,) = model.get_spec().description.input
-    rows = [model.predict({feature.name: _picture(image)})["logits"] for image in images]
-    return np.concatenate([np.asarray(row, dtype=np.float32).reshape(1, -1) for row in rows])
+
+    def __init__(self, path: Path) -> None:
+        if not runs_here():
+            raise RuntimeMissingError(
+                f"{path} runs in Core ML, which exists on Apple devices only; this machine runs {platform.system()}. "
+                f"Copy the run directory to a Mac with macOS 14 or later and validate it there."
+            )
+        self.runtime = f"Core ML on macOS {platform.mac_ver()[0]}"
+        self._model = import_coremltools().models.MLModel(str(path))
+        (feature,) = self._model.get_spec().description.input
+        self._input: str = feature.name
+
+    def predict(self, pixels: np.ndarray) -> np.ndarray:
+        """Return logits, (N, num_classes) float32, for whole pixel values 0..255, (N, C, H, W); one image after the other."""
+        rows = [self._model.predict({self._input: _picture(image)})["logits"] for image in pixels]
+        return np.concatenate([np.asarray(row, dtype=np.float32).reshape(1, -1) for row in rows])
+
+
+def whole_pixels(images: np.ndarray) -> np.ndarray:
+    """Round pixel values to what an image file holds: whole numbers 0..255, float32."""
+    return np.clip(np.rint(images), 0, 255).astype(np.float32)
 
 
 def _picture(image: np.ndarray) -> Any:
-    """Return a PIL image from pixel values, (C, H, W)."""
+    """Return a PIL image from whole pixel values, (C, H, W)."""
     from PIL import Image
 
-    pixels = np.clip(np.rint(image), 0, 255).astype(np.uint8)
+    pixels = image.astype(np.uint8)
     return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))

@@ -15,6 +15,7 @@ class QParams:
 
     scale, zero_point: shape () per tensor, (C,) per channel along `axis`, or (out, blocks) for a weight (out, in) with one scale
     for each in / blocks of its input channels; float32 and int32.
+    levels: the codes that a palettised weight may take, ascending, (2^bits,) float32; None: every whole number of the range.
     """
 
     scale: torch.Tensor
@@ -22,6 +23,7 @@ class QParams:
     quant_min: int
     quant_max: int
     axis: int | None = None
+    levels: torch.Tensor | None = None
 
     @property
     def signed(self) -> bool:
@@ -36,8 +38,15 @@ class QParams:
     def fake_quantize(self, x: torch.Tensor) -> torch.Tensor:
         """Round `x` to the grid and back."""
         scale, zero_point = self.broadcast(self.scale, x), self.broadcast(self.zero_point, x)
-        q = (x / scale).round().add(zero_point).clamp(self.quant_min, self.quant_max)
+        q = self.nearest_code(x / scale, zero_point)
         return (q - zero_point) * scale
+
+    def nearest_code(self, steps: torch.Tensor, zero_point: torch.Tensor | int = 0) -> torch.Tensor:
+        """Return the code nearest to each value, which is given in steps of the grid."""
+        if self.levels is not None:
+            levels = self.levels.to(steps.dtype)
+            return levels[torch.bucketize(steps, (levels[1:] + levels[:-1]) / 2)]
+        return steps.round().add(zero_point).clamp(self.quant_min, self.quant_max)
 
     def broadcast(self, values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Return scales or zero points in a shape that multiplies a tensor like `x`."""
@@ -51,9 +60,16 @@ class QParams:
 
     @property
     def bits(self) -> int:
-        """Bits of a code: 4, 8 or 16; a range of 7 bits in a byte is 8."""
+        """Bits of a code: 4, 8 or 16; a range of 7 bits in a byte is 8. Of a palettised weight: bits of an index."""
+        if self.levels is not None:
+            return (len(self.levels) - 1).bit_length()
         codes = self.quant_max - self.quant_min + 1
         return 4 if codes <= 16 else 8 if codes <= 256 else 16
+
+    @property
+    def has_eight_bit_form(self) -> bool:
+        """Whether the same layer could have 8-bit weights instead: it has 4 bits, and no palette."""
+        return self.bits == 4 and self.levels is None
 
     @property
     def blocked(self) -> bool:

@@ -34,7 +34,7 @@ def save_plan(plan: QuantPlan, module: ConvNeXt, path: Path) -> None:
     for layer, grid in plan.weights.items():
         found = module.get_submodule(layer)
         weight, bias = (cast(torch.Tensor, found.get_parameter(name)).detach() for name in ("weight", "bias"))
-        codes = (weight / grid.broadcast(grid.scale, weight)).round().clamp(grid.quant_min, grid.quant_max)
+        codes = grid.nearest_code(weight / grid.broadcast(grid.scale, weight))
         metadata["weights"][layer] = _grid(layer, grid, tensors)
         tensors[f"{layer}|codes"], tensors[f"{layer}|bias"] = codes.to(torch.int8).contiguous(), bias.contiguous()
     for layer, decision in plan.decisions.items():
@@ -92,8 +92,12 @@ def load_plan(path: Path, folded: ConvNeXt) -> tuple[QuantPlan, ConvNeXt]:
 
 def _grid(name: str, grid: QParams, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
     tensors[f"{name}|scale"], tensors[f"{name}|zero_point"] = grid.scale.contiguous(), grid.zero_point.contiguous()
+    if grid.levels is not None:
+        tensors[f"{name}|levels"] = grid.levels.contiguous()
     return {"quant_min": grid.quant_min, "quant_max": grid.quant_max, "axis": grid.axis}
 
 
 def _read_grid(name: str, entry: dict[str, Any], tensors: dict[str, torch.Tensor]) -> QParams:
-    return QParams(tensors[f"{name}|scale"], tensors[f"{name}|zero_point"], **entry)
+    return QParams(
+        tensors[f"{name}|scale"], tensors[f"{name}|zero_point"], **entry, levels=tensors.get(f"{name}|levels")
+    )

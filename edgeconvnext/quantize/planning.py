@@ -10,10 +10,10 @@ from edgeconvnext.errors import QuantizationError
 from edgeconvnext.model.convnext import ConvNeXt
 from edgeconvnext.model.layers import weight_of, weighted_layers
 from edgeconvnext.quantize.plan import ActivationPlan, QParams, QuantPlan
-from edgeconvnext.quantize.precision import BitPlan, resolve_precision
+from edgeconvnext.quantize.precision import BitPlan, Precision, resolve_precision
 from edgeconvnext.quantize.ranges import ESTIMATORS, Estimator, Grid, choose_range
 from edgeconvnext.quantize.statistics import Statistics
-from edgeconvnext.quantize.weights import weight_grid
+from edgeconvnext.quantize.weights import palette_grid, weight_grid
 from edgeconvnext.targets import Target
 
 Calibrator = Literal["auto", "minmax", "percentile", "entropy", "mse", "output"]
@@ -40,6 +40,11 @@ def weight_limit(target: Target, bits: int) -> int:
     if bits == 4:
         return 7
     return 127 if target.quantize.weights.range_bits == 8 else 64
+
+
+def palette_of(target: Target, precision: Precision) -> int | None:
+    """Return the bits of an index into a layer's palette, or None where its weights take every code."""
+    return target.quantize.weights.palette_bits if precision.weights == 8 else None
 
 
 def estimators_for(calibrator: Calibrator, effort: Effort) -> tuple[Estimator, ...]:
@@ -75,12 +80,13 @@ def build_plan(
             name, grid = f"{layer}:input", activation_grid(target, precision.activations)
             activations[name] = plan_activation(name, statistics, grid, estimators, steps)
         if precision is not None:
-            weights[layer] = weight_grid(
-                weight_of(module, layer),
-                weight_limit(target, precision.weights),
-                float16_scale=target.float_type == "float16",
-                search=effort != "quick",
-            )
+            weight, float16 = weight_of(module, layer), target.float_type == "float16"
+            palette_bits = palette_of(target, precision)
+            if palette_bits is not None:
+                weights[layer] = palette_grid(weight, palette_bits, float16_scale=float16)
+            else:
+                limit = weight_limit(target, precision.weights)
+                weights[layer] = weight_grid(weight, limit, float16_scale=float16, search=effort != "quick")
         if operator in target.quantize.outputs:
             name = f"{layer}:output"
             activations[name] = plan_activation(name, statistics, activation_grid(target), estimators, steps)

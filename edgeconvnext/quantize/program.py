@@ -45,8 +45,9 @@ def quantize_program(program: ExportedProgram, plan: QuantPlan) -> ExportedProgr
     """Insert the plan's Q/DQ pairs into an exported float graph, with int8 weights.
 
     Residual adds, LayerNorm and GELU stay in float; only edges into (and, where planned, out of) weighted operators change.
-    Raises QuantizationError when a planned layer is not in the graph.
+    Raises QuantizationError when a planned layer is not in the graph, or the weights of a palettised one are not on its levels.
     """
+    _check_palettes(program, plan)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         prepared = prepare_pt2e(program.module(), ConvNeXtQuantizer(plan))
@@ -56,6 +57,20 @@ def quantize_program(program: ExportedProgram, plan: QuantPlan) -> ExportedProgr
         return torch.export.export(
             converted, program.example_inputs[0], dynamic_shapes=_dynamic_shapes(program), strict=False
         )
+
+
+def _check_palettes(program: ExportedProgram, plan: QuantPlan) -> None:
+    """PT2E would round a weight beside its palette's levels to the nearest whole number, and the artifact could not store it."""
+    for layer, grid in plan.weights.items():
+        if grid.levels is None:
+            continue
+        weight = program.state_dict[f"{layer}.weight"].detach()
+        steps = weight / grid.broadcast(grid.scale, weight)
+        if not torch.allclose(grid.nearest_code(steps), steps, rtol=0, atol=1e-3):
+            raise QuantizationError(
+                f"The weights of {layer} are not on the {len(grid.levels)} levels of its palette. Export the network that "
+                "load_plan or reconstruct returned with this plan."
+            )
 
 
 def _insert_blocked_weights(module: torch.fx.GraphModule, plan: QuantPlan) -> None:

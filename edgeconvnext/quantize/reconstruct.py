@@ -42,6 +42,7 @@ from edgeconvnext.quantize.planning import (
     Effort,
     activation_grid,
     estimators_for,
+    palette_of,
     plan_activation,
     weight_limit,
 )
@@ -50,7 +51,7 @@ from edgeconvnext.quantize.preparations import Preparation, affine_candidates, i
 from edgeconvnext.quantize.ranges import Estimator, Grid, estimate_range, quantization_mse
 from edgeconvnext.quantize.rounding import factored, gptq, nearest, refit
 from edgeconvnext.quantize.statistics import Statistics, TensorStatistics
-from edgeconvnext.quantize.weights import weight_grid
+from edgeconvnext.quantize.weights import palette_grid, weight_grid
 from edgeconvnext.rewrite.lockstep import BATCH, Lockstep, StoredImages
 from edgeconvnext.rewrite.prepare import Affine, norm_before, place_affine, takes_shift
 from edgeconvnext.targets import Target
@@ -197,7 +198,8 @@ class _Engine:
             if self.kinds[layer] in self.target.quantize.outputs:
                 self._solve_output(unit, layer)
                 advance(1)
-        chosen = [layer for layer in unit.layers if layer in self.precisions]
+        # AdaRound moves codes to the next whole number, which a palette may not hold.
+        chosen = [layer for layer in unit.layers if layer in self.weights and self.weights[layer].levels is None]
         if self.options.adaround and chosen:
             self._adaround(unit, chosen, evaluation)
 
@@ -312,6 +314,10 @@ class _Engine:
     ) -> QParams:
         """Return the weight grid, its scales searched for the least error weighted by the power of the inputs."""
         power = problem.covariance.diagonal(dim1=1, dim2=2) * affine.scale.double()[problem.channels].square()
+        rows, float16 = weight.view(weight.shape[0] * weight.shape[1], -1), self.target.float_type == "float16"
+        palette_bits = palette_of(self.target, precision)
+        if palette_bits is not None:
+            return palette_grid(rows, palette_bits, float16_scale=float16, power=power)
         block = self.target.quantize.weights.block_size
         blocked = (
             block is not None and precision.weights == 4 and self.kinds[layer] in ("pointwise1", "pointwise2", "head")
@@ -319,9 +325,9 @@ class _Engine:
         if blocked and weight.shape[2] % cast(int, block):
             blocked = False
         return weight_grid(
-            weight.view(weight.shape[0] * weight.shape[1], -1),
+            rows,
             weight_limit(self.target, precision.weights),
-            float16_scale=self.target.float_type == "float16",
+            float16_scale=float16,
             search=True,
             power=power,
             block_size=block if blocked else None,
@@ -333,7 +339,7 @@ class _Engine:
         prepared = _columns(problem, affine, weight)
         grid = self._grid_of(layer, problem, prepared, precision, affine)
         step = _step(grid, prepared)
-        return nearest(prepared, step, grid.quant_max) * step
+        return nearest(prepared, step, grid) * step
 
     def _plain(
         self, layer: str, problem: LayerProblem, weight: torch.Tensor, grid: Grid | None, precision: Precision
@@ -345,7 +351,7 @@ class _Engine:
         qparams, estimator = (None, None) if grid is None else self._range(problem, weight, affine, grid, estimators)
         codes = self._grid_of(layer, problem, weight, precision, affine)
         bias = cast(torch.Tensor, self.state.reference.get_submodule(layer).bias).detach().double()
-        rounded = nearest(weight, _step(codes, weight), codes.quant_max)
+        rounded = nearest(weight, _step(codes, weight), codes)
         return _Candidate(affine, qparams, codes, rounded, bias, "nearest", estimator)
 
     def _rounded(
@@ -378,8 +384,8 @@ class _Engine:
 
         def finish(weights: torch.Tensor, method: str) -> _Candidate:
             grid = self._grid_of(layer, problem, weights, precision, affine)
-            step, limit = _step(grid, weights), grid.quant_max
-            codes = nearest(weights, step, limit) if method == "nearest" else gptq(weights, step, limit, ready)
+            step = _step(grid, weights)
+            codes = nearest(weights, step, grid) if method == "nearest" else gptq(weights, step, grid, ready)
             corrected = (problem.target_mean - (codes * step * mean[:, None]).sum(dim=2)).flatten()
             bias = corrected if self.options.bias_correction else exact_bias
             return _Candidate(affine, qparams, grid, codes, bias, method, estimator)

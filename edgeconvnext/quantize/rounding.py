@@ -10,10 +10,12 @@ from dataclasses import dataclass
 
 import torch
 
+from edgeconvnext.quantize.plan import QParams
 
-def nearest(weight: torch.Tensor, scale: torch.Tensor, limit: int) -> torch.Tensor:
-    """Return the nearest codes, -limit..limit. weight: (G, R, K); scale: (G, R, K) or broadcastable."""
-    return (weight / scale).round().clamp(-limit, limit)
+
+def nearest(weight: torch.Tensor, scale: torch.Tensor, grid: QParams) -> torch.Tensor:
+    """Return the nearest codes of the grid. weight: (G, R, K); scale: its steps, (G, R, K) or broadcastable."""
+    return grid.nearest_code(weight / scale)
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,10 @@ def factored(hessian: torch.Tensor, damping: float = 0.01) -> Factored:
     return Factored(order, torch.linalg.cholesky(inverse, upper=True))
 
 
-def gptq(weight: torch.Tensor, scale: torch.Tensor, limit: int, hessian: Factored) -> torch.Tensor:
+def gptq(weight: torch.Tensor, scale: torch.Tensor, grid: QParams, hessian: Factored) -> torch.Tensor:
     """Return codes with small output error |(W - Q) x|^2 summed over the inputs that `hessian` describes.
 
-    weight: (G, R, K) float64. scale: (G, R, K), or broadcastable to it.
+    weight: (G, R, K) float64. scale: the grid's steps, (G, R, K), or broadcastable to it.
 
     Columns are rounded one after the other, those with the most power first; the error of each is spread over the columns still
     to come, in the proportions that change the output least (OBQ, arXiv 2208.11580; GPTQ, arXiv 2210.17323, by one Cholesky
@@ -59,7 +61,7 @@ def gptq(weight: torch.Tensor, scale: torch.Tensor, limit: int, hessian: Factore
         part, errors = w[:, :, start:stop], torch.empty(groups, w.shape[1], stop - start, dtype=w.dtype)
         for column in range(stop - start):
             at = start + column
-            codes[:, :, at] = (part[:, :, column] / step[:, :, at]).round().clamp_(-limit, limit)
+            codes[:, :, at] = grid.nearest_code(part[:, :, column] / step[:, :, at])
             error = (part[:, :, column] - codes[:, :, at] * step[:, :, at]) / factor[:, at, at][:, None]
             part[:, :, column:] -= error[:, :, None] * factor[:, at, at:stop][:, None]
             errors[:, :, column] = error

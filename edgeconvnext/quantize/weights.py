@@ -1,4 +1,4 @@
-"""Weight grids: symmetric, one scale for each output channel."""
+"""Weight grids: symmetric, one scale for each output channel; with a palette, some of the codes only."""
 
 from __future__ import annotations
 
@@ -41,6 +41,68 @@ def weight_grid(
             best_error = torch.where(better, error, best_error)
     scale = scale.float() if block_size is None else scale.float().view(len(weight), -1)
     return QParams(scale, torch.zeros(scale.shape, dtype=torch.int32), -limit, limit, axis=0)
+
+
+def palette_grid(weight: torch.Tensor, bits: int, *, float16_scale: bool, power: torch.Tensor | None = None) -> QParams:
+    """Return the grid of a palettised weight: 8-bit codes and a scale per output channel, of which 2^bits codes are used.
+
+    weight: (out, ...). power: as in `weight_grid`. Core ML stores each weight as an index into the layer's palette. Scales put
+    either the channels' largest weights on the largest code, or their mean squares on one value, or lie half way between; those
+    with the least error, weighted by the power of the inputs, are taken.
+    """
+    rows = weight.detach().flatten(1).double()
+    importance = torch.ones_like(rows) if power is None else power.double().expand_as(rows)
+    largest = rows.abs().amax(dim=1).clamp_min(1e-12)
+    spread = rows.square().mean(dim=1).sqrt().clamp_min(1e-12)
+    spread = spread * (largest / spread).max()
+    best: tuple[float, QParams] | None = None
+    for size in (largest, (largest * spread).sqrt(), spread):
+        scale = _rounded(size / 127, float16_scale)
+        steps, cost = rows / scale[:, None], importance * scale[:, None].square()
+        grid = QParams(
+            scale.float(),
+            torch.zeros(len(scale), dtype=torch.int32),
+            -127,
+            127,
+            axis=0,
+            levels=_palette(steps, cost, bits),
+        )
+        error = float(((grid.nearest_code(steps) - steps).square() * cost).sum())
+        if best is None or error < best[0]:
+            best = (error, grid)
+    assert best is not None
+    return best[1]
+
+
+def _palette(steps: torch.Tensor, cost: torch.Tensor, bits: int) -> torch.Tensor:
+    """Return the 2^bits whole numbers of -127..127, (2^bits,), that serve these values with the least weighted squared error.
+
+    Values are counted by the nearest whole number; over those, the best division into intervals is found by dynamic programming
+    (Wang and Song, 2011, The R Journal 3/2:29), each served by the whole number next to its mean.
+    """
+    codes = np.arange(-127, 128)
+    index = (steps.round().clamp(-127, 127) + 127).long().flatten()
+    weight = torch.bincount(index, weights=cost.flatten(), minlength=len(codes)).numpy()
+    # Sums over codes[:i] of weight, weight * code and weight * code^2, so that an interval's are differences.
+    zero, one, two = (np.concatenate([[0.0], np.cumsum(weight * codes**power)]) for power in range(3))
+    mass = zero[None] - zero[:, None]
+    mean = np.divide(one[None] - one[:, None], mass, out=np.zeros_like(mass), where=mass > 0)
+    level = np.rint(mean).clip(-127, 127)
+    error = (two[None] - two[:, None]) - 2 * level * (one[None] - one[:, None]) + level**2 * mass
+    error[np.tril_indices(len(error), -1)] = np.inf
+    # least[j]: error of codes[:j] in the intervals so far; start[n][j]: where the last of n + 1 of these begins.
+    least, start = error[0], []
+    for _ in range(2**bits - 1):
+        candidates = least[:, None] + error
+        start.append(candidates.argmin(axis=0))
+        least = candidates.min(axis=0)
+    end, levels = len(codes), []
+    for begins in reversed(start):
+        levels.append(level[begins[end], end])
+        end = int(begins[end])
+    levels.append(level[0, end])
+    # Where a palette has more places than there are codes in use, some repeat.
+    return torch.from_numpy(np.sort(np.array(levels))).float()
 
 
 def weight_sqnr_db(weight: torch.Tensor, qparams: QParams) -> float:

@@ -87,6 +87,7 @@ def _accuracy(job: Job, stages: dict[str, StageResult]) -> tuple[Accuracy, float
         job.class_names,
         [evaluation.images.ids[position] for position in positions],
         evaluation.description,
+        stages["accuracy"].values["runtimes"].get("artifact"),
     )
     if not job.model.config.num_classes:
         # Features have no top-1: which of them is largest says nothing.
@@ -175,7 +176,7 @@ def _reasons(
         "onnxruntime": "no artifact was written; run edgeconvnext export",
         "tensorrt": "on the board: not measured; run device/build_and_check.py there",
         "tensorrt-rtx": "a TensorRT-RTX engine needs an NVIDIA RTX GPU to run, and there is none here",
-        "coreml": "Core ML runs on macOS and iOS only",
+        "coreml": "only Core ML on an Apple device can be timed, and nothing here times it there yet",
     }[runtime]
     if job.target.exporter == "tensorrt":
         absent = "device/build_and_check.py checks and times the engine, on this GPU; run it here"

@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from edgeconvnext.data.preprocess import Preprocess
 from edgeconvnext.report import format
 from edgeconvnext.report.schema import PreprocessRecord, Report
-from edgeconvnext.report.verdict import gate_text, missing_results, reason, verdict
+from edgeconvnext.report.verdict import aside, gate_text, missing_results, place, reason, verdict
 from edgeconvnext.targets import Exporter
 
 _BY_SUFFIX: dict[str, Exporter] = {".onnx": "onnx", ".mlpackage": "coreml", ".engine": "tensorrt"}
@@ -33,6 +33,8 @@ def render_card(report: Report) -> str:
         exporter=exporter(report),
         resized=pre and resized(pre, report.model.input_size),
         verdict=verdict(report),
+        place=place(report.accuracy),
+        aside=aside(report.accuracy),
         gates=[gate_text(gate) for gate in report.gates],
         missing=missing_results(report),
         reason=lambda key: reason(report, key) or "no reason was recorded",

@@ -24,7 +24,7 @@ from edgeconvnext.report.layer_charts import (
     marker,
 )
 from edgeconvnext.report.schema import Accuracy, ClassChange, Flip, LayerError, Report
-from edgeconvnext.report.verdict import gate_text, missing_results, reason, verdict
+from edgeconvnext.report.verdict import gate_text, missing_results, place, reason, verdict
 
 WORST_LAYERS = 8
 SHOWN_FLIPS = 48
@@ -64,6 +64,7 @@ def render_html(report: Report) -> str:
             report=report,
             style=page_style(),
             verdict=verdict(report),
+            place=place(report.accuracy),
             gates=[(gate, gate_text(gate)) for gate in report.gates],
             tiles=summary_tiles(report),
             reason=lambda key: reason(report, key),
@@ -100,7 +101,7 @@ def summary_tiles(report: Report) -> list[Tile]:
     if accuracy.drop_pp is not None:
         drop = f"drop {_interval(accuracy.drop_pp.value, accuracy.drop_pp.low, accuracy.drop_pp.high)} points"
     fp32 = f"FP32 {format.percent(accuracy.fp32.top1)}" if accuracy.fp32 else None
-    on = {"artifact": "artifact in its runtime", "simulation": "simulation only", None: ""}[accuracy.measured_on]
+    on = {"artifact": f"artifact in {place(accuracy)}", "simulation": "simulation only", None: ""}[accuracy.measured_on]
     speed = report.speedup_interval
     quicker = f"95 % interval {speed.low:.2f} to {speed.high:.2f}" if speed else "median against median"
     from_size = ""
@@ -129,7 +130,7 @@ def summary_tiles(report: Report) -> list[Tile]:
             "Fidelity",
             "fidelity_db",
             None if report.fidelity_db is None else format.decibel(report.fidelity_db),
-            ["artifact against simulation"],
+            [f"artifact in {place(accuracy)} against simulation"],
         ),
         _tile(
             report,

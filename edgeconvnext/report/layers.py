@@ -33,7 +33,9 @@ def scheme(plan: QuantPlan, target: Target, macs: dict[str, int]) -> str:
     text = most + "".join(f" and {name} ({layers[name]} of {len(plan.weights)} layers)" for name, _ in others)
     eight_bits = any(weight.bits == 8 for weight in plan.weights.values())
     return (
-        f"{text}, {target.quantize.activations.scheme} activations"
+        text
+        + (f", {target.quantize.activations.scheme} activations" if plan.activations else "")
+        + (", palettised weights" if any(weight.levels is not None for weight in plan.weights.values()) else "")
         + (", 7-bit weight range" if target.quantize.weights.range_bits == 7 and eight_bits else "")
         + f", rest {target.float_type}"
     )

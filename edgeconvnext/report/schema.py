@@ -13,6 +13,8 @@ from edgeconvnext.data.preprocess import Interpolation, ValueRange
 from edgeconvnext.targets import Exporter
 
 DECIBEL_LIMIT = 200.0
+REFERENCE_EVALUATOR = "reference evaluator"
+"""What a runtime is called that only computes what the artifact's format says, where the artifact's own runtime is not here."""
 
 
 def _within_limit(db: float) -> float:
@@ -83,7 +85,8 @@ class Accuracy(Record):
 
     drop_pp: FP32 top-1 minus artifact top-1 (simulated, where there is no artifact result), points, with a paired 95 %
     interval. agreement: per cent of images with FP32's top-1. sqnr_db: logit SQNR over all images and classes.
-    `measured_on` says whether drop, agreement, sqnr, flips and classes are the artifact's or the simulation's.
+    `measured_on` says whether drop, agreement, sqnr, flips and classes are the artifact's or the simulation's; `runtime` what ran
+    the artifact: its own runtime, or REFERENCE_EVALUATOR.
     """
 
     dataset: FileName | None = None
@@ -96,8 +99,14 @@ class Accuracy(Record):
     sqnr_db: Decibel | None = None
     simulated_sqnr_db: Decibel | None = None
     measured_on: Literal["artifact", "simulation"] | None = None
+    runtime: str | None = None
     classes: list[ClassChange] = []
     flips: list[Flip] = []
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether the artifact's figures come from the reference evaluator, not from its own runtime."""
+        return self.runtime is not None and self.runtime.startswith(REFERENCE_EVALUATOR)
 
 
 class Latency(Record):

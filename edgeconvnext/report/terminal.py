@@ -9,7 +9,7 @@ from rich.text import Text
 from edgeconvnext.report import format
 from edgeconvnext.report.changes_terminal import render_changes
 from edgeconvnext.report.schema import BudgetRecord, Interval, Latency, Report, TopK
-from edgeconvnext.report.verdict import Outcome, gate_text, missing_results, reason, verdict
+from edgeconvnext.report.verdict import Outcome, aside, gate_text, missing_results, reason, verdict
 
 _STYLES: dict[Outcome, str] = {"passed": "bold green", "missed": "bold red", "open": "bold yellow"}
 _RESULTS: dict[Outcome, str] = {"passed": "met", "missed": "MISSED", "open": "not measured"}
@@ -67,7 +67,7 @@ def _scores(scores: TopK | None) -> list[str]:
 
 def _facts(report: Report) -> Table:
     accuracy, sizes = report.accuracy, report.size_bytes
-    on = " (simulation)" if accuracy.measured_on == "simulation" else ""
+    on = aside(accuracy)
     drop = accuracy.drop_pp and f"{_with_interval(accuracy.drop_pp)} points{on}"
     agreement = None if accuracy.agreement is None else f"{format.percent(accuracy.agreement)} of images{on}"
     size = sizes.artifact and format.size(sizes.artifact)
@@ -81,7 +81,7 @@ def _facts(report: Report) -> Table:
         ("agreement", agreement),
         ("logit SQNR", None if accuracy.sqnr_db is None else format.decibel(accuracy.sqnr_db) + on),
         *([] if report.quantization.budget is None else [("budget", _budget(report.quantization.budget))]),
-        ("fidelity", None if report.fidelity_db is None else format.decibel(report.fidelity_db)),
+        ("fidelity", None if report.fidelity_db is None else format.decibel(report.fidelity_db) + on),
         ("latency FP32", _times(report.latency.fp32)),
         ("latency artifact", _times(report.latency.artifact)),
         ("speed-up", _speedup(report)),

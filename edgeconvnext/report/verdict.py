@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edgeconvnext.report import format
-from edgeconvnext.report.schema import Gate, Report
+from edgeconvnext.report.schema import REFERENCE_EVALUATOR, Accuracy, Gate, Report
 
 Outcome = Literal["passed", "missed", "open"]
 
@@ -28,7 +28,7 @@ RESULTS = {
 """The results every report is expected to hold, by their dotted name in report.json."""
 
 # Null whenever the result they belong to is, and not worth a line of their own.
-_DETAILS = {"latency.runtime", "latency.device", "speedup_interval"}
+_DETAILS = {"accuracy.runtime", "latency.runtime", "latency.device", "speedup_interval"}
 
 # Where a reason was given for the cause only, it also explains what could not follow from it.
 _CAUSES = {
@@ -101,6 +101,18 @@ def gate_text(gate: Gate) -> GateText:
         if gate.low is not None and gate.high is not None:
             measured += f" ({show(gate.low)} to {show(gate.high)})"
     return GateText(promise, measured, outcome, gate.reason)
+
+
+def place(accuracy: Accuracy) -> str:
+    """Say where the artifact's figures were computed: "its runtime", or "the reference evaluator"."""
+    return f"the {REFERENCE_EVALUATOR}" if accuracy.evaluated else "its runtime"
+
+
+def aside(accuracy: Accuracy) -> str:
+    """Return what stands behind a figure that is not of the artifact in its runtime: " (simulation)"; else nothing."""
+    if accuracy.measured_on == "simulation":
+        return " (simulation)"
+    return f" ({REFERENCE_EVALUATOR})" if accuracy.evaluated else ""
 
 
 def reason(report: Report, key: str) -> str | None:

@@ -147,7 +147,7 @@ def _enough(
         step = 1 if tried < 8 else max(1, len(ranked) // 10)
         for entry in ranked[tried : tried + step]:
             float_layer(trial.module, module, result.plan, entry.layer)
-            if result.plan.weights[entry.layer].bits == 8:
+            if not result.plan.weights[entry.layer].has_eight_bit_form:
                 activations.pop(f"{entry.layer}:input", None)
         tried = min(tried + step, len(ranked))
         plan = QuantPlan(activations, result.plan.weights, result.plan.decisions)
@@ -158,11 +158,11 @@ def _enough(
 
 
 def _next(plan: QuantPlan, layer: str) -> str:
-    return "8-bit weights" if plan.weights[layer].bits == 4 else "float"
+    return "8-bit weights" if plan.weights[layer].has_eight_bit_form else "float"
 
 
 def _entry(plan: QuantPlan, layer: str) -> LayerEntry:
-    return LayerEntry(weights=8) if plan.weights[layer].bits == 4 else LayerEntry(float=True)
+    return LayerEntry(weights=8) if plan.weights[layer].has_eight_bit_form else LayerEntry(float=True)
 
 
 @torch.no_grad()

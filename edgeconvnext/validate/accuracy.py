@@ -25,12 +25,14 @@ def compare(
     class_names: Sequence[str] | None,
     image_ids: Sequence[str],
     dataset: str | None = None,
+    runtime: str | None = None,
 ) -> Accuracy:
     """Compare the logits of the quantised network with FP32's, image by image.
 
     reference, simulated, artifact: (N, num_classes) logits over the same images in the same order; drop, agreement,
     SQNR, flips and classes are the artifact's where it ran, else the simulation's.
     labels: (N,) class indices, or None where the set has none; then top-k, drop and classes stay null.
+    runtime: what ran the artifact.
 
     Raises CheckpointError, QuantizationError or ExportError for logits with NaN or Inf, and LabelMismatchError for
     labels outside the model's classes.
@@ -49,7 +51,7 @@ def compare(
         _check_labels(labels, reference.shape)
 
     measured = artifact if artifact is not None else simulated
-    result = Accuracy(dataset=dataset, images=len(reference))
+    result = Accuracy(dataset=dataset, images=len(reference), runtime=runtime)
     if simulated is not None:
         result.simulated_sqnr_db = logit_sqnr_db(reference, simulated)
     if measured is not None:
@@ -80,6 +82,8 @@ def not_measured(accuracy: Accuracy, labels_reason: str, artifact_reason: str) -
             reasons[f"accuracy.{key}"] = labels_reason
     if accuracy.artifact is None:
         reasons["accuracy.artifact"] = labels_reason if ran_artifact else artifact_reason
+    if accuracy.runtime is None and not ran_artifact:
+        reasons["accuracy.runtime"] = artifact_reason
     for key in ("fp32", "simulated", "artifact"):
         scores = getattr(accuracy, key)
         if scores is not None and scores.top5 is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from edgeconvnext.report.schema import Accuracy, Gate, Interval
+from edgeconvnext.report.schema import REFERENCE_EVALUATOR, Accuracy, Gate, Interval
 from edgeconvnext.targets import Target
 
 
@@ -28,7 +28,8 @@ def judge(
     if limits.min_speedup is not None:
         gates.append(_speedup_gate(limits.min_speedup, speedup, _reason(reasons, "min_speedup")))
     if limits.min_fidelity_db is not None:
-        gates.append(_fidelity_gate(limits.min_fidelity_db, fidelity_db, _reason(reasons, "min_fidelity_db")))
+        gate = _fidelity_gate(limits.min_fidelity_db, fidelity_db, _reason(reasons, "min_fidelity_db"))
+        gates.append(gate.model_copy(update={"reason": gate.reason or _where(accuracy)}))
     return gates
 
 
@@ -45,7 +46,13 @@ def _drop_gate(limit: float, accuracy: Accuracy | None, reason: str) -> Gate:
     drop = accuracy.drop_pp
     if accuracy.measured_on == "artifact":
         return Gate(
-            name=name, limit=limit, measured=drop.value, low=drop.low, high=drop.high, passed=drop.value <= limit
+            name=name,
+            limit=limit,
+            measured=drop.value,
+            low=drop.low,
+            high=drop.high,
+            passed=drop.value <= limit,
+            reason=_where(accuracy),
         )
     simulation = f"the simulated graph loses {drop.value:.2f} points ({drop.low:.2f} to {drop.high:.2f})"
     if drop.value > limit:
@@ -81,6 +88,13 @@ def _fidelity_gate(limit: float, fidelity_db: float | None, reason: str) -> Gate
     if fidelity_db is None:
         return Gate(name="min_fidelity_db", limit=limit, measured=None, passed=None, reason=reason)
     return Gate(name="min_fidelity_db", limit=limit, measured=fidelity_db, passed=fidelity_db >= limit)
+
+
+def _where(accuracy: Accuracy | None) -> str | None:
+    """Say so where a figure is the artifact's, but not from its own runtime."""
+    if accuracy is None or not accuracy.evaluated:
+        return None
+    return f"computed from the artifact by the {REFERENCE_EVALUATOR}, not by the runtime of the device"
 
 
 def _reason(reasons: Mapping[str, str], gate: str) -> str:

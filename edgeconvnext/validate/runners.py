@@ -12,6 +12,7 @@ import torch
 from edgeconvnext.data.preprocess import to_value_range
 from edgeconvnext.errors import ExportError
 from edgeconvnext.export.metadata import ArtifactMetadata
+from edgeconvnext.report.schema import REFERENCE_EVALUATOR
 
 if TYPE_CHECKING:
     from edgeconvnext.data.loader import Batch
@@ -102,6 +103,53 @@ class OnnxRunner:
 
 
 _ELEMENT_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+
+
+class CoreMLRunner:
+    """An .mlpackage: in Core ML itself on macOS, elsewhere in the reference evaluator (`validate.mil`).
+
+    Resolution, mean and standard deviation are read from the file. Raises ExportError for a package that cannot be read, or that
+    has operators the evaluator does not know.
+    """
+
+    def __init__(self, path: Path) -> None:
+        from edgeconvnext.export.coreml_package import inspect_mlpackage
+        from edgeconvnext.export.coreml_runtime import CoreMLModel, runs_here
+
+        self.name = path.name
+        properties = inspect_mlpackage(path).metadata
+        if "preprocess" not in properties:
+            raise ExportError(f"{path} does not say how images are prepared for it. Export the model again.")
+        self._preprocess = ArtifactMetadata.from_properties(properties).preprocess
+        self._predict: Callable[[np.ndarray], np.ndarray]
+        if runs_here():
+            model = CoreMLModel(path)
+            self.runtime, self._predict = model.runtime, model.predict
+        else:
+            self.runtime, self._predict = f"{REFERENCE_EVALUATOR} on torch {torch.__version__}", _evaluated(path)
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        from edgeconvnext.export.coreml_runtime import whole_pixels
+
+        return self._predict(whole_pixels(to_value_range(images, self._preprocess, "0..255")))
+
+
+def artifact_runner(path: Path) -> OnnxRunner | CoreMLRunner:
+    """Open an artifact in what runs it here. Raises ExportError for a file that is missing or broken."""
+    return CoreMLRunner(path) if path.suffix == ".mlpackage" else OnnxRunner(path)
+
+
+def _evaluated(path: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function from pixels, (N, C, H, W), to the logits that the package's program computes, float32."""
+    from edgeconvnext.validate.mil.evaluate import Evaluator
+
+    evaluator = Evaluator(path)
+
+    def run(pixels: np.ndarray) -> np.ndarray:
+        logits: torch.Tensor = evaluator.run(torch.from_numpy(pixels))["logits"]
+        return logits.float().numpy()
+
+    return lambda pixels: in_fixed_batches(run, pixels, evaluator.batch)
 
 
 def onnx_session(path: Path, threads: int | None = None) -> Any:

@@ -230,3 +230,11 @@ def luminance(colour: str) -> float:
     channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_the_page_says_where_the_artifact_was_computed(report: Report) -> None:
+    assert "Artifact in its runtime" in render_html(report)
+    report.accuracy.runtime = "reference evaluator on torch 2.13.0"
+    page = render_html(report)
+    assert "Artifact in the reference evaluator" in page
+    assert "rtifact in its runtime" not in page

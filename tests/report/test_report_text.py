@@ -268,3 +268,11 @@ def test_a_budget_is_summed_up_with_what_it_cost(report: Report) -> None:
     ):
         assert part in " ".join(shown.split())
     assert "1 layer was given more bits" in render_card(report)
+
+
+def test_figures_of_the_reference_evaluator_are_marked_as_such(report: Report) -> None:
+    report.accuracy.runtime = "reference evaluator on torch 2.13.0"
+    text, card = printed(report), render_card(report)
+    assert text.count("(reference evaluator)") == 4  # drop, agreement, SQNR, fidelity
+    assert "artifact in the reference evaluator" in card
+    assert "in its runtime" not in card

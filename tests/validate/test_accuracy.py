@@ -138,13 +138,14 @@ def test_without_labels_agreement_and_sqnr_remain() -> None:
         "accuracy.simulated": "no labels",
         "accuracy.drop_pp": "no labels",
         "accuracy.artifact": "no board",
+        "accuracy.runtime": "no board",
     }
 
 
 def test_every_null_of_a_labelled_comparison_has_its_reason() -> None:
     result = compare(REFERENCE, QUANTIZED, None, LABELS, NAMES, IDS)
     reasons = not_measured(result, labels_reason="no labels", artifact_reason="no board")
-    assert set(reasons) == {"accuracy.artifact", "accuracy.fp32.top5", "accuracy.simulated.top5"}
+    assert set(reasons) == {"accuracy.artifact", "accuracy.runtime", "accuracy.fp32.top5", "accuracy.simulated.top5"}
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

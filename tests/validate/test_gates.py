@@ -61,6 +61,15 @@ def test_fidelity_is_judged_by_its_value(value: float, met: bool) -> None:
     assert only(judge(with_gates(min_fidelity_db=30.0), None, value, None, REASONS)).passed is met
 
 
+def test_gates_say_where_a_figure_is_the_reference_evaluators() -> None:
+    accuracy = drop(0.2).model_copy(update={"runtime": "reference evaluator on torch 2.13.0"})
+    gates = judge(with_gates(top1_drop_pp=1.0, min_fidelity_db=30.0), accuracy, 60.0, None, REASONS)
+    assert [gate.passed for gate in gates] == [True, True]
+    assert all(gate.reason is not None and "reference evaluator" in gate.reason for gate in gates)
+    own = judge(with_gates(min_fidelity_db=30.0), drop(0.2), 60.0, None, REASONS)
+    assert only(own).reason is None
+
+
 def test_what_was_not_measured_is_null_with_its_reason_and_fails_nothing() -> None:
     gates = judge(load_target("jetson"), Accuracy(), None, None, REASONS)
     assert [(gate.name, gate.passed, gate.measured, gate.reason) for gate in gates] == [
