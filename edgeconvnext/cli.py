@@ -378,7 +378,8 @@ def targets(json: JsonOption = False) -> None:
 
     known = [load_target(name) for name in target_files()]
     if json:
-        sys.stdout.write(dumps([target.model_dump() for target in known], indent=2) + "\n")
+        listed = [target.model_dump() | {"facts": [fact.model_dump() for fact in target.facts]} for target in known]
+        sys.stdout.write(dumps(listed, indent=2) + "\n")
         return
     table = Table(box=None, pad_edge=False)
     for column in ("target", "runtime", "quantised", "rest", "description"):
