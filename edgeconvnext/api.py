@@ -124,8 +124,15 @@ def export(
     )
 
 
-def validate(run: str | Path, *, data: str | Path | None = None, latency: bool = True) -> Outcome:
-    """Measure the artifact of a finished run again, on the images of `data` where given, and renew its report."""
+def validate(
+    run: str | Path, *, data: str | Path | None = None, device: str | Path | None = None, latency: bool = True
+) -> Outcome:
+    """Measure the artifact of a finished run again, on the images of `data` where given, and renew its report.
+
+    device: a device.json of the run's device kit, merged into the report instead; nothing is measured again.
+    """
+    if device is not None:
+        return pipeline.merge_device(Path(run), Path(device))
     return pipeline.validate(Path(run), _text(data), measure_latency=latency)
 
 

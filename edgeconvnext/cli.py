@@ -233,14 +233,46 @@ def export(
 def validate(
     run: Annotated[Path, typer.Argument(help="Run directory that quantize or export wrote.")],
     data: Annotated[str | None, typer.Option("--data", help="Evaluation images: a set's name or a folder.")] = None,
+    device: Annotated[
+        Path | None,
+        typer.Option(
+            "--device", help="device.json that the run's device kit wrote: merged, nothing is measured again."
+        ),
+    ] = None,
     latency: LatencyOption = True,
     threads: ThreadsOption = 1,
     json: JsonOption = False,
 ) -> None:
-    """Measure the artifact of a finished run again and renew its report."""
+    """Measure the artifact of a finished run again, or merge what a device measured, and renew its report."""
     from edgeconvnext import pipeline
 
+    if device is not None:
+        if data is not None:
+            raise typer.BadParameter("--device merges a file and measures nothing here; leave out --data.")
+        _finish(pipeline.merge_device(run, device), json)
     _finish(pipeline.validate(run, data, measure_latency=latency, threads=threads), json)
+
+
+@app.command()
+def remote(
+    run: Annotated[Path, typer.Argument(help="Run directory that export wrote.")],
+    host: Annotated[str, typer.Option("--host", help="Where ssh gets to the device, as in user@board.")],
+    python: Annotated[str, typer.Option("--python", help="Python on the device that has the runtime.")] = "python3",
+    workdir: Annotated[
+        str | None,
+        typer.Option(
+            "--workdir", help="Folder on the device for the kit, removed after.", show_default="~/.cache/edgeconvnext"
+        ),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Run a finished run's device kit on a device over ssh, and merge what it measures into the report."""
+    from edgeconvnext import pipeline
+
+    def say(text: str) -> None:
+        typer.echo(text, err=True)
+
+    _finish(pipeline.remote(run, host, python=python, workdir=workdir, say=say, print_=say), json)
 
 
 @app.command()
@@ -415,7 +447,8 @@ def targets(json: JsonOption = False) -> None:
 
     known = [load_target(name) for name in target_files()]
     if json:
-        sys.stdout.write(dumps([target.model_dump() for target in known], indent=2) + "\n")
+        listed = [target.model_dump() | {"facts": [fact.model_dump() for fact in target.facts]} for target in known]
+        sys.stdout.write(dumps(listed, indent=2) + "\n")
         return
     table = Table(box=None, pad_edge=False)
     for column in ("target", "runtime", "quantised", "rest", "description"):

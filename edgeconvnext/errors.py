@@ -60,6 +60,14 @@ class DownloadError(EdgeConvNextError):
     """A download failed or what arrived is not what was promised."""
 
 
+class DeviceResultsError(EdgeConvNextError):
+    """A device.json that cannot be read, or that belongs to another run."""
+
+
+class RemoteError(EdgeConvNextError):
+    """A device that cannot be reached, or that has no room for the kit."""
+
+
 class RuntimeMissingError(EdgeConvNextError):
     """What was asked needs the target's runtime, and it is not on this machine."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from edgeconvnext.errors import GATE_MISSED_EXIT_CODE, CheckpointError, RunDirec
 from edgeconvnext.export.artifact import ARTIFACTS, Programs, require_target, write_artifact
 from edgeconvnext.export.metadata import ArtifactMetadata
 from edgeconvnext.job import Job, Request, named_target, resolve
-from edgeconvnext.manifest import load_run, package_versions
+from edgeconvnext.manifest import FinishedRun, load_run, package_versions
 from edgeconvnext.progress import progress_bar
 from edgeconvnext.report.schema import Report
 from edgeconvnext.runs import RunDirectory, StageResult, default_run_path, run_key
@@ -22,6 +24,8 @@ from edgeconvnext.targets import Target
 from edgeconvnext.validate.fidelity import products_saturate
 
 RUNS = Path("runs")
+KIT = "device"
+KEPT_RESULTS = "device_results.json"
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,7 @@ def export(request: Request) -> Outcome:
         _measure(run, job, done, artifact=done["artifact"] if runs_here else None)
         if job.target.runtime.name == "onnxruntime" and request.measure_latency:
             done["latency"] = stages.latency(run, job, done["fold"], done["plan"], done["artifact"])
-        if job.target.runtime.name == "tensorrt":
-            done["device"] = _device_kit(run, job, done)
+        done["device"] = _device_kit(run, job, done)
         return _report(run, job, done, ARTIFACTS[job.target.exporter])
 
 
@@ -88,6 +91,88 @@ def validate(path: Path, evaluation: str | None = None, *, measure_latency: bool
     )
     has_artifact = "stages/artifact.json" in finished.files
     return export(request) if has_artifact else quantize(request)
+
+
+def merge_device(path: Path, results: Path) -> Outcome:
+    """Add to a finished run what its device kit measured: the device section of its report, and gates judged by it.
+
+    results: the device.json that the kit's script wrote. Nothing is measured again here. Raises DeviceResultsError for a
+    file that does not hold or belongs to another run, RunDirectoryError where `path` is no finished run with a kit.
+    """
+    from edgeconvnext.report.write import write_report
+    from edgeconvnext.validate.on_device import Kit, device_record, merge, read_results
+
+    finished = load_run(path)
+    _require_kit(path, finished)
+    kit = Kit.load(path / KIT)
+    told = read_results(results, kit)
+    report = Report.model_validate_json((path / "report.json").read_text(encoding="utf-8"))
+    target = Target.model_validate(finished.config["target"]["definition"])
+    merged = merge(report, device_record(told, kit), target)
+    labels = (path / "labels.txt").read_text(encoding="utf-8").splitlines() if "labels.txt" in finished.files else None
+
+    def make(folder: Path) -> None:
+        write_report(merged, folder, labels=labels)
+
+    with RunDirectory.open(path, finished.config) as run:
+        _keep_results(run, kit.sha256, results.read_bytes())
+        run.stage("report", {"report": merged.model_dump()}, make)
+        run.extend(finished)
+    return Outcome(path, merged)
+
+
+def remote(
+    path: Path,
+    host: str,
+    *,
+    python: str,
+    workdir: str | None,
+    say: Callable[[str], None],
+    print_: Callable[[str], None],
+) -> Outcome:
+    """Run the device kit of a finished run on a host that ssh reaches, and merge what it measured.
+
+    say: told what is being done. print_: told what the kit's script prints. Raises RemoteError, RuntimeMissingError, and
+    what `merge_device` raises.
+    """
+    from edgeconvnext.ssh.connection import Connection
+    from edgeconvnext.ssh.kit_run import run_kit
+
+    _require_kit(path, load_run(path))
+    results = run_kit(path / KIT, Connection(host), python=python, workdir=workdir, say=say, print_=print_)
+    return merge_device(path, results)
+
+
+def _require_kit(path: Path, finished: FinishedRun) -> None:
+    if f"{KIT}/kit.json" not in finished.files:
+        raise RunDirectoryError(
+            f"{path} has no device kit to run on a device. Kits are written by edgeconvnext export: export --from {path}, or "
+            "make the run again."
+        )
+
+
+def _keep_results(run: RunDirectory, kit: str, content: bytes) -> None:
+    """Keep a device.json in the run, so that a later report of the same artifact still has its device section."""
+
+    def make(folder: Path) -> None:
+        (folder / KEPT_RESULTS).write_bytes(content)
+
+    run.stage("results", {"kit": kit, "results": hashlib.sha256(content).hexdigest()}, make)
+
+
+def _with_kept_results(run: RunDirectory, report: Report, target: Target) -> Report:
+    """Add what a device measured earlier with the very kit that this run holds now, if any did."""
+    from edgeconvnext.validate.on_device import Kit, device_record, merge, read_results
+
+    kept = run.kept("results")
+    if kept is None or "device" not in run.results:
+        return report
+    kit = Kit.load(run.path / KIT)
+    if kept.record.inputs["kit"] != kit.sha256:
+        return report
+    told = read_results(kept.path(KEPT_RESULTS), kit)
+    _keep_results(run, kit.sha256, kept.path(KEPT_RESULTS).read_bytes())
+    return merge(report, device_record(told, kit), target)
 
 
 def analyze_model(request: Request) -> Analyzed:
@@ -212,7 +297,8 @@ def _device_kit(run: RunDirectory, job: Job, done: dict[str, StageResult]) -> St
         import numpy as np
 
         from edgeconvnext.data.loader import batches
-        from edgeconvnext.export.device_kit import MOST_VECTORS, CheckVectors, write_device_kit
+        from edgeconvnext.export.artifact import kit_baseline
+        from edgeconvnext.export.device_kit import MOST_VECTORS, CheckVectors, KitNetworks, write_device_kit
 
         with np.load(done["reference"].path("reference.npz")) as file:
             fp32, positions = file["fp32"], file["positions"]
@@ -229,21 +315,24 @@ def _device_kit(run: RunDirectory, job: Job, done: dict[str, StageResult]) -> St
             simulated[rows],
             labels,
         )
-        low, typical, high = job.target.input.batch
-        write_device_kit(
-            folder / "device",
-            vectors,
-            model_name=job.model.name,
-            batch=(low, typical, high),
-            gates=job.target.gates,
-        )
+        with kit_baseline(
+            job.target, done["artifact"].folder, lambda: _programs(job, done), _metadata(job)
+        ) as baseline:
+            networks = KitNetworks(
+                artifact=done["artifact"].path(ARTIFACTS[job.target.exporter]),
+                baseline=baseline,
+                artifact_form=done["quantized"].values["scheme"].partition(",")[0],
+                baseline_form="FP32" if job.target.float_type == "float32" else "FP16",
+            )
+            write_device_kit(folder / KIT, vectors, networks, model_name=job.model.name, target=job.target)
         return {"vectors": len(rows)}
 
     inputs = {
         "artifact": done["artifact"].key,
         "accuracy": done["accuracy"].key,
         "reference": done["reference"].key,
-        "gates": job.target.gates.model_dump(),
+        "target": job.target.model_dump(mode="json"),
+        "name": job.model.name,
     }
     return run.stage("device", inputs, make)
 
@@ -256,7 +345,7 @@ def _report(run: RunDirectory, job: Job, done: dict[str, StageResult], artifact_
         write_report(report, folder, labels=job.class_names)
 
     with progress_bar("Writing the report", None):
-        report = assemble(run, job, done, artifact_name)
+        report = _with_kept_results(run, assemble(run, job, done, artifact_name), job.target)
         run.stage("report", {"report": report.model_dump()}, make)
     _finish(run, job)
     return Outcome(run.path, report)

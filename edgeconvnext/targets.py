@@ -137,6 +137,19 @@ class GateSection(Section):
     min_fidelity_db: float | None = None
 
 
+class Fact(Section):
+    """Something about the device that a choice in the file rests on, and where that is said.
+
+    source: an address, or how it was measured. confirmed: the source was read, or the measurement made; false says that the fact
+    is carried by memory or hearsay and has to be checked on the device.
+    """
+
+    about: Literal["runtime", "opset", "alignment", "placement", "power", "memory"]
+    text: str
+    source: str
+    confirmed: bool
+
+
 # What each exporter writes around the int8 operators, and the runtime that executes it.
 _WRITTEN_FOR: dict[Exporter, tuple[str, str]] = {
     "onnx": ("float32", "onnxruntime"),
@@ -160,6 +173,8 @@ class Target(Section):
     quantize: QuantizeSection
     runtime: RuntimeSection
     gates: GateSection = GateSection()
+    # Left out of every dump and hash: what is known of a device changes nothing that is made for it.
+    facts: list[Fact] = Field(default=[], exclude=True)
 
     @field_validator("name")
     @classmethod

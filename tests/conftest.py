@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from loopback import server, ssh_config  # noqa: F401  fixtures
 from PIL import Image
 
 _CHECKOUT = Path(__file__).resolve().parent.parent

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -46,8 +47,45 @@ def refusal(path: str) -> str:
     return message
 
 
+PRESETS = ["iphone", "jetson", "jetson-orin-nano", "jetson-thor", "mac", "raspberry-pi"]
+DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "devices.md"
+
+
 def test_the_shipped_targets_are_those_of_the_documentation() -> None:
-    assert list(target_files()) == ["coreml", "coreml-p6", "coreml-w8", "gpu", "jetson", "onnx", "rtx"]
+    rows = re.findall(r"^\| `([\w-]+)` \|", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(rows) == sorted(target_files())
+    assert {"coreml", "coreml-w8", "coreml-p6", "gpu", "onnx", "rtx", *PRESETS} <= set(rows)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_gives_a_source_for_every_fact_and_says_what_is_not_confirmed(name: str) -> None:
+    facts = load_target(name).facts
+    assert {fact.about for fact in facts} == {"runtime", "opset", "alignment", "placement", "power", "memory"}
+    for fact in facts:
+        assert fact.source
+        if fact.confirmed:
+            assert re.search(r"https://|measured|inspected", fact.source), fact.text
+            assert "from memory" not in fact.source, fact.text
+
+
+def test_what_is_known_of_a_device_changes_no_hash(tmp_path: Path) -> None:
+    more = '\n[[facts]]\nabout = "power"\ntext = "5 W"\nsource = "a scale"\nconfirmed = true\n'
+    plain = load_target(write(tmp_path))
+    with_facts = load_target(write(tmp_path, more=more))
+    assert with_facts.facts[0].text == "5 W"
+    assert with_facts.sha256 == plain.sha256 and with_facts.model_dump() == plain.model_dump()
+
+
+def test_a_fact_without_a_source_is_refused(tmp_path: Path) -> None:
+    more = '\n[[facts]]\nabout = "power"\ntext = "5 W"\nconfirmed = true\n'
+    assert "facts.0.source is missing" in refusal(write(tmp_path, more=more))
+
+
+def test_presets_of_one_family_differ_where_their_devices_do() -> None:
+    assert load_target("jetson-orin-nano").input.batch == [1, 4, 8]
+    assert load_target("jetson-thor").runtime.minimum == "10.13"
+    assert load_target("mac").minimum_os == "macOS14" and load_target("iphone").minimum_os == "iOS17"
+    assert load_target("raspberry-pi").quantize == load_target("onnx").quantize
 
 
 @pytest.mark.parametrize("name", list(target_files()))
@@ -88,8 +126,7 @@ def test_the_hash_sees_values_and_not_comments(tmp_path: Path) -> None:
 
 def test_an_unknown_target_names_the_nearest_and_all_known_ones() -> None:
     with pytest.raises(
-        TargetError,
-        match=r"no target 'jetsn'\. Did you mean jetson\?.*coreml, coreml-p6, coreml-w8, gpu, jetson, onnx, rtx",
+        TargetError, match=r"no target 'jetsn'\. Did you mean jetson\?.*coreml, coreml-p6, .*onnx, raspberry-pi, rtx"
     ):
         load_target("jetsn")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,8 +29,6 @@ ARTIFACTS = {
 }
 FLOAT_ONNX = "baseline/model_fp32.onnx"
 FLOAT16_ONNX = "baseline/model_fp16.onnx"
-# The device kit builds an engine of it, to compare with.
-KIT_FLOAT16_ONNX = "device/model_fp16.onnx"
 LAYER_LIST = "layers.csv"
 
 
@@ -89,6 +89,26 @@ def write_artifact(target: Target, programs: Programs, folder: Path, metadata: A
     return _write_tensorrt(target, programs, folder, metadata)
 
 
+@contextmanager
+def kit_baseline(
+    target: Target, folder: Path, programs: Callable[[], Programs], metadata: ArtifactMetadata
+) -> Iterator[Path]:
+    """Give the float form that a device is to compare the artifact with: of the run in `folder`, or made for the block.
+
+    Core ML's has no other use than the comparison on a Mac, so that it is made here from `programs`.
+    """
+    if target.exporter != "coreml":
+        yield folder / (FLOAT_ONNX if target.exporter == "onnx" else FLOAT16_ONNX)
+        return
+    from edgeconvnext.export.coreml import export_coreml
+
+    assert target.minimum_os is not None
+    with tempfile.TemporaryDirectory() as scratch:
+        package = Path(scratch) / "model_fp16.mlpackage"
+        floating = programs().with_batch(target.input.batch[0]).floating
+        yield export_coreml(floating, package, metadata=metadata, minimum_os=target.minimum_os)
+
+
 def _write_onnx(target: Target, programs: Programs, folder: Path, metadata: ArtifactMetadata) -> Exported:
     from edgeconvnext.export.onnx import export_onnx
 
@@ -123,8 +143,7 @@ def _write_tensorrt(target: Target, programs: Programs, folder: Path, metadata: 
     from edgeconvnext.quantize.float16 import to_float16
 
     assert target.opset is not None
-    in_kit = target.runtime.name == "tensorrt"
-    model, baseline = folder / "model.onnx", folder / (KIT_FLOAT16_ONNX if in_kit else FLOAT16_ONNX)
+    model, baseline = folder / "model.onnx", folder / FLOAT16_ONNX
     baseline.parent.mkdir()
     export_typed_onnx(to_float16(programs.quantized), model, opset=target.opset, metadata=metadata)
     export_typed_onnx(to_float16(programs.floating), baseline, opset=target.opset, metadata=metadata)

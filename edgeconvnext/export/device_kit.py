@@ -1,32 +1,67 @@
-"""The `device/` folder of a run: what a board needs to build the engine, check it and time it, without this package."""
+"""The `device/` folder of a run: what a machine needs to check the artifact and time it, without this package."""
 
 from __future__ import annotations
 
+import ast
 import json
+import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from edgeconvnext.errors import ExportError
-from edgeconvnext.files import atomic_write
-from edgeconvnext.targets import GateSection
+from edgeconvnext.files import atomic_write, tree_files, tree_sha256
+from edgeconvnext.targets import Target
 
-SCRIPT = Path(__file__).parent / "device" / "build_and_check.py"
+KIT_FILE = "kit.json"
+VECTORS_FILE = "vectors.bin"
+RESULTS_FILE = "device.json"
 MOST_VECTORS = 32
 
+_PARTS = Path(__file__).parent / "device"
+SWIFT = _PARTS / "classify.swift"
+_SHARED = ("kit.py", "timing.py", "board.py")
+_OWN_PACKAGE = "edgeconvnext.export.device."
+
+
+@dataclass(frozen=True)
+class Script:
+    """The script of one runtime. name: in the kit; part: its own source; needs: what it runs on, for the README."""
+
+    name: str
+    part: str
+    needs: str
+    does: str
+
+
+SCRIPTS = {
+    "onnxruntime": Script("check.py", "on_onnxruntime.py", "onnxruntime", "checks model.onnx and times it"),
+    "tensorrt": Script(
+        "build_and_check.py", "on_tensorrt.py", "tensorrt", "builds the engines, checks the INT8 one and times it"
+    ),
+    "tensorrt-rtx": Script(
+        "build_and_check.py",
+        "on_tensorrt.py",
+        "tensorrt_rtx",
+        "builds the FP16 engine, checks the INT8 one and times it",
+    ),
+    "coreml": Script("check.py", "on_coreml.py", "coremltools and pillow on macOS", "checks the package and times it"),
+}
+
 _README = """\
-Copy this whole run directory to the board and run there: python3 device/build_and_check.py (Python 3.8+, tensorrt).
-It builds engines from model.onnx and device/model_fp16.onnx, checks and times them; figures are in device/device.json.
-Exit code 0: every gate met; 1: a file is missing; 3: a gate missed; 4: no TensorRT or GPU.
+Copy this folder, whole, to the device and run there: python3 {name} (Python 3.8+ with {needs}, nothing else).
+It {does} against the float form on {count} real images. For the report: edgeconvnext validate RUN --device device.json.
+Exit code 0: every gate met; 1: a file is missing or broken; 3: a gate missed; 4: the runtime or its hardware is not here.
 """
 
 
 @dataclass(frozen=True)
 class CheckVectors:
-    """Images with the answers the engine must give.
+    """Images with the answers the artifact must give.
 
-    images: (N, C, H, W) float32, as the ONNX file takes them. fp32, simulated: logits (N, classes) float32 of the FP32
+    images: (N, C, H, W) float32, as the artifact takes them. fp32, simulated: logits (N, classes) float32 of the FP32
     network and of the quantised simulation. labels: (N,) class numbers, None where unknown.
     """
 
@@ -50,32 +85,103 @@ class CheckVectors:
         return CheckVectors(self.images[:count], self.fp32[:count], self.simulated[:count], labels)
 
 
-def write_device_kit(
-    folder: Path, vectors: CheckVectors, *, model_name: str, batch: tuple[int, int, int], gates: GateSection
-) -> list[Path]:
-    """Write script, check vectors and README into `folder`, and return the files.
+@dataclass(frozen=True)
+class KitNetworks:
+    """What is compared on the device: files or packages of the run, and in which form each holds the network.
 
-    At most 32 vectors are kept. The FP16 network belongs beside them as model_fp16.onnx (`export_typed_onnx` of the
-    folded float program), model.onnx one folder up. batch: smallest, typical and largest batch of the engines.
+    artifact: as it was exported. baseline: the folded network in the target's float type. *_form: "W8A8", "FP16".
+    """
+
+    artifact: Path
+    baseline: Path
+    artifact_form: str
+    baseline_form: str
+
+
+def write_device_kit(
+    folder: Path, vectors: CheckVectors, networks: KitNetworks, *, model_name: str, target: Target
+) -> list[Path]:
+    """Write script, networks, check vectors and README into `folder`; return the script, kit.json, README and what else is new.
+
+    At most 32 vectors are kept. Core ML's kit has a Swift snippet as well. Networks are hard links to the run's own files
+    where the disk allows. kit.json lists the sha256 of every file, so that what comes back can be told from another run's
+    results.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    kept = vectors.first(MOST_VECTORS)
+    script, kept = SCRIPTS[target.runtime.name], vectors.first(MOST_VECTORS)
+    names = []
+    for source in (networks.artifact, networks.baseline):
+        _link(source, folder / source.name)
+        names += [source.name] if source.is_file() else [f"{source.name}/{file}" for file in tree_files(source)]
+    numbers = (np.ascontiguousarray(array, dtype="<f4") for array in (kept.images, kept.fp32, kept.simulated))
+    atomic_write(folder / VECTORS_FILE, b"".join(array.tobytes() for array in numbers))
     about = {
-        "format": 1,
+        "format": 2,
         "model": model_name,
+        "target": target.name,
+        "script": script.name,
+        "module": script.needs if target.runtime.name.startswith("tensorrt") else None,
+        "minimum": target.runtime.minimum,
+        "artifact": networks.artifact.name,
+        "artifact_form": networks.artifact_form,
+        "baseline": networks.baseline.name,
+        "baseline_form": networks.baseline_form,
         "count": len(kept.images),
         "image_shape": list(kept.images.shape[1:]),
         "classes": int(kept.fp32.shape[1]),
         "labels": None if kept.labels is None else [int(label) for label in kept.labels],
-        "batch": list(batch),
-        "gates": {"min_fidelity_db": gates.min_fidelity_db, "min_speedup": gates.min_speedup},
+        "batch": list(target.input.batch),
+        "gates": {"min_fidelity_db": target.gates.min_fidelity_db, "min_speedup": target.gates.min_speedup},
         "layout": "vectors.bin: little-endian float32: images, FP32 logits, simulated logits, each in row-major order",
+        "files": {name: tree_sha256(folder / name) for name in [*names, VECTORS_FILE]},
     }
-    written = [folder / name for name in ("build_and_check.py", "vectors.json", "vectors.bin", "README.txt")]
-    atomic_write(written[0], SCRIPT.read_bytes())
+    written = [folder / name for name in (script.name, KIT_FILE, "README.txt")]
+    atomic_write(written[0], assemble_script(script.part))
     written[0].chmod(0o755)
-    numbers = (np.ascontiguousarray(array, dtype="<f4") for array in (kept.images, kept.fp32, kept.simulated))
-    atomic_write(written[1], json.dumps(about, indent=2) + "\n")
-    atomic_write(written[2], b"".join(array.tobytes() for array in numbers))
-    atomic_write(written[3], _README)
+    if target.runtime.name == "coreml":
+        written.append(folder / SWIFT.name)
+        atomic_write(written[-1], SWIFT.read_bytes())
+    atomic_write(written[1], json.dumps(about, indent=1) + "\n")
+    atomic_write(
+        written[2], _README.format(name=script.name, needs=script.needs, does=script.does, count=len(kept.images))
+    )
     return written
+
+
+def assemble_script(part: str) -> str:
+    """Join the shared parts and a runtime's own part into one file that imports nothing of this package."""
+    source = (_PARTS / part).read_text(encoding="utf-8")
+    body = ast.parse(source).body
+    head = "".join(source.splitlines(keepends=True)[: body[0].end_lineno])
+    pieces = [head]
+    for name in (*_SHARED, part):
+        pieces.append(f"\n# ==== {name.removesuffix('.py').replace('_', ' ')}\n\n{_without_own_imports(_PARTS / name)}")
+    return "\n".join(pieces)
+
+
+def _without_own_imports(path: Path) -> str:
+    """Return a part's source behind its docstring, without the imports that the joined file does not need."""
+    source = path.read_text(encoding="utf-8")
+    lines = source.splitlines(keepends=True)
+    docstring, *statements = ast.parse(source).body
+    dropped = set(range(docstring.end_lineno or 0))
+    for node in statements:
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith(_OWN_PACKAGE):
+            dropped |= set(range(node.lineno - 1, node.end_lineno or node.lineno))
+    return "".join(line for number, line in enumerate(lines) if number not in dropped).strip("\n") + "\n"
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file or folder a second name, so that the kit takes no space twice; copy where the disk has no links."""
+    if source.is_dir():
+        shutil.copytree(source, target, copy_function=_link_file)
+    else:
+        _link_file(str(source), str(target))
+
+
+def _link_file(source: str, target: str) -> str:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+    return target

@@ -174,7 +174,7 @@ def _reasons(
     runtime = job.target.runtime.name
     absent = {
         "onnxruntime": "no artifact was written; run edgeconvnext export",
-        "tensorrt": "on the board: not measured; run device/build_and_check.py there",
+        "tensorrt": "on the board: not measured; run device/build_and_check.py there, or edgeconvnext remote",
         "tensorrt-rtx": "a TensorRT-RTX engine needs an NVIDIA RTX GPU to run, and there is none here",
         "coreml": "only Core ML on an Apple device can be timed, and nothing here times it there yet",
     }[runtime]

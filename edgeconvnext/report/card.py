@@ -8,6 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from edgeconvnext.data.preprocess import Preprocess
 from edgeconvnext.report import format
+from edgeconvnext.report.device import device_facts
 from edgeconvnext.report.schema import PreprocessRecord, Report
 from edgeconvnext.report.verdict import aside, gate_text, missing_results, place, reason, verdict
 from edgeconvnext.targets import Exporter
@@ -37,6 +38,7 @@ def render_card(report: Report) -> str:
         aside=aside(report.accuracy),
         gates=[gate_text(gate) for gate in report.gates],
         missing=missing_results(report),
+        device_facts=device_facts,
         reason=lambda key: reason(report, key) or "no reason was recorded",
     )
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"

@@ -15,6 +15,7 @@ from edgeconvnext.report import format
 from edgeconvnext.report.axis import NARROW, WIDE
 from edgeconvnext.report.changes_terminal import change_facts
 from edgeconvnext.report.charts import accuracy_chart, latency_chart, size_chart
+from edgeconvnext.report.device import device_facts
 from edgeconvnext.report.layer_charts import (
     HISTOGRAM_HEIGHT,
     HISTOGRAM_WIDTH,
@@ -81,6 +82,7 @@ def render_html(report: Report) -> str:
             histograms=[histogram_chart(layer) for layer in worst_first if layer.histogram],
             histogram_size=(HISTOGRAM_WIDTH, HISTOGRAM_HEIGHT),
             candidates=candidates,
+            device_facts=device_facts,
             flips=cards[:SHOWN_FLIPS],
             hidden_flips=len(cards) - len(cards[:SHOWN_FLIPS]),
             flip_counts=Counter(card.kind for card in cards),

@@ -371,6 +371,73 @@ class ExportCheck(Record):
     result: str
 
 
+class DeviceLayer(Record):
+    """One layer that ran there, as the runtime itself lists it after its optimisations, with its median time."""
+
+    name: str
+    kind: str
+    precision: str
+    median_ms: float | None = None
+
+
+class LayerFidelity(Record):
+    """SQNR of one layer's output on the device against the simulation, on a few check vectors."""
+
+    layer: str
+    sqnr_db: Decibel | None
+
+
+class DeviceLatency(Record):
+    """Interleaved runs on the device of the float baseline in the target's float type, and of the artifact."""
+
+    baseline: Latency
+    artifact: Latency
+    batch: int
+    threads: int
+    settings: dict[str, str] = {}
+
+
+class DevicePower(Record):
+    """Watts while idle and while each network ran back to back; total: the sensor's rails that were added up."""
+
+    source: str
+    total: str
+    idle_w: float
+    baseline_w: float
+    artifact_w: float
+    baseline_mj_per_image: float
+    artifact_mj_per_image: float
+
+
+class DeviceRecord(Record):
+    """What the device kit measured where the artifact runs, on the check vectors of this very export.
+
+    Accuracies are computed here from the logits that came back. fidelity_db is null where they are not finite.
+    """
+
+    runtime: str
+    machine: dict[str, str]
+    started: str
+    baseline_form: str
+    artifact_form: str
+    images: int
+    fp32: TopK | None = None
+    artifact: TopK | None = None
+    drop_pp: Interval | None = None
+    agreement: float | None = None
+    sqnr_db: Decibel | None = None
+    fidelity_db: Decibel | None = None
+    latency: DeviceLatency | None = None
+    speedup: Interval | None = None
+    power: DevicePower | None = None
+    clocks: dict[str, str] = {}
+    precisions: dict[str, int] = Field(default={}, description="layers of the artifact by the precision that ran")
+    layers: list[DeviceLayer] = []
+    layer_fidelity: list[LayerFidelity] = []
+    messages: list[str] = []
+    not_measured: dict[str, str] = {}
+
+
 class StageCost(Record):
     """Wall time and peak resident memory of one stage; reused is true where a finished stage was taken over."""
 
@@ -398,6 +465,7 @@ class Report(Record):
     speedup_interval: Interval | None = None
     size_bytes: Sizes
     checks: list[ExportCheck] = []
+    device: DeviceRecord | None = None
     gates: list[Gate]
     passed: bool
     stages: list[StageCost] = []

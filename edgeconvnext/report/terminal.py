@@ -8,7 +8,8 @@ from rich.text import Text
 
 from edgeconvnext.report import format
 from edgeconvnext.report.changes_terminal import render_changes
-from edgeconvnext.report.schema import BudgetRecord, Interval, Latency, Report, TopK
+from edgeconvnext.report.device import device_facts
+from edgeconvnext.report.schema import BudgetRecord, DeviceRecord, Interval, Latency, Report, TopK
 from edgeconvnext.report.verdict import Outcome, aside, gate_text, missing_results, reason, verdict
 
 _STYLES: dict[Outcome, str] = {"passed": "bold green", "missed": "bold red", "open": "bold yellow"}
@@ -31,6 +32,8 @@ def render_summary(report: Report) -> RenderableType:
     ]
     if report.compression is not None:
         parts += [Text(), Text("Changed before quantization", "dim"), render_changes(report.compression)]
+    if report.device is not None:
+        parts += [Text(), _device(report.device)]
     if report.gates:
         parts += [Text(), _gates(report)]
     if report.checks:
@@ -87,6 +90,16 @@ def _facts(report: Report) -> Table:
         ("speed-up", _speedup(report)),
         ("size", size),
     ):
+        table.add_row(name, Text(value) if value else Text("not measured", "dim"))
+    return table
+
+
+def _device(device: DeviceRecord) -> Table:
+    """Return what the device measured, under its name."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in device_facts(device):
         table.add_row(name, Text(value) if value else Text("not measured", "dim"))
     return table
 

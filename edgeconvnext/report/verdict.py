@@ -27,6 +27,15 @@ RESULTS = {
 }
 """The results every report is expected to hold, by their dotted name in report.json."""
 
+# What the device section shows in place of these, and by what to tell that it does.
+_ON_DEVICE = {
+    "accuracy.artifact": "artifact",
+    "fidelity_db": "fidelity_db",
+    "latency.fp32": "latency",
+    "latency.artifact": "latency",
+    "speedup": "speedup",
+}
+
 # Null whenever the result they belong to is, and not worth a line of their own.
 _DETAILS = {"accuracy.runtime", "latency.runtime", "latency.device", "speedup_interval"}
 
@@ -130,15 +139,21 @@ def missing_results(report: Report) -> dict[str, list[str]]:
     """Return what was not measured, grouped by the reason, in the order of the report."""
     groups: dict[str, list[str]] = {}
     for key, title in RESULTS.items():
-        if _lookup(report, key) is None:
+        if _lookup(report, key) is None and not measured_on_device(report, key):
             groups.setdefault(reason(report, key) or "no reason was recorded", []).append(title)
     for key, why in report.not_measured.items():
-        if key not in RESULTS and key not in _DETAILS:
+        if key not in RESULTS and key not in _DETAILS and not measured_on_device(report, key):
             names = groups.setdefault(why, [])
             # "accuracy.artifact.top5" adds nothing beside "top-1 of the artifact", missing for the same reason.
             if not any(key.startswith(f"{known}.") and title in names for known, title in RESULTS.items()):
                 names.append(key)
     return {why: names for why, names in groups.items() if names}
+
+
+def measured_on_device(report: Report, key: str) -> bool:
+    """Say whether the device section holds a figure for what is null at a dotted name."""
+    field = _ON_DEVICE.get(key)
+    return report.device is not None and field is not None and getattr(report.device, field) is not None
 
 
 def _lookup(report: Report, key: str) -> object:

@@ -14,6 +14,10 @@ from edgeconvnext.report.schema import (
     BudgetMove,
     BudgetRecord,
     ClassChange,
+    DeviceLatency,
+    DeviceLayer,
+    DevicePower,
+    DeviceRecord,
     ExportCheck,
     Flip,
     Gate,
@@ -21,6 +25,7 @@ from edgeconvnext.report.schema import (
     Latency,
     LatencyComparison,
     LayerError,
+    LayerFidelity,
     ModelRecord,
     PreprocessRecord,
     QuantizationRecord,
@@ -270,4 +275,50 @@ def unmeasured_report() -> Report:
                 "size_bytes.fp32": "no float engine was written",
             },
         },
+    )
+
+
+def sample_device() -> DeviceRecord:
+    """What a board's kit measured, everything included."""
+    rng = np.random.default_rng(1)
+    scores = TopK(top1=78.125, top1_low=61.2, top1_high=89.0, top5=96.9, n=32)
+    return DeviceRecord(
+        runtime="tensorrt 10.3.0",
+        machine={"name": "Jetson Orin Nano <Developer Kit>", "power_mode": "NV Power Mode: 15W 0", "gpu": "Orin"},
+        started="2026-11-25T01:41:13Z",
+        baseline_form="FP16",
+        artifact_form="W8A8",
+        images=32,
+        fp32=scores,
+        artifact=scores,
+        drop_pp=Interval(value=0.0, low=-5.9, high=5.9),
+        agreement=96.875,
+        sqnr_db=41.3,
+        fidelity_db=45.2,
+        latency=DeviceLatency(
+            baseline=sample_latency(2.31, rng),
+            artifact=sample_latency(1.62, rng),
+            batch=1,
+            threads=1,
+            settings={"CUDA graph, artifact": "yes"},
+        ),
+        speedup=Interval(value=1.43, low=1.40, high=1.45),
+        power=DevicePower(
+            source="ina3221",
+            total="VDD_IN",
+            idle_w=4.1,
+            baseline_w=9.5,
+            artifact_w=8.2,
+            baseline_mj_per_image=21.9,
+            artifact_mj_per_image=13.3,
+        ),
+        clocks={"17000000.gpu": "306 MHz, then 625 MHz (at most 625)"},
+        precisions={"int8": 41, "float16": 30},
+        layers=[DeviceLayer(name="stages.0.0.pwconv1 <fused>", kind="CaskGemm", precision="int8", median_ms=0.04)],
+        layer_fidelity=[
+            LayerFidelity(layer="stages.0.0", sqnr_db=61.0),
+            LayerFidelity(layer="stages.1.0", sqnr_db=44.0),
+        ],
+        messages=["WARNING: a tactic was skipped"],
+        not_measured={},
     )

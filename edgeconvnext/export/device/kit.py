@@ -1,0 +1,231 @@
+# ruff: noqa: B905  (boards run Python 3.8, whose zip has no `strict`)
+"""The part of every kit's script that reads the kit, compares answers and writes device.json."""
+
+import array
+import base64
+import hashlib
+import json
+import math
+import re
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+RESULT_FORMAT = 2
+
+
+class InputProblem(Exception):
+    """A file of the kit is missing or does not hold."""
+
+
+class RuntimeMissing(Exception):
+    """The runtime or the hardware it needs is not on this machine."""
+
+
+class Kit:
+    """kit.json and the check vectors: images, FP32 logits and simulated logits as flat float32 arrays.
+
+    sha256: of kit.json, which lists the sha256 of every other file; it ties what is measured here to one export.
+    """
+
+    def __init__(self):
+        described = find("kit.json").read_bytes()
+        self.sha256 = hashlib.sha256(described).hexdigest()
+        try:
+            self.about = json.loads(described.decode("utf-8"))
+            files = self.about["files"]
+            self.count, self.classes = self.about["count"], self.about["classes"]
+            self.shape = tuple(self.about["image_shape"])
+            self.image_values = self.shape[0] * self.shape[1] * self.shape[2]
+            self.low, self.typical, self.high = self.about["batch"]
+            self.labels = self.about["labels"]
+            self.artifact, self.baseline = find(self.about["artifact"]), find(self.about["baseline"])
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise InputProblem(f"kit.json does not hold ({error}). Copy the folder again.") from error
+        for name, expected in files.items():
+            if hash_file(find(name)) != expected:
+                raise InputProblem(f"{name} is not the file that was exported. Copy the folder again.")
+        values = array.array("f")
+        values.frombytes(find("vectors.bin").read_bytes())
+        if sys.byteorder == "big":
+            values.byteswap()
+        logits = self.count * self.classes
+        split = self.count * self.image_values
+        if len(values) != split + 2 * logits:
+            raise InputProblem(f"vectors.bin has {len(values)} numbers, not {split + 2 * logits}.")
+        self.images = values[:split]
+        self.fp32, self.simulated = values[split : split + logits], values[split + logits :]
+
+    def batch(self, asked):
+        """Return the batch to time: what was asked, else the smallest of the artifact's."""
+        size = self.low if asked is None else asked
+        if not self.low <= size <= self.high:
+            raise InputProblem(f"--batch {size} is outside the artifact's batches, {self.low} to {self.high}.")
+        return size
+
+    def window(self, first, batch):
+        """Return `batch` images from image `first` on, beginning again where the images end."""
+        values = self.images[first * self.image_values : (first + batch) * self.image_values]
+        while len(values) < batch * self.image_values:
+            values.extend(self.images[: batch * self.image_values - len(values)])
+        return values
+
+    def answers(self, network, batch):
+        """Return the logits of all images, `batch` at a time. network: takes images as array('f'), returns logits."""
+        result = array.array("f")
+        for first in range(0, self.count, batch):
+            result.extend(network(self.window(first, batch)))
+        return result[: self.count * self.classes]
+
+
+def find(name):
+    """Return the path of a file or package of the kit, beside this script."""
+    path = HERE / name
+    if ".." in Path(name).parts or not path.exists():
+        raise InputProblem(f"{name} is missing: it belongs beside this script. Copy the folder {HERE} whole.")
+    return path
+
+
+def hash_file(path):
+    """sha256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        for piece in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def write(path, data):
+    """Write a file in one step, so that an interrupted run leaves no half file."""
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_bytes(data)
+    temporary.replace(path)
+
+
+def require_version(name, version, minimum):
+    """Raise RuntimeMissing where `version` is older than `minimum`, both as in "10.3.0"."""
+    have, need = ([int(part) for part in re.findall(r"\d+", text)[:3]] for text in (version, minimum))
+    if have < need:
+        raise RuntimeMissing(f"{name} {version} is too old: the target needs {minimum} or later.")
+
+
+# ---------------------------------------------------------------------------------------------------------- Comparison
+
+
+def ratio_db(reference, other):
+    """10 log10(sum reference^2 / sum (reference - other)^2); 200 where equal, None where `other` is not finite."""
+    if not all(map(math.isfinite, other)):
+        return None
+    noise = sum((a - b) ** 2 for a, b in zip(reference, other))
+    signal = sum(a * a for a in reference)
+    return 200.0 if noise == 0 else 10 * math.log10(max(signal, 1e-30) / noise)
+
+
+def top1(logits, classes):
+    rows = [logits[start : start + classes] for start in range(0, len(logits), classes)]
+    return [max(range(classes), key=row.__getitem__) for row in rows]
+
+
+def compare(kit, measured):
+    """Accuracy figures of the artifact's answers on the check vectors."""
+    chosen, expected = top1(measured, kit.classes), top1(kit.fp32, kit.classes)
+    count = len(chosen)
+    result = {
+        "images": count,
+        "fidelity_db": ratio_db(kit.simulated, measured),
+        "sqnr_db": ratio_db(kit.fp32, measured),
+        "agreement": 100.0 * sum(a == b for a, b in zip(chosen, expected)) / count,
+    }
+    if kit.labels:
+        result["top1"] = 100.0 * sum(a == b for a, b in zip(chosen, kit.labels)) / count
+        result["top1_fp32"] = 100.0 * sum(a == b for a, b in zip(expected, kit.labels)) / count
+    return result
+
+
+def packed(values):
+    """Return float32 values as base64 of their little-endian bytes: every bit of them, in one line of JSON."""
+    copy = array.array("f", values)
+    if sys.byteorder == "big":
+        copy.byteswap()
+    return base64.b64encode(copy.tobytes()).decode("ascii")
+
+
+def judge(gates, check, gain):
+    """Return the gates with what was measured; the speed gate fails only where its whole interval lies below."""
+    judged = []
+    limit = gates.get("min_fidelity_db")
+    if limit is not None and check is not None:
+        fidelity = check["fidelity_db"]
+        met = fidelity is not None and fidelity >= limit
+        judged.append({"name": "min_fidelity_db", "limit": limit, "measured": fidelity, "passed": met})
+    limit = gates.get("min_speedup")
+    if limit is not None and gain is not None:
+        met = gain["high"] >= limit
+        judged.append({"name": "min_speedup", "limit": limit, "measured": gain["value"], "passed": met})
+    return judged
+
+
+# -------------------------------------------------------------------------------------------------------------- Result
+
+
+def new_result(kit, runtime, version):
+    """Begin device.json: which export it is about, and on what it was measured."""
+    return {
+        "format": RESULT_FORMAT,
+        "kit": kit.sha256,
+        "model": kit.about["model"],
+        "target": kit.about["target"],
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "runtime": {"name": runtime, "version": version},
+        "forms": {"artifact": kit.about["artifact_form"], "baseline": kit.about["baseline_form"]},
+    }
+
+
+def finish(result, gates, saved=()):
+    """Write device.json, print the short of it and return the exit code. passed is None where nothing was judged.
+
+    saved: other files that were written beside it.
+    """
+    result["gates"] = gates
+    result["passed"] = all(gate["passed"] for gate in gates) if gates else None
+    result["saved"] = sorted(saved)
+    write(HERE / "device.json", json.dumps(result, indent=1).encode("utf-8"))
+    forms = result["forms"]
+    check, latency, power = result.get("check"), result.get("latency"), result.get("power")
+    if check is not None:
+        fidelity = "not finite" if check["fidelity_db"] is None else "{:.1f} dB".format(check["fidelity_db"])
+        print(f"agreement with FP32 {check['agreement']:.1f} % of {check['images']} images", end=", ")
+        print(f"fidelity to the simulation {fidelity}")
+    if latency is not None:
+        times = (
+            latency["artifact"]["median_ms"],
+            forms["artifact"],
+            latency["baseline"]["median_ms"],
+            forms["baseline"],
+        )
+        print("median {:.3f} ms {}, {:.3f} ms {}".format(*times), end=": ")
+        gain = result["speedup"]
+        print("{:.2f}x (95 % {:.2f} to {:.2f})".format(gain["value"], gain["low"], gain["high"]))
+    if power is not None:
+        watts = (power["source"], power["idle_w"], power["artifact_w"], forms["artifact"], power["baseline_w"])
+        print("power ({}): {:.2f} W idle, {:.2f} W {}, {:.2f} W".format(*watts), forms["baseline"])
+    elif "power_absent" in result:
+        print("power not measured: {}".format(result["power_absent"]))
+    for gate in gates:
+        word = "met" if gate["passed"] else "MISSED"
+        print("{} {}: measured {}, limit {}".format(word, gate["name"], gate["measured"], gate["limit"]))
+    print(f"Wrote {HERE / 'device.json'}")
+    return 3 if result["passed"] is False else 0
+
+
+def run_script(work, options):
+    """Call `work(options)` and turn the two expected problems into a sentence and an exit code."""
+    try:
+        return work(options)
+    except InputProblem as problem:
+        print(f"Error: {problem}", file=sys.stderr)
+        return 1
+    except RuntimeMissing as problem:
+        print(f"Error: {problem}", file=sys.stderr)
+        return 4

@@ -1,0 +1,390 @@
+"""Run a device kit over ssh: copy it, start it, follow what it prints, bring back what it wrote, clean up.
+
+What runs on the device is POSIX sh and the Python of the kit's script. The run itself goes on without a connection, so
+that a dropped one is taken up again where it was: half a file at its last byte, the output at its last byte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from edgeconvnext.errors import RemoteError, RuntimeMissingError
+from edgeconvnext.export.device_kit import KIT_FILE, RESULTS_FILE
+from edgeconvnext.files import TEMPORARY_PREFIX, storage_errors, tree_sha256
+from edgeconvnext.progress import progress_bar
+from edgeconvnext.ssh.connection import Answer, Connection, reconnecting
+
+FOLDER_PREFIX = "edgeconvnext-"
+DEFAULT_WORKDIR = "~/.cache/edgeconvnext"
+OLDEST_PYTHON = (3, 8)
+# What a run writes beside the kit, as a multiple of the kit's own size: TensorRT's engines hold every weight again.
+ROOM_FOR_ENGINES = 2
+ROOM_FOR_RESULTS = 8 * 2**20
+MODULES = {"onnxruntime": "onnxruntime", "coreml": "coremltools"}
+
+Say = Callable[[str], None]
+
+# $1: work folder, $2: name of the kit's folder, $3: Python, $4: module of the runtime. Prints one fact a line.
+_PROBE = """
+case $1 in "~") base=$HOME;; "~/"*) base=$HOME/${1#"~/"};; /*) base=$1;; *) base=$HOME/$1;; esac
+mkdir -p "$base/$2" || exit 20
+cd "$base/$2" || exit 20
+echo "edgeconvnext folder $(pwd)"
+echo "edgeconvnext free $(df -Pk . | tail -n 1)"
+command -v "$3" >/dev/null 2>&1 || exit 21
+"$3" -c 'import sys; print("edgeconvnext python %d.%d.%d" % sys.version_info[:3])' || exit 21
+"$3" -c 'import importlib, sys
+try:
+    print("edgeconvnext runtime " + importlib.import_module(sys.argv[1]).__version__)
+except Exception as error:
+    print("edgeconvnext absent " + " ".join(str(error).split()))' "$4"
+"""
+
+# $1: Python, $2: folder, the rest: names. Prints size and sha256 of each file that is there.
+_STATE = """
+cd "$2" || exit 20
+python=$1
+shift 2
+"$python" -c 'import hashlib, json, os, sys
+found = {}
+for name in sys.argv[1:]:
+    if os.path.isfile(name):
+        digest = hashlib.sha256()
+        with open(name, "rb") as stream:
+            for piece in iter(lambda: stream.read(1 << 20), b""):
+                digest.update(piece)
+        found[name] = [os.path.getsize(name), digest.hexdigest()]
+print("edgeconvnext state " + json.dumps(found))' "$@"
+"""
+
+# $1: folder, $2: name, $3: "new" or "more".
+_RECEIVE = """
+cd "$1" || exit 20
+mkdir -p "$(dirname "$2")" || exit 20
+if [ "$3" = new ]; then cat >"$2"; else cat >>"$2"; fi
+"""
+
+# $1: folder, $2: Python, $3: script. Starts the script on its own, unless it runs or ran already.
+_START = """
+cd "$1" || exit 20
+if [ -f run.exit ]; then echo "edgeconvnext finished"; exit 0; fi
+if [ -f run.pid ] && kill -0 "$(cat run.pid)" 2>/dev/null; then echo "edgeconvnext running"; exit 0; fi
+: >run.log || exit 20
+apart=$(command -v setsid || command -v nohup || echo env)
+"$apart" sh -c '"$1" -u "$2" >run.log 2>&1; echo $? >run.code && mv run.code run.exit' sh "$2" "$3" >/dev/null 2>&1 </dev/null &
+echo $! >run.pid
+echo "edgeconvnext started"
+"""
+
+# $1: folder, $2: bytes of the output that arrived already. Ends when the script has ended and all was printed.
+_FOLLOW = """
+cd "$1" || exit 20
+seen=$2
+while :; do
+    ended=; if [ -f run.exit ]; then ended=yes; elif ! kill -0 "$(cat run.pid)" 2>/dev/null; then ended=died; fi
+    size=$(wc -c <run.log)
+    if [ "$size" -gt "$seen" ]; then tail -c "+$((seen + 1))" run.log | head -c "$((size - seen))"; seen=$((size + 0)); fi
+    if [ "$ended" = yes ] || { [ "$ended" = died ] && [ -f run.exit ]; }; then exit 0; fi
+    if [ "$ended" = died ]; then exit 22; fi
+    sleep 1
+done
+"""
+
+# $1: folder. Removes it, and the default work folder where that is empty then.
+_CLEAN = """
+case $1 in */edgeconvnext-????????????) ;; *) exit 20;; esac
+cd / && rm -rf -- "$1"
+rmdir "$HOME/.cache/edgeconvnext" 2>/dev/null
+exit 0
+"""
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device that can run the kit: folder on it, room there in bytes, versions of its Python and runtime."""
+
+    folder: str
+    free_bytes: int
+    python: str
+    runtime: str
+
+
+def run_kit(kit: Path, connection: Connection, *, python: str, workdir: str | None, say: Say, print_: Say) -> Path:
+    """Run the kit in `kit`, a run's device/ folder, on the device, and return the device.json that came back.
+
+    say: told what is being done. print_: told what the kit's script prints. Files the script saved are put beside its
+    device.json, into `kit`. Raises RuntimeMissingError where Python or the runtime is not there, RemoteError where the
+    device cannot be reached, has no room, or its run ended without a result.
+    """
+    about = json.loads((kit / KIT_FILE).read_text(encoding="utf-8"))
+    module = about["module"] or MODULES[_runtime_of(about)]
+    name = FOLDER_PREFIX + tree_sha256(kit / KIT_FILE)[:12]
+    device = probe(connection, workdir or DEFAULT_WORKDIR, name, python, module)
+    say(f"{connection.host}: Python {device.python}, {module} {device.runtime}, {device.folder}")
+    session = KitRun(kit, about, connection, device, python, say)
+    session.copy()
+    session.start()
+    session.follow(print_)
+    results = session.fetch()
+    session.clean()
+    return results
+
+
+def probe(connection: Connection, workdir: str, name: str, python: str, module: str) -> Device:
+    """Make the kit's folder and ask for room, Python and runtime; a folder that is of no use is removed again."""
+    answer = connection.run(_PROBE, workdir, name, python, module)
+    facts = dict(line.split(" ", 2)[1:] for line in _marked(answer))
+    if "folder" not in facts:
+        raise RemoteError(
+            f"The folder {workdir} cannot be used on {connection.host}: {answer.error or 'no reason given'}. "
+            "Name another one with --workdir."
+        )
+    try:
+        if "python" not in facts:
+            raise RuntimeMissingError(
+                f"{connection.host} has no Python called {python}{_in_brackets(answer.error)}. Install Python 3.8 or later "
+                "there, or name the one to use with --python."
+            )
+        if tuple(map(int, facts["python"].split(".")[:2])) < OLDEST_PYTHON:
+            raise RuntimeMissingError(
+                f"{python} on {connection.host} is Python {facts['python']}; the kit needs 3.8 or later. Name another one "
+                "with --python."
+            )
+        if "runtime" not in facts:
+            raise RuntimeMissingError(
+                f"{python} on {connection.host} cannot import {module}: {facts.get('absent', answer.error)}. Install it "
+                "there, or name the Python that has it with --python."
+            )
+    except RuntimeMissingError:
+        connection.run(_CLEAN, facts["folder"])
+        raise
+    return Device(facts["folder"], _free_bytes(facts.get("free", "")), facts["python"], facts["runtime"])
+
+
+class KitRun:
+    """One kit on one device: every step can be taken up again after the connection dropped."""
+
+    def __init__(self, kit: Path, about: dict[str, Any], connection: Connection, device: Device, python: str, say: Say):
+        self.kit, self.about, self.connection, self.device, self.python = kit, about, connection, device, python
+        self.say = say
+        # The script last: as long as it is not there, nothing can be started.
+        self.files: dict[str, str] = about["files"] | {
+            file: tree_sha256(kit / file) for file in (KIT_FILE, about["script"])
+        }
+
+    def copy(self) -> None:
+        """Bring every file of the kit to the device; what is there already, whole or in part, is not sent again."""
+        for _ in range(2):
+            there = self._state()
+            if not self._missing(there):
+                return
+            self._check_room(there)
+            total = sum((self.kit / name).stat().st_size for name in self.files)
+            with progress_bar("Copying the kit", total, "bytes") as advance:
+                for name in self.files:
+                    reconnecting(self.connection, lambda name=name: self._send(name, advance), self.say)  # type: ignore[misc]
+        wrong = self._missing(self._state())
+        if wrong:
+            raise RemoteError(
+                f"{', '.join(wrong)} arrived on {self.connection.host} with other content than was sent, twice. Check its "
+                "storage, or name another folder with --workdir."
+            )
+
+    def start(self) -> None:
+        """Start the script, apart from the connection; one that runs or has ended there is taken up."""
+        answer = self._run(_START, self.device.folder, self.python, self.about["script"])
+        states = [line.split(" ")[1] for line in _marked(answer)]
+        if not states:
+            self._refuse_full(answer)
+            raise RemoteError(
+                f"The kit cannot be started on {self.connection.host}: {answer.error or 'no reason given'}."
+            )
+        if states[0] != "started":
+            self.say(f"the kit was started earlier and is {states[0]}: taking it up")
+
+    def follow(self, print_: Say) -> None:
+        """Hand over what the script prints until it has ended."""
+        received, rest = 0, b""
+
+        def take(piece: bytes) -> None:
+            nonlocal received, rest
+            received += len(piece)
+            *lines, rest = (rest + piece).split(b"\n")
+            for line in lines:
+                print_(line.decode("utf-8", "replace"))
+
+        def attempt() -> Answer:
+            return self.connection.stream(_FOLLOW, self.device.folder, str(received), take=take)
+
+        answer = reconnecting(self.connection, attempt, self.say)
+        if rest:
+            print_(rest.decode("utf-8", "replace"))
+        if answer.code == 22:
+            told = self._run('tail -n 5 "$1/run.log"', self.device.folder).output.decode("utf-8", "replace")
+            self.clean()
+            if _tells_full(told):
+                raise self._full()
+            raise RemoteError(
+                f"The kit's script was ended on {self.connection.host} before it finished: by the system for want of memory, "
+                "or by a restart. Run the same command again."
+            )
+        if answer.code:
+            raise RemoteError(
+                f"The folder of the kit is gone on {self.connection.host}: {answer.error or 'it was removed'}."
+            )
+
+    def fetch(self) -> Path:
+        """Bring back device.json and the files it names as saved. Raises where the script ended without a result."""
+        code = self._run('cat "$1/run.exit"', self.device.folder).output.decode("utf-8", "replace").strip()
+        if code not in ("0", "3"):
+            told = self._run('tail -n 5 "$1/run.log"', self.device.folder).output.decode("utf-8", "replace")
+            reason = next((line[7:] for line in told.splitlines() if line.startswith("Error: ")), told.strip())
+            self.clean()
+            if _tells_full(told):
+                raise self._full()
+            if code == "4":
+                raise RuntimeMissingError(f"{self.connection.host}: {reason}")
+            raise RemoteError(
+                f"The kit's script failed on {self.connection.host} with {code or 'no exit code'}: {reason}"
+            )
+        results = self._fetch_file(RESULTS_FILE)
+        saved = json.loads(results.read_text(encoding="utf-8")).get("saved", [])
+        for name in saved:
+            if _is_plain(name) and name not in self.files and name != RESULTS_FILE:
+                self._fetch_file(name)
+        return results
+
+    def clean(self) -> None:
+        """Remove the kit's folder from the device."""
+        answer = self._run(_CLEAN, self.device.folder)
+        if answer.code:
+            self.say(f"{self.device.folder} could not be removed from {self.connection.host}: {answer.error}")
+
+    def _run(self, script: str, *arguments: str) -> Answer:
+        return reconnecting(self.connection, lambda: self.connection.run(script, *arguments), self.say)
+
+    def _state(self) -> dict[str, tuple[int, str]]:
+        """Return size and sha256 of the kit's files on the device."""
+        answer = self._run(_STATE, self.python, self.device.folder, *self.files)
+        (line,) = [line for line in _marked(answer) if line.startswith("edgeconvnext state ")] or [""]
+        try:
+            found = json.loads(line.removeprefix("edgeconvnext state "))
+            return {str(name): (int(size), str(sha256)) for name, (size, sha256) in found.items()}
+        except (ValueError, TypeError, AttributeError) as error:
+            raise RemoteError(
+                f"{self.python} on {self.connection.host} does not list the files of the kit: {answer.error or error}."
+            ) from error
+
+    def _missing(self, there: dict[str, tuple[int, str]]) -> list[str]:
+        return [name for name, sha256 in self.files.items() if there.get(name, (0, ""))[1] != sha256]
+
+    def _check_room(self, there: dict[str, tuple[int, str]]) -> None:
+        sizes = {name: (self.kit / name).stat().st_size for name in self.files}
+        left = sum(size - min(size, there.get(name, (0, ""))[0]) for name, size in sizes.items())
+        results = ROOM_FOR_RESULTS + (ROOM_FOR_ENGINES * sum(sizes.values()) if self.about["module"] else 0)
+        if left + results > self.device.free_bytes:
+            raise self._full(left + results)
+
+    def _send(self, name: str, advance: Callable[[int], None]) -> Answer:
+        """Send what the device lacks of one file."""
+        source = self.kit / name
+        size, sha256 = self._state().get(name, (0, ""))
+        if sha256 == self.files[name]:
+            advance(size)
+            return Answer(0, b"", "")
+        offset = size if 0 < size < source.stat().st_size and _starts_with(source, size, sha256) else 0
+        if offset:
+            self.say(f"{name}: {offset / 2**20:.1f} MiB are there, going on from there")
+        advance(offset)
+        mode = "more" if offset else "new"
+        answer = self.connection.send(source, offset, _RECEIVE, self.device.folder, name, mode, advance=advance)
+        if answer.code:
+            self._refuse_full(answer)
+            raise RemoteError(
+                f"{name} cannot be written on {self.connection.host}: {answer.error or 'no reason given'}."
+            )
+        return answer
+
+    def _refuse_full(self, answer: Answer) -> None:
+        if _tells_full(answer.error):
+            raise self._full()
+
+    def _full(self, needed: int | None = None) -> RemoteError:
+        free = f", of which {self.device.free_bytes / 2**20:.0f} MiB are free" if needed else ""
+        need = f"the kit and its results need {needed / 2**20:.0f} MiB{free}" if needed else "no space is left there"
+        return RemoteError(
+            f"{self.connection.host} is full: {need} ({self.device.folder}). Free some space there, or name a folder on "
+            "another disk with --workdir."
+        )
+
+    def _fetch_file(self, name: str) -> Path:
+        """Bring one file back, whole or not at all."""
+        target = self.kit / name
+        temporary = target.with_name(f"{TEMPORARY_PREFIX}{name}")
+
+        def attempt() -> Answer:
+            with temporary.open("wb") as stream:
+                return self.connection.stream(
+                    'cat "$1/$2"', self.device.folder, name, take=lambda piece: _all(stream, piece)
+                )
+
+        with storage_errors(target):
+            try:
+                answer = reconnecting(self.connection, attempt, self.say)
+                if answer.code:
+                    raise RemoteError(f"{name} cannot be brought back from {self.connection.host}: {answer.error}.")
+                temporary.replace(target)
+            finally:
+                temporary.unlink(missing_ok=True)
+        return target
+
+
+def _all(stream: Any, piece: bytes) -> None:
+    stream.write(piece)
+
+
+def _runtime_of(about: dict[str, Any]) -> str:
+    return "coreml" if str(about["artifact"]).endswith(".mlpackage") else "onnxruntime"
+
+
+def _marked(answer: Answer) -> list[str]:
+    """Return the lines that the scripts above print; a login shell may print its own before."""
+    lines = answer.output.decode("utf-8", "replace").splitlines()
+    return [line for line in lines if line.startswith("edgeconvnext ")]
+
+
+def _free_bytes(line: str) -> int:
+    """Read the last line of POSIX df: "/dev/root 30G-blocks used available 12% /", in units of 1024 bytes."""
+    numbers = [word for word in line.split() if word.isdigit()]
+    return 1024 * int(numbers[2]) if len(numbers) > 2 else 0
+
+
+def _starts_with(source: Path, size: int, sha256: str) -> bool:
+    """Say whether the first `size` bytes of a file are those that hash to `sha256`."""
+    digest = hashlib.sha256()
+    with source.open("rb") as stream:
+        while size > 0 and (piece := stream.read(min(size, 1 << 20))):
+            digest.update(piece)
+            size -= len(piece)
+    return digest.hexdigest() == sha256
+
+
+def _is_plain(name: object) -> bool:
+    """Say whether a name is one of a file beside device.json: a device may claim anything."""
+    if not isinstance(name, str) or not name or name.startswith(".") or "\\" in name:
+        return False
+    return PurePosixPath(name).name == name
+
+
+def _tells_full(text: str) -> bool:
+    """Say whether sh, cat or Python complained of a full disk or quota."""
+    return any(sign in text for sign in ("No space left", "quota exceeded", "Errno 28"))
+
+
+def _in_brackets(text: str) -> str:
+    return f" ({text.splitlines()[-1]})" if text else ""

@@ -1,0 +1,49 @@
+"""A run whose kit the tests send about."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgeconvnext import pipeline
+from edgeconvnext.export import device_kit
+from edgeconvnext.job import Request
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the digits network for a CPU board, with a kit that times for a tenth of a second."""
+    patch = pytest.MonkeyPatch()
+    script = device_kit.assemble_script
+
+    def hurried(part: str) -> str:
+        text = script(part)
+        assert "default=3.0" in text
+        return text.replace("default=3.0", "default=0.1")
+
+    folder = tmp_path_factory.mktemp("run")
+    target = (ROOT / "targets" / "onnx.toml").read_text().replace("min_speedup = 1.0", "min_speedup = 0.001")
+    (folder / "board.toml").write_text(target.replace('name = "onnx"', 'name = "board"'))
+    with patch.context() as patched:
+        patched.setattr(device_kit, "assemble_script", hurried)
+        request = Request(
+            model="digits",
+            calibration="digits",
+            evaluation="digits_test",
+            num_images=48,
+            effort="quick",
+            measure_latency=False,
+            target=str(folder / "board.toml"),
+            output=folder / "board",
+        )
+        return pipeline.export(request).path
+
+
+@pytest.fixture(scope="session")
+def python() -> str:
+    """The Python that has onnxruntime, by its full name: a login over ssh has no virtual environment."""
+    return sys.executable
