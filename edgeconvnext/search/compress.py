@@ -26,7 +26,7 @@ from edgeconvnext.report.schema import (
     PruningRecord,
     RecoveryRecord,
 )
-from edgeconvnext.rewrite.batch_norm import fold_batch_norms, with_batch_norms
+from edgeconvnext.rewrite.channel_norm import fold_batch_norms, with_batch_norms
 from edgeconvnext.rewrite.exact import fold_exact
 from edgeconvnext.rewrite.lockstep import BATCH, StoredImages
 from edgeconvnext.rewrite.norms import replace_norms, replaceable_norms

@@ -25,7 +25,7 @@ from edgeconvnext.files import atomic_write
 from edgeconvnext.model.convnext import ConvNeXt
 from edgeconvnext.model.units import units_of
 from edgeconvnext.progress import progress_bar
-from edgeconvnext.rewrite.batch_norm import set_share
+from edgeconvnext.rewrite.channel_norm import set_share
 
 SAVE_EVERY_S = 60.0
 LARGEST_SHIFT = 0.06

@@ -6,7 +6,7 @@ import pytest
 import torch
 from norm_networks import CONFIGS, folded_network
 
-from edgeconvnext.rewrite.batch_norm import ChannelNorm, fold_batch_norms, set_share, with_batch_norms
+from edgeconvnext.rewrite.channel_norm import ChannelNorm, fold_batch_norms, set_share, with_batch_norms
 from edgeconvnext.rewrite.norms import replaceable_norms
 
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
