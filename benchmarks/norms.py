@@ -75,15 +75,17 @@ class Case:
     export: bool = False
 
 
+BLOCKS = ("--replace-norm", "--norms", "blocks")
 CASES = (
-    Case("frozen, within 0.5 points", ("--replace-norm", "--max-drop", "0.5")),
-    Case("frozen, within 1 point", ("--replace-norm", "--max-drop", "1")),
-    Case("frozen, all of them", ("--replace-norm", "--max-drop", "100")),
-    Case("recovered, 10 minutes", ("--replace-norm", "--recover", "--epochs", "90", "--budget-minutes", "10")),
-    Case("recovered, 30 minutes", ("--replace-norm", "--recover", "--epochs", "90", "--budget-minutes", "30")),
+    Case("frozen, within 0.5 points", ("--replace-norm",)),
+    Case("blocks frozen, within 0.5 points", BLOCKS),
+    Case("blocks frozen, all of them", (*BLOCKS, "--max-drop", "100")),
+    Case("all frozen", ("--replace-norm", "--max-drop", "100")),
+    Case("blocks recovered, 10 minutes", (*BLOCKS, "--recover", "--epochs", "90", "--budget-minutes", "10")),
+    Case("blocks recovered, 30 minutes", (*BLOCKS, "--recover", "--epochs", "90", "--budget-minutes", "30")),
     Case("INT8", (), export=True),
-    Case("INT8, frozen norms", ("--replace-norm",), export=True),
-    Case("INT8, 60 % of the MACs, frozen norms", ("--prune-macs", "0.6", "--replace-norm"), export=True),
+    Case("INT8, blocks frozen", BLOCKS, export=True),
+    Case("INT8, 60 % of the MACs, blocks frozen", ("--prune-macs", "0.6", *BLOCKS), export=True),
 )  # fmt: skip
 
 

@@ -37,6 +37,7 @@ _USERS_TO_FIX = frozenset(
 CalibratorName = Literal["auto", "minmax", "percentile", "entropy", "mse", "output"]
 PreparationName = Literal["auto", "none", "force"]
 RoundingName = Literal["auto", "nearest", "gptq", "adaround"]
+NormScopeName = Literal["all", "blocks"]
 EffortName = Literal["quick", "default", "best"]
 
 ModelArgument = Annotated[str, typer.Argument(help="Weights file, folder, hub name, preset, or 'digits'.")]
@@ -101,6 +102,10 @@ PruneOption = Annotated[
 ReplaceNormOption = Annotated[
     bool, typer.Option("--replace-norm", help="Replace the LayerNorms that may go by what folds into convs.")
 ]
+NormScopeOption = Annotated[
+    NormScopeName,
+    typer.Option("--norms", help="Which LayerNorms --replace-norm may take: all, or those of blocks only."),
+]
 NormDropOption = Annotated[
     float, typer.Option("--norm-drop", help="Points of top-1 that --replace-norm may cost before quantization.")
 ]
@@ -150,6 +155,7 @@ def quantize(
     max_drop: DropOption = None,
     prune_macs: PruneOption = None,
     replace_norm: ReplaceNormOption = False,
+    norms: NormScopeOption = "all",
     norm_drop: NormDropOption = 0.5,
     recover: RecoverOption = False,
     epochs: EpochsOption = 10,
@@ -170,7 +176,7 @@ def quantize(
         model, calib, eval_set, target, num_images, calibrator, effort, resolution, crop_pct, mean, std, output
     )
     method = _method(weights, activations, plan, prepare, rounding, bias_correction, adaround_minutes, max_drop)
-    compress = _compress(prune_macs, replace_norm, norm_drop, recover, epochs, budget_minutes)
+    compress = _compress(prune_macs, replace_norm, norms, norm_drop, recover, epochs, budget_minutes)
     _finish(pipeline.quantize(replace(request, compress=compress, **method)), json)
 
 
@@ -198,6 +204,7 @@ def export(
     max_drop: DropOption = None,
     prune_macs: PruneOption = None,
     replace_norm: ReplaceNormOption = False,
+    norms: NormScopeOption = "all",
     norm_drop: NormDropOption = 0.5,
     recover: RecoverOption = False,
     epochs: EpochsOption = 10,
@@ -224,7 +231,7 @@ def export(
         model, calib, eval_set, target, num_images, calibrator, effort, resolution, crop_pct, mean, std, output
     )
     method = _method(weights, activations, plan, prepare, rounding, bias_correction, adaround_minutes, max_drop)
-    compress = _compress(prune_macs, replace_norm, norm_drop, recover, epochs, budget_minutes)
+    compress = _compress(prune_macs, replace_norm, norms, norm_drop, recover, epochs, budget_minutes)
     asked = replace(request, reuse_from=from_run, measure_latency=latency, threads=threads, compress=compress, **method)
     _finish(pipeline.export(asked), json)
 
@@ -374,6 +381,7 @@ def fold(
     output: Annotated[Path, typer.Option("--output", help="Weights file to write, .safetensors.")],
     calib: Annotated[str, typer.Option("--calib", help="Images the fold is proven on: a set's name or a folder.")],
     replace_norm: ReplaceNormOption = False,
+    norms: NormScopeOption = "all",
     max_drop: Annotated[
         float, typer.Option("--max-drop", help="Points of top-1 that replacing LayerNorms may cost.")
     ] = 0.5,
@@ -392,6 +400,7 @@ def fold(
     if replace_norm:
         options = CompressOptions(
             replace_norms=True,
+            norms=norms,
             max_drop=max_drop,
             recover=recover,
             epochs=epochs,
@@ -562,7 +571,13 @@ def _method(
 
 
 def _compress(
-    macs: float | None, replace_norm: bool, norm_drop: float, recover: bool, epochs: int, minutes: float | None
+    macs: float | None,
+    replace_norm: bool,
+    norms: NormScopeName,
+    norm_drop: float,
+    recover: bool,
+    epochs: int,
+    minutes: float | None,
 ) -> CompressOptions | None:
     """Return what is to be changed before quantization, or None."""
     from edgeconvnext.search.compress import CompressOptions
@@ -572,7 +587,13 @@ def _compress(
             raise typer.BadParameter("--recover makes up for --prune-macs or --replace-norm; give one of them.")
         return None
     return CompressOptions(
-        macs=macs, replace_norms=replace_norm, max_drop=norm_drop, recover=recover, epochs=epochs, minutes=minutes
+        macs=macs,
+        replace_norms=replace_norm,
+        norms=norms,
+        max_drop=norm_drop,
+        recover=recover,
+        epochs=epochs,
+        minutes=minutes,
     )
 
 

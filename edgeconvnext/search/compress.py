@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -36,6 +37,8 @@ from edgeconvnext.search.norm_removal import Loss, measure_loss, replace_within_
 from edgeconvnext.targets import Target
 from edgeconvnext.train.distill import DistillOptions, distill
 
+NormScope = Literal["all", "blocks"]
+
 DEFAULT_IMAGES = 768
 """Images that layers are re-fitted on, a third of them held out: as many as resolve half a point of agreement."""
 
@@ -44,7 +47,8 @@ PROOF_IMAGES = 16
 
 @dataclass(frozen=True)
 class CompressOptions:
-    """What is done. macs: share of the multiply-adds to keep; None prunes nothing. replace_norms: whether LayerNorms may go.
+    """What is done. macs: share of the multiply-adds to keep; None prunes nothing. replace_norms: whether LayerNorms may go;
+    norms: all of them, or those of blocks only, behind the depthwise convs.
 
     max_drop: points that replacing norms may cost on held-out images. recover: whether the result is trained, without labels,
     towards the original; epochs, minutes: how long (`train.distill`). images: as DEFAULT_IMAGES. multiple: of hidden widths.
@@ -52,6 +56,7 @@ class CompressOptions:
 
     macs: float | None = None
     replace_norms: bool = False
+    norms: NormScope = "all"
     max_drop: float = 0.5
     recover: bool = False
     epochs: int = 10
@@ -176,6 +181,7 @@ class _Work:
             saved=saved,
             unit="values" if timed is None else "ms",
             reference=None if self.pruning is None else self.original,
+            norms=self._asked(module),
         )
         self.verdicts, self.norm_loss = found.verdicts, found.loss
         return found.module
@@ -184,8 +190,9 @@ class _Work:
         """Train towards the original; with norms to replace, the network without any of them, if that keeps the budget."""
         before = self.loss(module)
         student, every = module, False
+        norms: list[str] = []
         if self.options.replace_norms:
-            norms = replaceable_norms(self.pruned)
+            norms = self._asked(self.pruned)
             reference = None if self.pruning is None else self.original
             frozen = replace_norms(self.pruned, norms, self.stored, self.folder, reference=reference).module
             student, every = with_batch_norms(frozen, norms, anneal=False), True
@@ -211,7 +218,7 @@ class _Work:
                 row.model_copy(
                     update={"method": "trained", "verdict": "replaced", "why": _trained(self.options.max_drop)}
                 )
-                if row.method == "frozen"
+                if row.method == "frozen" and row.norm in norms
                 else row
                 for row in self.verdicts
             )
@@ -247,6 +254,10 @@ class _Work:
             loss=_record(self.loss(module)),
             latency=latency,
         )
+
+    def _asked(self, module: ConvNeXt) -> list[str]:
+        every = self.options.norms == "all"
+        return [norm for norm in replaceable_norms(module) if every or norm.startswith("stages.")]
 
     def _norm_latencies(self, module: ConvNeXt) -> NormLatencies | None:
         if self.target.runtime.name != "onnxruntime" or not self.options.measure_latency:

@@ -6,7 +6,7 @@ replacement, together with those already made, would cost more than the budget a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from edgeconvnext.rewrite.norms import NormsReplaced, replace_each, replace_norm
 from edgeconvnext.search.sensitivity import kl_divergence
 from edgeconvnext.validate.accuracy import agreement, paired_drop, wilson
 
-KL_PER_POINT = 0.04
+KL_PER_POINT = 0.02
 """Nats that may be lost for each point of the budget: held-out images may be among those the network was trained on, where answers
 hold longer than elsewhere; the divergence of the answers does not flatter so much."""
 
@@ -70,15 +70,17 @@ def replace_within_budget(
     saved: Mapping[str, float],
     unit: str,
     reference: ConvNeXt | None = None,
+    norms: Sequence[str] | None = None,
 ) -> NormSearch:
     """Replace as many LayerNorms as a budget allows.
 
     module: exactly folded. labels: classes of the held-out images, or None. max_drop: points. saved: what each norm's absence
     saves; unit: "ms", or "values" where nothing was timed. reference: what `module` came from, if it was changed before (pruned).
+    norms: which may go; None: all that can.
     Norms are taken up in the order of time saved per KL divergence that they cause alone; each step takes as many as together keep
     the budget: all at first, half as many whenever it is not kept. Every step fits and measures the whole network anew.
     """
-    norms = replaceable_norms(module)
+    norms = [norm for norm in replaceable_norms(module) if norms is None or norm in norms]
     best: NormsReplaced | None = None
     loss = Loss(0.0, 0.0, 0.0, 100.0, 100.0, 100.0)
     with progress_bar("Replacing LayerNorms", 2 * len(norms)) as advance:
@@ -109,7 +111,8 @@ def replace_within_budget(
             advance(step)
     kept = best.module if best is not None else module
     verdicts = tuple(
-        _verdict(module, norm, alone, refused.get(norm), max_drop, saved, unit) for norm in module.config.norm_paths
+        _verdict(module, norm, alone, norms, refused.get(norm), max_drop, saved, unit)
+        for norm in module.config.norm_paths
     )
     return NormSearch(kept, verdicts, loss)
 
@@ -130,6 +133,7 @@ def _verdict(
     module: ConvNeXt,
     norm: str,
     alone: Mapping[str, tuple[float, Loss]],
+    asked: Sequence[str],
     refused: Loss | None,
     max_drop: float,
     saved: Mapping[str, float],
@@ -142,12 +146,15 @@ def _verdict(
     if norm not in alone:
         return NormVerdict(norm=norm, method="none", verdict="kept", why="its result is the network's output")
     error, loss = alone[norm]
-    if refused is None:
-        why = f"within the budget of {max_drop:g} points together with the others"
+    budget = f"{max_drop:g} points and {KL_PER_POINT * max_drop:.3g} nats"
+    if norm not in asked:
+        why = "only the norms of blocks were to go"
+    elif refused is None:
+        why = f"within {budget} together with the others"
     else:
         why = (
             f"together with those replaced it would cost {refused.points:.2f} points ({refused.expected_points:.2f} expected) and "
-            f"{refused.kl:.3f} nats; the budget is {max_drop:g} points and {KL_PER_POINT * max_drop:.3f} nats"
+            f"{refused.kl:.3f} nats, and the budget is {budget}"
         )
     return NormVerdict(
         norm=norm,
@@ -158,6 +165,6 @@ def _verdict(
         agreement_low=loss.agreement_low,
         agreement_high=loss.agreement_high,
         saved_ms=saved.get(norm) if unit == "ms" else None,
-        verdict="replaced" if refused is None else "kept",
+        verdict="replaced" if refused is None and norm in asked else "kept",
         why=why,
     )
