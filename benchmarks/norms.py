@@ -1,6 +1,7 @@
 """LayerNorms replaced, with and without recovery, alone and together with pruning and INT8: measured on labelled photographs.
 
     python -m benchmarks.norms [--row TEXT] [--again]
+    python -m benchmarks.norms --timings   # take the latencies of what was made anew, on a quiet machine
     python -m benchmarks.norms --page      # write docs/layernorm.md's tables from the CSVs, measure nothing
 
 Each row is one command of this project's command line on the ConvNeXt-Atto beside this checkout; its result is judged on
@@ -93,6 +94,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--row", default="", help="only rows whose name contains this text")
     parser.add_argument("--again", action="store_true", help="measure the chosen rows anew")
+    parser.add_argument("--timings", action="store_true", help="only time the chosen rows anew")
     parser.add_argument("--page", action="store_true", help="only write the tables of the page")
     options = parser.parse_args()
     os.environ.setdefault("EDGECONVNEXT_DATA", str(DATA))
@@ -101,9 +103,14 @@ def main() -> None:
         CACHE.mkdir(parents=True, exist_ok=True)
         for case in CASES:
             known = next((row for row in rows if row.name == case.name), None)
-            if options.row not in case.name or (known is not None and not options.again):
+            if options.row not in case.name or (options.timings and known is None):
                 continue
-            row = measure(case)
+            if options.timings and known is not None:
+                row = known.model_copy(update=time_again(case))
+            elif known is None or options.again:
+                row = measure(case)
+            else:
+                continue
             rows = [kept for kept in rows if kept.name != case.name] + [row]
             rows.sort(key=lambda kept: [c.name for c in CASES].index(kept.name))
             _write_csv(RESULTS, [kept.model_dump() for kept in rows])
@@ -114,12 +121,44 @@ def main() -> None:
         write_page(rows)
 
 
+def output_of(case: Case) -> Path:
+    """Return where the result of a case lies: a run directory or a checkpoint."""
+    name = "".join(letter if letter.isalnum() else "-" for letter in case.name.lower())
+    return CACHE / (name if case.export else f"{name}.safetensors")
+
+
+def time_again(case: Case) -> dict[str, float]:
+    """Take a case's latencies from what it wrote."""
+    from edgeconvnext.bench import bench_artifact
+
+    if case.export:
+        timed = bench_artifact(output_of(case))
+        assert timed.baseline is not None and timed.speedup is not None
+        return _times(timed.baseline.median_ms, timed.artifact.median_ms, timed.speedup.model_dump())
+    import tempfile
+
+    from edgeconvnext.data.sets import resolve_image_set
+    from edgeconvnext.model.load import load_model
+    from edgeconvnext.rewrite.exact import fold_exact
+    from edgeconvnext.search.compress import read_images
+    from edgeconvnext.search.norm_latency import compare_latency
+
+    original = load_model(WEIGHTS)
+    images = next(read_images(original, resolve_image_set("imagenette"), list(range(16)))).contiguous()
+    folded = fold_exact(original.module, images).module
+    with tempfile.TemporaryDirectory() as folder:
+        module = load_model(output_of(case)).module
+        before, after, (value, low, high) = compare_latency(
+            folded, module, original.preprocess, images.numpy(), Path(folder)
+        )
+    return _times(before, after, {"value": value, "low": low, "high": high})
+
+
 def measure(case: Case) -> Row:
     """Run the case's command and judge what comes out."""
-    name = "".join(letter if letter.isalnum() else "-" for letter in case.name.lower())
-    shown = ["edgeconvnext", *_command(case, Path(f"{name}.safetensors" if not case.export else name))[3:]]
+    output = output_of(case)
+    shown = ["edgeconvnext", *_command(case, Path(output.name))[3:]]
     shown = [part if not part.startswith("/") else Path(part).name for part in shown]
-    output = CACHE / (f"{name}.safetensors" if not case.export else name)
     result = subprocess.run(_command(case, output), stdout=subprocess.PIPE, text=True)
     if result.returncode not in (0, 3):
         raise SystemExit(f"{case.name}: the command ended with {result.returncode}")
@@ -187,18 +226,19 @@ def _artifact(report: dict[str, Any]) -> dict[str, float | int]:
 
 
 def _speed(report: dict[str, Any]) -> dict[str, float]:
-    interval = report["speedup_interval"]
-    return {
-        "before_ms": report["latency"]["fp32"]["median_ms"], "after_ms": report["latency"]["artifact"]["median_ms"],
-        "speedup": interval["value"], "speedup_low": interval["low"], "speedup_high": interval["high"],
-    }  # fmt: skip
+    latency = report["latency"]
+    return _times(latency["fp32"]["median_ms"], latency["artifact"]["median_ms"], report["speedup_interval"])
 
 
 def _float_speed(record: dict[str, Any]) -> dict[str, float]:
     timed = record["latency"]
+    return _times(timed["before_ms"], timed["after_ms"], timed | {"value": timed["speedup"]})
+
+
+def _times(before: float, after: float, ratio: dict[str, Any]) -> dict[str, float]:
     return {
-        "before_ms": timed["before_ms"], "after_ms": timed["after_ms"],
-        "speedup": timed["speedup"], "speedup_low": timed["low"], "speedup_high": timed["high"],
+        "before_ms": before, "after_ms": after,
+        "speedup": ratio["value"], "speedup_low": ratio["low"], "speedup_high": ratio["high"],
     }  # fmt: skip
 
 

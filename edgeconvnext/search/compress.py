@@ -109,11 +109,11 @@ def compress(
     chosen = images.take(options.images)
     fit, held_out = split_held_out(chosen)
     labels = _labels(chosen, model, held_out)
-    proof = torch.cat(list(_read(model, chosen, fit[:PROOF_IMAGES])))
+    proof = torch.cat(list(read_images(model, chosen, fit[:PROOF_IMAGES])))
     original = fold_exact(model.module, proof).module
     with tempfile.TemporaryDirectory(prefix="edgeconvnext-") as scratch:
         folder = Path(scratch)
-        with StoredImages(folder, _read(model, chosen, fit), _read(model, chosen, held_out)) as stored:
+        with StoredImages(folder, read_images(model, chosen, fit), read_images(model, chosen, held_out)) as stored:
             work = _Work(model, original, stored, labels, folder, options, target, proof)
             module = work.prune(original)
             module = work.replace_norms(module)
@@ -292,7 +292,8 @@ def _labels(images: ImageSet, model: LoadedModel, held_out: list[int]) -> np.nda
     return classes[np.array(images.labels, dtype=np.int64)][held_out]
 
 
-def _read(model: LoadedModel, images: ImageSet, indices: list[int]) -> Iterator[torch.Tensor]:
+def read_images(model: LoadedModel, images: ImageSet, indices: list[int]) -> Iterator[torch.Tensor]:
+    """Read some images of a set as batches (N, C, H, W), preprocessed as the model's checkpoint says."""
     stream = batches(images, model.preprocess, BATCH, indices, description="Reading images")
     for batch in stream:
         yield batch.images
