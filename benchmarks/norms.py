@@ -133,8 +133,9 @@ def time_again(case: Case) -> dict[str, float]:
 
     if case.export:
         timed = bench_artifact(output_of(case))
-        assert timed.baseline is not None and timed.speedup is not None
-        return _times(timed.baseline.median_ms, timed.artifact.median_ms, timed.speedup.model_dump())
+        before, after = timed.latency.fp32, timed.latency.artifact
+        assert before is not None and after is not None and timed.speedup is not None
+        return _times(before.median_ms, after.median_ms, timed.speedup.model_dump())
     import tempfile
 
     from edgeconvnext.data.sets import resolve_image_set
