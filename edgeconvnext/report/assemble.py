@@ -176,7 +176,7 @@ def _reasons(
         "onnxruntime": "no artifact was written; run edgeconvnext export",
         "tensorrt": "on the board: not measured; run device/build_and_check.py there, or edgeconvnext remote",
         "tensorrt-rtx": "a TensorRT-RTX engine needs an NVIDIA RTX GPU to run, and there is none here",
-        "coreml": "only Core ML on an Apple device can be timed, and nothing here times it there yet",
+        "coreml": "Core ML can be timed on an Apple device only",
     }[runtime]
     if job.target.exporter == "tensorrt":
         absent = "device/build_and_check.py checks and times the engine, on this GPU; run it here"

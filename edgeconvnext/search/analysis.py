@@ -314,9 +314,8 @@ def shortest_interval(values: np.ndarray, counts: np.ndarray, share: float) -> f
 
 def analyse_weights(weight: torch.Tensor, grid: QParams, sqnr_db: float) -> WeightAnalysis:
     """Describe a layer's weight, (out, in, ...), behind its preparation, and what its grid does to the small ones."""
-    magnitude = weight.double().abs()
-    codes = (magnitude / grid.broadcast(grid.scale, weight).double()).round().flatten(1)
-    rows = magnitude.flatten(1)
+    codes = grid.nearest_code(weight.double() / grid.broadcast(grid.scale, weight).double()).flatten(1)
+    rows = weight.double().abs().flatten(1)
     nonzero = rows > 0
     lost = ((codes == 0) & nonzero).sum(dim=1)
     coarse = lost > 0.5 * nonzero.sum(dim=1)
