@@ -342,7 +342,7 @@ def targets(json: JsonOption = False) -> None:
 
     from rich.table import Table
 
-    from edgeconvnext.targets import load_target, target_files
+    from edgeconvnext.targets import CONVNEXT_OPERATORS, load_target, target_files
 
     known = [load_target(name) for name in target_files()]
     if json:
@@ -352,7 +352,8 @@ def targets(json: JsonOption = False) -> None:
     for column in ("target", "runtime", "quantised", "rest", "description"):
         table.add_column(column)
     for target in known:
-        quantised = f"{len(target.quantize.operators)} of 6 operators, {target.quantize.activations.scheme}"
+        own = [operator for operator in CONVNEXT_OPERATORS if operator in target.quantize.operators]
+        quantised = f"{len(own)} of {len(CONVNEXT_OPERATORS)} operators, {target.quantize.activations.scheme}"
         runtime = f"{target.runtime.name} >= {target.runtime.minimum}"
         table.add_row(target.name, runtime, quantised, target.float_type, target.description)
     _print(table)

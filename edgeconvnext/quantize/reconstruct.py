@@ -28,9 +28,9 @@ from torch.utils.hooks import RemovableHandle
 
 from edgeconvnext.data.preprocess import Preprocess
 from edgeconvnext.errors import QuantizationError
-from edgeconvnext.model.convnext import ConvNeXt
 from edgeconvnext.model.layers import weighted_layers
 from edgeconvnext.model.macs import layer_macs
+from edgeconvnext.model.network import Network
 from edgeconvnext.progress import progress_bar
 from edgeconvnext.quantize.fake import quantize_input, quantize_output, round_activation
 from edgeconvnext.quantize.histogram import Histogram, StreamingHistogram
@@ -93,7 +93,7 @@ class Reconstructed:
     statistics: histograms of the prepared inputs, and how many images were fitted on and held out.
     """
 
-    module: ConvNeXt
+    module: Network
     plan: QuantPlan
     statistics: Statistics
 
@@ -102,8 +102,8 @@ class Reconstructed:
 class _State:
     """The network under work. Files hold the next unit's input of all images: those fitted on first, then the held-out ones."""
 
-    reference: ConvNeXt
-    working: ConvNeXt
+    reference: Network
+    working: Network
     expected: TensorFile
     given: TensorFile
     fit_images: int
@@ -138,7 +138,7 @@ class _Candidate:
 
 @torch.no_grad()
 def reconstruct(
-    module: ConvNeXt,
+    module: Network,
     target: Target,
     precisions: dict[str, Precision],
     fit: Iterable[torch.Tensor],
@@ -347,6 +347,7 @@ class _Engine:
     ) -> QParams:
         """Return the weight grid, its scales searched for the least error weighted by the power of the inputs."""
         power = problem.covariance.diagonal(dim1=1, dim2=2) * affine.scale.double()[problem.channels].square()
+        power = power.repeat_interleave(weight.shape[1], dim=0) if weight.shape[0] > 1 else power
         block = self.target.quantize.weights.block_size
         blocked = (
             block is not None and precision.weights == 4 and self.kinds[layer] in ("pointwise1", "pointwise2", "head")
@@ -593,7 +594,7 @@ def _layer_error(
     if weight.shape[0] == 1:
         error = quantized[:, 0] @ used[0].T - inputs[:, 0] @ prepared[0].T
     else:
-        error = (quantized * used[:, 0] - inputs * prepared[:, 0]).sum(dim=2)
+        error = torch.einsum("pgk,grk->pgr", quantized, used) - torch.einsum("pgk,grk->pgr", inputs, prepared)
     return float((error - error.mean(dim=0)).square().mean(dtype=torch.float64))
 
 
@@ -606,7 +607,7 @@ def _step(grid: QParams, weight: torch.Tensor) -> torch.Tensor:
     return scale.view(groups, rows, 1)
 
 
-def _restore(reference: ConvNeXt, working: ConvNeXt, layer: str) -> None:
+def _restore(reference: Network, working: Network, layer: str) -> None:
     """Take the affine in front of a layer out of the working network again; weights are set by the caller."""
     norm, original = norm_before(working, layer), norm_before(reference, layer)
     if norm is not None and original is not None:
@@ -617,5 +618,5 @@ def _restore(reference: ConvNeXt, working: ConvNeXt, layer: str) -> None:
         found.__class__ = nn.Conv2d if isinstance(found, nn.Conv2d) else nn.Linear
 
 
-def _weight(module: ConvNeXt, layer: str) -> torch.Tensor:
+def _weight(module: Network, layer: str) -> torch.Tensor:
     return cast(torch.Tensor, module.get_submodule(layer).weight).detach()
