@@ -115,7 +115,7 @@ def absorbed(layer: nn.Module, affine: Affine) -> tuple[torch.Tensor, torch.Tens
         for values in (affine.scale, affine.shift)
     )
     new_weight = weight / scale.view(*scale.shape, *[1] * (weight.dim() - 2))
-    return new_weight, bias - (new_weight.flatten(2).sum(dim=2) * shift).sum(dim=1)
+    return new_weight, bias - (new_weight.reshape(*scale.shape, -1).sum(dim=2) * shift).sum(dim=1)
 
 
 def insert_affine(module: Network, layer: str, affine: Affine) -> None:
