@@ -170,7 +170,12 @@ def render(description: Description) -> RenderableType:
     facts = Table.grid(padding=(0, 2))
     for key, value in _facts(description):
         facts.add_row(Text(key, style="bold"), Text(value))
-    norms = Table(title="LayerNorms" if isinstance(description.config, ConvNeXtConfig) else "BatchNorms", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    norms = Table(
+        title="LayerNorms" if isinstance(description.config, ConvNeXtConfig) else "BatchNorms",
+        title_justify="left",
+        box=None,
+        padding=(0, 2, 0, 0),
+    )
     norms.add_column("norm", no_wrap=True)
     norms.add_column("channels", justify="right")
     norms.add_column("followed by")
