@@ -6,7 +6,7 @@ Bottleneck networks load: ResNet-50, -101 and -152, the wide ones, and ResNeXt.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 import torch
@@ -37,14 +37,14 @@ def rename_resnet(tensors: Mapping[str, torch.Tensor], source: str) -> Renamed |
     Counters of training batches that old files lack are added. Raises CheckpointError for blocks of two convs.
     """
     renamed: dict[str, torch.Tensor] = {}
-    theirs: dict[str, str] = {}
+    theirs = {ours: name for name in _possible_names(tensors) if (ours := _our_name(name))}
     unexpected: list[str] = []
     for name, tensor in tensors.items():
         ours = _our_name(name)
         if ours is None:
             unexpected.append(name)
         else:
-            renamed[ours], theirs[ours] = tensor, name
+            renamed[ours] = tensor
     if "stages.0.0.conv1.weight" not in renamed or 2 * len(renamed) < len(tensors):
         return None
     if not any(name.endswith(".conv3.weight") for name in renamed):
@@ -54,7 +54,7 @@ def rename_resnet(tensors: Mapping[str, torch.Tensor], source: str) -> Renamed |
         )
     for name in [name for name in renamed if name.endswith("running_var")]:
         renamed.setdefault(name.replace("running_var", "num_batches_tracked"), torch.tensor(0))
-    return Renamed(LAYOUT, renamed, {name: theirs.get(name, name) for name in renamed}, tuple(unexpected))
+    return Renamed(LAYOUT, renamed, theirs, tuple(unexpected))
 
 
 def infer_resnet(renamed: Renamed, source: str) -> ResNetConfig:
@@ -87,6 +87,17 @@ def infer_resnet(renamed: Renamed, source: str) -> ResNetConfig:
         raise CheckpointError(
             f"{source} has the tensor names of a ResNet, but sizes that make none: {error}"
         ) from error
+
+
+def _possible_names(names: Iterable[str]) -> Iterator[str]:
+    """Yield the file's names of all tensors that its blocks can have, present or not."""
+    blocks = {match[0] for name in names if (match := re.match(r"layer\d+\.\d+\.", name))}
+    norms = [f"bn{number}" for number in (1, 2, 3)]
+    convs = [f"conv{number}" for number in (1, 2, 3)]
+    layers = ["conv1", "bn1", "fc"]
+    layers += [f"{block}{part}" for block in blocks for part in (*convs, *norms, "downsample.0", "downsample.1")]
+    kinds = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    return (f"{layer}.{kind}" for layer in layers for kind in kinds)
 
 
 def _our_name(name: str) -> str | None:
