@@ -25,6 +25,7 @@ from edgeconvnext.model.presets import PRESETS, preset_hub_name
 from edgeconvnext.model.pretrained_config import PretrainedConfig, read_config
 from edgeconvnext.model.resnet import ResNetConfig
 from edgeconvnext.model.resnet_checkpoint import LAYOUT, infer_resnet, own_names, rename_resnet
+from edgeconvnext.model.roadmap import as_convnext
 
 _SHIPPED = Path(__file__).resolve().parent / "weights"
 
@@ -167,7 +168,9 @@ def _build(checkpoint: Checkpoint, pretrained: PretrainedConfig, source: str) ->
             "ResNeXt as saved by torchvision and timm."
         )
     config: NetworkConfig
-    if checkpoint.config is not None:
+    if isinstance(checkpoint.config, ResNetConfig):
+        config, layout = as_convnext(checkpoint.config) or checkpoint.config, "edgeconvnext"
+    elif checkpoint.config is not None:
         config, layout = checkpoint.config, "edgeconvnext"
     elif renamed.layout is LAYOUT:
         config, layout = infer_resnet(renamed, source), renamed.layout.name

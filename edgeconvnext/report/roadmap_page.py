@@ -78,6 +78,8 @@ def as_csv(roadmap: Roadmap) -> str:
 def as_markdown(roadmap: Roadmap, stem: str) -> str:
     """Return the page. stem: of the page's and its files' names."""
     command = f"edgeconvnext roadmap --target {roadmap.target} --calib {roadmap.calibration_set} --page docs/{stem}.md"
+    command += "" if roadmap.resolution == 224 else f" --resolution {roadmap.resolution}"
+    command += "" if roadmap.effort == "quick" else f" --effort {roadmap.effort}"
     text = INTRO.format(target=roadmap.target, runtime=roadmap.runtime, command=command, csv=f"{stem}.csv")
     text += f"![Top-1, multiply-adds and latency of each step]({stem}.svg)\n\n"
     text += _markdown_table(roadmap.steps) + "\n"
@@ -90,7 +92,7 @@ def as_markdown(roadmap: Roadmap, stem: str) -> str:
         f"{roadmap.calibration_images} calibration images of {roadmap.calibration_set}, effort {roadmap.effort}.",
         "Measured on: " + ", ".join(f"{name} {value}" for name, value in roadmap.environment.items()) + ".",
     ]
-    return text + "".join(f"- {line}\n" for line in lines)
+    return text + "Notes:\n\n" + "".join(f"- {line}\n" for line in lines)
 
 
 def render_roadmap(roadmap: Roadmap) -> RenderableType:
