@@ -10,10 +10,11 @@ from edgeconvnext import pipeline
 from edgeconvnext.claim import is_run
 from edgeconvnext.data.loader import batches
 from edgeconvnext.data.sets import resolve_image_set
-from edgeconvnext.errors import RunDirectoryError
+from edgeconvnext.errors import RewriteError, RunDirectoryError
 from edgeconvnext.files import atomic_write
 from edgeconvnext.job import DEFAULT_IMAGES, Request
 from edgeconvnext.model.checkpoint import prepare_output, save_checkpoint
+from edgeconvnext.model.convnext import ConvNeXt
 from edgeconvnext.model.load import load_model
 from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.pipeline import Analyzed, Outcome
@@ -230,6 +231,8 @@ def prune(
     multiple: widths that change are rounded to it. output: a .safetensors file, loadable like any checkpoint.
     """
     loaded = model if isinstance(model, LoadedModel) else load_model(model)
+    if not isinstance(loaded.module, ConvNeXt):
+        raise RewriteError(f"{loaded.name} is no ConvNeXt; hidden channels are pruned in ConvNeXt blocks only.")
     if output is not None:
         prepare_output(Path(output), loaded)
     images = resolve_image_set(calib).take(num_images)

@@ -43,7 +43,7 @@ class Request:
     `ReconstructionOptions`. max_drop: points of top-1 (of agreement without labels) that may be lost on held-out calibration
     images; the costliest layers stay float until that holds. compress: what is changed before quantization; None: nothing.
     reuse_from: a run whose model, images and finished stages are taken over; stored_bits: that run's. measure_latency: False
-    leaves timings out (CI).
+    leaves timings out (CI). most_evaluated: images that are evaluated where no evaluation set is named.
     """
 
     model: str | None = None
@@ -67,6 +67,7 @@ class Request:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     measure_latency: bool = True
+    most_evaluated: int = EVALUATED_OF_CALIBRATION_SET
     threads: int = 1
     output: Path | None = None
     reuse_from: Path | None = None
@@ -287,7 +288,7 @@ def _evaluation(
         return Evaluation(images, _labels_of(images, model), None, images.name)
     fitted = {calibration.ids[index] for index in fit}
     rest = [index for index, image_id in enumerate(whole.ids) if image_id not in fitted]
-    images = whole.select(rest).take(EVALUATED_OF_CALIBRATION_SET) if rest else calibration
+    images = whole.select(rest).take(request.most_evaluated) if rest else calibration
     description = f"{whole.name} (images that ranges were not fitted on)"
     try:
         return Evaluation(images, _labels_of(images, model), None, description)

@@ -23,9 +23,9 @@ from edgeconvnext.data.preprocess import to_value_range
 from edgeconvnext.export.artifact import ARTIFACTS
 from edgeconvnext.job import KEPT_METHOD, Job
 from edgeconvnext.model.checkpoint import save_checkpoint
-from edgeconvnext.model.convnext import ConvNeXt
 from edgeconvnext.model.load import load_model
 from edgeconvnext.model.loaded import LoadedModel
+from edgeconvnext.model.network import Network
 from edgeconvnext.quantize.precision import BitPlan
 from edgeconvnext.runs import RunDirectory, StageResult
 from edgeconvnext.targets import Target
@@ -199,7 +199,7 @@ def _what_a_plan_reads(target: Target) -> dict[str, Any]:
 
 
 def _reconstructed(
-    job: Job, module: ConvNeXt, folder: Path
+    job: Job, module: Network, folder: Path
 ) -> tuple[Reconstructed, dict[str, Any], dict[str, Any] | None]:
     """Reconstruct the network's layers, within a budget where one is set; return also what was read and what the budget cost."""
     from edgeconvnext.quantize.plan_storage import save_plan
@@ -504,7 +504,7 @@ def _images(stream: BatchStream) -> Iterator[torch.Tensor]:
     return (batch.images for batch in stream)
 
 
-def _with_input_range(model: LoadedModel, job: Job) -> tuple[ConvNeXt, float]:
+def _with_input_range(model: LoadedModel, job: Job) -> tuple[Network, float]:
     """Fold the input normalisation for targets that take raw pixels; return the relative error that was measured."""
     from edgeconvnext.rewrite.exact import fold_exact
 

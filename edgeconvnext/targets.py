@@ -14,7 +14,8 @@ from edgeconvnext.errors import ConfigFileError, TargetError, nearest
 from edgeconvnext.resources import resource_dir
 
 Model = TypeVar("Model", bound=BaseModel)
-Operator = Literal["stem", "depthwise", "pointwise1", "pointwise2", "downsample", "head"]
+Operator = Literal["stem", "depthwise", "pointwise1", "pointwise2", "downsample", "head", "conv", "projection"]
+CONVNEXT_OPERATORS: tuple[Operator, ...] = ("stem", "depthwise", "pointwise1", "pointwise2", "downsample", "head")
 Exporter = Literal["onnx", "tensorrt-onnx", "tensorrt-rtx", "tensorrt", "coreml"]
 
 
@@ -108,6 +109,8 @@ class PrepareSection(Section):
 class QuantizeSection(Section):
     """Q/DQ placement: inputs and weights of these operators are quantised, the rest stays in the target's float type.
 
+    operators: of ConvNeXt blocks depthwise, pointwise1 and pointwise2; of ResNet blocks "conv", which feeds another conv through
+    ReLU, and "projection", the last conv and the shortcut's, which feed the addition; stem, downsample and head.
     outputs: operators whose output gets a Q/DQ pair as well.
     """
 

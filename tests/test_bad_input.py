@@ -140,7 +140,7 @@ CONTENTS: dict[str, tuple[Callable[[Tensors], object], tuple[str, ...]]] = {
     ),
     "ResNet": (
         lambda tensors: {"conv1.weight": torch.zeros(8, 3, 7, 7), "layer1.0.conv1.weight": torch.zeros(8, 8, 3, 3)},
-        ("not a ConvNeXt", "ResNet"),
+        ("two 3x3 convs", "ResNet-18", "from ResNet-50 on"),
     ),
     "integers": (lambda tensors: {name: tensor.to(torch.int8) for name, tensor in tensors.items()}, ("quantised",)),
     "a list": (lambda tensors: [1, 2, 3], ("list", "state_dict")),

@@ -78,7 +78,11 @@ def test_a_quantised_stem_that_takes_pixels_has_a_grid_for_pixels(runs: Path, tm
 
 
 def test_outputs_of_depthwise_convs_are_quantised_where_the_target_says(runs: Path, tmp_path: Path) -> None:
-    target = own_target(tmp_path, "onnx", ("operators = [", 'outputs = ["depthwise"]\noperators = ["depthwise", '))
+    depthwise = (
+        ('outputs = ["projection"]', 'outputs = ["depthwise"]'),
+        ("operators = [", 'operators = ["depthwise", '),
+    )
+    target = own_target(tmp_path, "onnx", *depthwise)
     outcome = pipeline.export(replace(DIGITS, target=target, output=runs / "outputs"))
     names = [layer.layer for layer in outcome.report.quantization.layers]
     assert [name for name in names if name.endswith(":output")] == [

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 LOWEST_OPSET = 19
 
-# The operators a ConvNeXt exports to at opset 19, each marked "Y" with FP16 (Q/DQ: INT8, zero point 0) in the parser's
+# The operators a ConvNeXt or ResNet exports to at opset 19, each marked "Y" with FP16 (Q/DQ: INT8, zero point 0) in the parser's
 # published lists on both sides of 10.3: docs/operators.md of github.com/onnx/onnx-tensorrt for TensorRT 9.2 (opset 19)
 # and for 10.15 (opset 24); the changelog between them withdraws none. Only the second has Gelu, so opset 20 stays out.
 # TensorRT fuses x * (1 + erf(x / sqrt 2)) / 2 into one GELU by itself (its developer guide, "types of fusions").
@@ -41,11 +41,13 @@ TENSORRT_OPERATORS = frozenset(
         "Gemm",
         "LayerNormalization",
         "MatMul",
+        "MaxPool",
         "Mul",
         "Pow",
         "QuantizeLinear",
         "ReduceMean",
         "ReduceSum",
+        "Relu",
         "Sqrt",
         "Transpose",
     }

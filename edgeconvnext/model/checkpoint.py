@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import pickle
 import re
@@ -12,13 +11,12 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from edgeconvnext.errors import CheckpointError, ModelConfigError
 from edgeconvnext.files import atomic_write, storage_errors
-from edgeconvnext.model.convnext import ConvNeXtConfig
+from edgeconvnext.model.build import NetworkConfig, config_from_json, config_json
 from edgeconvnext.model.infer import listed
 from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.model.pretrained_config import to_timm_config
@@ -50,7 +48,7 @@ class Checkpoint:
     """
 
     tensors: dict[str, torch.Tensor]
-    config: ConvNeXtConfig | None = None
+    config: NetworkConfig | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -107,8 +105,7 @@ def save_checkpoint(model: LoadedModel, path: Path) -> None:
     from safetensors.torch import save
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.module.state_dict().items()}
-    sizes = {f.name: getattr(model.module.config, f.name) for f in dataclasses.fields(ConvNeXtConfig) if f.init}
-    content = save(tensors, metadata={"format": "pt", _CONFIG_KEY: json.dumps(sizes)})
+    content = save(tensors, metadata={"format": "pt", _CONFIG_KEY: config_json(model.module.config)})
     description = json.dumps(to_timm_config(model), indent=2, ensure_ascii=False) + "\n"
     beside = path.with_suffix(".json")
     new = not beside.exists()
@@ -226,18 +223,14 @@ def _to_float32(tensors: dict[str, torch.Tensor], path: Path) -> dict[str, torch
     return tensors
 
 
-def _stored_config(metadata: Mapping[str, str], path: Path) -> ConvNeXtConfig | None:
-    """Rebuild the config that `save_checkpoint` wrote; JSON has turned its tuples into lists."""
+def _stored_config(metadata: Mapping[str, str], path: Path) -> NetworkConfig | None:
+    """Rebuild the config that `save_checkpoint` wrote."""
     text = metadata.get(_CONFIG_KEY)
     if text is None:
         return None
     try:
-        return ConvNeXtConfig(**{name: _tuples(value) for name, value in json.loads(text).items()})
+        return config_from_json(text)
     except (ValueError, TypeError, AttributeError, ModelConfigError) as error:
         raise CheckpointError(
             f"{path} carries an {_CONFIG_KEY} that does not hold: {error}. Save the model again."
         ) from error
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

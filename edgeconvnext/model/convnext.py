@@ -13,12 +13,17 @@ Overlapping stems hold two 3x3 stride-2 convs: `downsample_layers.0.0`, `.1`, an
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import nn
 
 from edgeconvnext.errors import ModelConfigError
+from edgeconvnext.model.network import Network, NetworkBlock
+from edgeconvnext.targets import Operator
+
+if TYPE_CHECKING:
+    from edgeconvnext.model.build import NetworkConfig
 
 Stem = Literal["patch", "overlap", "overlap_tiered"]
 
@@ -123,11 +128,17 @@ class GlobalResponseNorm(nn.Module):
         return self.gamma * (x * (norm / (norm.mean(dim=-1, keepdim=True) + self.eps))) + self.beta + x
 
 
-class Block(nn.Module):
+class Block(NetworkBlock):
     """Depthwise conv, LayerNorm, pointwise up, GELU, (GRN), pointwise down, (layer scale), residual add. x: (N, C, H, W).
 
     The part behind the depthwise conv runs channels-last, so that LayerNorm and both linears work on the last axis.
     """
+
+    operators: ClassVar[dict[str, Operator]] = {
+        "dwconv": "depthwise",
+        "pwconv1": "pointwise1",
+        "pwconv2": "pointwise2",
+    }
 
     def __init__(self, dim: int, hidden: int, config: ConvNeXtConfig) -> None:
         super().__init__()
@@ -174,8 +185,11 @@ def tiered_stem_width(dim: int) -> int:
     return width + 8 if width < 0.9 * half else width
 
 
-class ConvNeXt(nn.Module):
+class ConvNeXt(Network):
     """The network: logits (N, num_classes) from images (N, in_channels, H, W)."""
+
+    config: ConvNeXtConfig
+    norm: nn.LayerNorm
 
     def __init__(self, config: ConvNeXtConfig) -> None:
         super().__init__()
@@ -192,32 +206,17 @@ class ConvNeXt(nn.Module):
         norm_type = LayerNorm2d if config.head_norm == "before_pool" else nn.LayerNorm
         self.norm: nn.Module = norm_type(config.dims[-1], eps=config.head_norm_eps)
         self.head = nn.Linear(config.dims[-1], config.num_classes) if config.num_classes else nn.Identity()
-        self.apply(_initialise)
+        self.apply(initialise_truncated_normal)
         for path in config.identity_norms:
             self.set_submodule(path, nn.Identity())
-
-    def forward_stages(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """Return the output of each stage, (N, dims[s], H / 2**(s+2), W / 2**(s+2))."""
-        outputs = []
-        for index, stage in enumerate(self.stages):
-            x = stage(self.downsample_layers[index](x) if index else self.forward_stem(x))
-            outputs.append(x)
-        return outputs
-
-    def forward_stem(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the stem's output, (N, dims[0], H / 4, W / 4), for images (N, in_channels, H, W)."""
-        return self.downsample_layers[0](x)
 
     def forward_head(self, x: torch.Tensor) -> torch.Tensor:
         """Return the logits for the last stage's output: pooled, normalised (in the config's order) and classified."""
         x = self.norm(x).mean(dim=(2, 3)) if self.config.head_norm == "before_pool" else self.norm(x.mean(dim=(2, 3)))
         return self.head(x)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.forward_head(self.forward_stages(x)[-1])
 
-
-def _initialise(module: nn.Module) -> None:
+def initialise_truncated_normal(module: nn.Module) -> None:
     """Truncated normal, sigma 0.02, biases zero (paper, table 5)."""
     if isinstance(module, nn.Conv2d | nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
@@ -229,7 +228,7 @@ LARGEST_SIDE = 4096
 """Pixels; at this input the first stage of the smallest ConvNeXt alone holds 168 MB per image and activation."""
 
 
-def check_input_size(config: ConvNeXtConfig, size: tuple[int, int]) -> None:
+def check_input_size(config: NetworkConfig, size: tuple[int, int]) -> None:
     """Raise ModelConfigError unless height and width are multiples of the network's total stride, up to LARGEST_SIDE."""
     stride = config.total_stride
     if max(size) > LARGEST_SIDE:
@@ -240,6 +239,6 @@ def check_input_size(config: ConvNeXtConfig, size: tuple[int, int]) -> None:
     if any(side < stride or side % stride for side in size):
         lower = tuple(max(stride, side // stride * stride) for side in size)
         raise ModelConfigError(
-            f"Input size {size[0]}x{size[1]} does not fit this ConvNeXt: height and width must be multiples of {stride}. "
+            f"Input size {size[0]}x{size[1]} does not fit this network: height and width must be multiples of {stride}. "
             f"Use --resolution {lower[0]} or {lower[0] + stride}."
         )

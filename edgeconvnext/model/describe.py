@@ -9,10 +9,14 @@ import torch
 from torch import nn
 
 from edgeconvnext.data.preprocess import Preprocess
+from edgeconvnext.model.build import NetworkConfig
 from edgeconvnext.model.convnext import ConvNeXtConfig
+from edgeconvnext.model.layers import weighted_layers
 from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.model.macs import count_macs, count_parameters
 from edgeconvnext.model.presets import match_preset
+from edgeconvnext.model.resnet import ResNet
+from edgeconvnext.model.roadmap import match_step
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -22,7 +26,7 @@ _STEM_REASON = "feeds the residual stream and a zero-padded depthwise conv: a sh
 
 @dataclass(frozen=True)
 class NormRow:
-    """One LayerNorm: what follows it, the layer its affine folds into exactly (None where it cannot), and why (not)."""
+    """One norm: what follows it, the layer its affine folds into exactly (None where it cannot), and why (not)."""
 
     name: str
     channels: int
@@ -36,7 +40,7 @@ class Description:
     """A loaded model in words and numbers.
 
     architecture: preset name, or "custom ConvNeXt V1". macs: multiply-adds at the model's own input size, batch 1.
-    published_gflops: what the authors print for the preset at 224, for comparison only.
+    published_gflops: what the authors print for the architecture at 224, for comparison only.
     layer_scale, input_normalization: whether and where they fold exactly.
     """
 
@@ -45,7 +49,7 @@ class Description:
     source: str
     layout: str
     sha256: str
-    config: ConvNeXtConfig
+    config: NetworkConfig
     preprocess: Preprocess
     parameters: int
     macs: int
@@ -62,10 +66,10 @@ class Description:
 def describe(model: LoadedModel) -> Description:
     """Collect what is known about a loaded model without running it."""
     config = model.config
-    preset = match_preset(config)
+    architecture, published = _architecture(config)
     return Description(
         name=model.name,
-        architecture=preset.name if preset else f"custom ConvNeXt V{config.version}",
+        architecture=architecture,
         source=model.source,
         layout=model.layout,
         sha256=model.sha256,
@@ -73,7 +77,7 @@ def describe(model: LoadedModel) -> Description:
         preprocess=model.preprocess,
         parameters=count_parameters(model.module),
         macs=count_macs(model.module, model.preprocess.input_size),
-        published_gflops=preset.gflops if preset else None,
+        published_gflops=published,
         num_classes=config.num_classes,
         labels=len(model.labels) if model.labels else 0,
         label_examples=model.labels.descriptions[:3] if model.labels else (),
@@ -84,9 +88,20 @@ def describe(model: LoadedModel) -> Description:
     )
 
 
+def _architecture(config: NetworkConfig) -> tuple[str, float | None]:
+    """Return what the architecture is called, and the GFLOPs its authors print."""
+    if isinstance(config, ConvNeXtConfig):
+        preset = match_preset(config)
+        return (preset.name, preset.gflops) if preset else (f"custom ConvNeXt V{config.version}", None)
+    step = match_step(config)
+    return (step.name, step.published_gflops) if step else ("custom ResNet", None)
+
+
 def _norm_rows(model: LoadedModel) -> list[NormRow]:
     """List the norms in the order data passes them."""
     config = model.config
+    if not isinstance(config, ConvNeXtConfig):
+        return _batch_norm_rows(model)
     stem_norm = f"downsample_layers.0.{len(model.module.downsample_layers[0]) - 1}"  # type: ignore[arg-type]
     rows = [NormRow(stem_norm, config.dims[0], "stages.0.0 (residual and dwconv)", None, _STEM_REASON)]
     for stage, depth in enumerate(config.depths):
@@ -112,6 +127,18 @@ def _norm_rows(model: LoadedModel) -> list[NormRow]:
     return rows
 
 
+def _batch_norm_rows(model: LoadedModel) -> list[NormRow]:
+    """List the BatchNorms of a ResNet; its LayerNorms, where it has some, keep their affine."""
+    assert isinstance(model.module, ResNet)
+    kinds = weighted_layers(model.module)
+    rows = []
+    for layer, norm in model.module.normalised_layers():
+        channels = model.module.get_parameter(f"{norm}.weight").numel()
+        followed = "addition" if kinds[layer] in ("projection", "pointwise2") else "activation or next layer"
+        rows.append(NormRow(norm, channels, followed, layer, "only this layer's output reaches it"))
+    return rows
+
+
 def _row(
     model: LoadedModel, name: str, channels: int, into: str, reason: str, followed_by: str | None = None
 ) -> NormRow:
@@ -126,9 +153,11 @@ def _is_identity(norm: nn.LayerNorm) -> bool:
     return plain_scale and (norm.bias is None or bool(torch.all(norm.bias == 0)))
 
 
-def _input_normalization(config: ConvNeXtConfig) -> str:
+def _input_normalization(config: NetworkConfig) -> str:
     if config.stem == "patch":
         return "folds into the stem conv (patches without padding)"
+    if config.stem == "conv_pool":
+        return "does not fold: the zeros that pad the stem stand for the mean colour"
     return "std folds into the first stem conv, the mean does not: the zeros that pad it stand for the mean colour"
 
 
@@ -141,7 +170,12 @@ def render(description: Description) -> RenderableType:
     facts = Table.grid(padding=(0, 2))
     for key, value in _facts(description):
         facts.add_row(Text(key, style="bold"), Text(value))
-    norms = Table(title="LayerNorms", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    norms = Table(
+        title="LayerNorms" if isinstance(description.config, ConvNeXtConfig) else "BatchNorms",
+        title_justify="left",
+        box=None,
+        padding=(0, 2, 0, 0),
+    )
     norms.add_column("norm", no_wrap=True)
     norms.add_column("channels", justify="right")
     norms.add_column("followed by")
@@ -156,12 +190,8 @@ def render(description: Description) -> RenderableType:
 def _facts(description: Description) -> list[tuple[str, str]]:
     config, preprocess = description.config, description.preprocess
     height, width = preprocess.input_size
+    version, ends = _version_and_ends(config)
     published = f" (published: {description.published_gflops} G at 224)" if description.published_gflops else ""
-    stem = (
-        f"{config.patch_size}x{config.patch_size} patches"
-        if config.stem == "patch"
-        else f"two 3x3 convs ({config.stem})"
-    )
     labels = (
         f"{description.labels} names ({', '.join(description.label_examples)}, ...)"
         if description.labels
@@ -172,13 +202,13 @@ def _facts(description: Description) -> list[tuple[str, str]]:
         f"crop {preprocess.crop_pct:g}" if preprocess.crop_mode == "center" else f"squash, crop {preprocess.crop_pct:g}"
     )
     return [
-        ("model", f"{description.name} ({description.architecture}, V{config.version})"),
+        ("model", f"{description.name} ({description.architecture}{version})"),
         ("source", f"{description.source} (layout: {description.layout}, sha256 {description.sha256[:12]})"),
         (
             "stages",
             f"depths {list(config.depths)}, dims {list(config.dims)}, kernel {config.kernel_size}",
         ),
-        ("stem, head", f"{stem}; norm {config.head_norm.replace('_', ' ')}ing"),
+        ("stem, head", ends),
         ("parameters", f"{description.parameters / 1e6:.2f} M"),
         ("MACs", f"{description.macs / 1e9:.3f} G at {height}x{width}, batch 1{published}"),
         ("input", f"(N, {config.in_channels}, {height}, {width}), {preprocess.interpolation}, {fit}"),
@@ -187,3 +217,13 @@ def _facts(description: Description) -> list[tuple[str, str]]:
         ("layer scale", description.layer_scale),
         ("input mean, std", description.input_normalization),
     ]
+
+
+def _version_and_ends(config: NetworkConfig) -> tuple[str, str]:
+    """Return the version of a ConvNeXt and what its stem and head are, for people."""
+    if not isinstance(config, ConvNeXtConfig):
+        stem = "4x4 patches" if config.stem == "patch" else "7x7 conv and pooling"
+        return "", f"{stem}; {'norm after pooling' if config.separate_downsampling else 'no norm'}"
+    patches = f"{config.patch_size}x{config.patch_size} patches"
+    stem = patches if config.stem == "patch" else f"two 3x3 convs ({config.stem})"
+    return f", V{config.version}", f"{stem}; norm {config.head_norm.replace('_', ' ')}ing"

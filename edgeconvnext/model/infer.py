@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping
 import torch
 
 from edgeconvnext.errors import CheckpointError, ModelConfigError
-from edgeconvnext.model.convnext import ConvNeXt, ConvNeXtConfig, Stem, tiered_stem_width
+from edgeconvnext.model.build import NetworkConfig, build_empty
+from edgeconvnext.model.convnext import ConvNeXtConfig, Stem, tiered_stem_width
 from edgeconvnext.model.layouts import Renamed
 
 Shape = tuple[int, ...]
@@ -57,10 +58,10 @@ def infer_config(renamed: Renamed, source: str) -> ConvNeXtConfig:
         ) from error
 
 
-def check_tensors(renamed: Renamed, config: ConvNeXtConfig, source: str) -> None:
+def check_tensors(renamed: Renamed, config: NetworkConfig, source: str) -> None:
     """Raise CheckpointError naming every missing, unexpected and misshapen tensor, under the file's own names."""
-    with torch.device("meta"):
-        expected = {name: tuple(tensor.shape) for name, tensor in ConvNeXt(config).state_dict().items()}
+    empty = build_empty(config).state_dict()
+    expected = {name: tuple(tensor.shape) for name, tensor in empty.items()}
     found = {name: tuple(tensor.shape) for name, tensor in renamed.tensors.items()}
     theirs = renamed.theirs
     missing = [theirs.get(name, name) for name in expected if name not in found]
@@ -70,7 +71,11 @@ def check_tensors(renamed: Renamed, config: ConvNeXtConfig, source: str) -> None
         for name, shape in expected.items()
         if name in found and found[name] != shape
     ]
-    floats = {name for name, tensor in renamed.tensors.items() if tensor.dtype == torch.float32}
+    floats = {
+        name
+        for name, tensor in renamed.tensors.items()
+        if tensor.dtype in (torch.float32, empty.get(name, tensor).dtype)
+    }
     problems = [
         f"{len(names)} {kind}: {listed(names)}"
         for kind, names in (
@@ -82,9 +87,12 @@ def check_tensors(renamed: Renamed, config: ConvNeXtConfig, source: str) -> None
         if names
     ]
     if problems:
+        kind, version = "ResNet", ""
+        if isinstance(config, ConvNeXtConfig):
+            kind, version = "ConvNeXt", f", version {config.version}"
         raise CheckpointError(
-            f"{source} does not fit the ConvNeXt its tensors describe (read as {renamed.layout.name} layout, version "
-            f"{config.version}, depths {list(config.depths)}, dims {list(config.dims)}). Tensors {'; '.join(problems)}."
+            f"{source} does not fit the {kind} its tensors describe (read as {renamed.layout.name} layout{version}"
+            f", depths {list(config.depths)}, dims {list(config.dims)}). Tensors {'; '.join(problems)}."
             f"{_hint(missing, unexpected)}"
         )
 

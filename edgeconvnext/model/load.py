@@ -9,20 +9,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from edgeconvnext.data.preprocess import Preprocess
 from edgeconvnext.errors import CheckpointError, ConfigFileError, ModelConfigError, nearest
 from edgeconvnext.files import tree_sha256
+from edgeconvnext.model.build import NetworkConfig, build_empty
 from edgeconvnext.model.checkpoint import WEIGHTS_SUFFIXES, Checkpoint, read_checkpoint
-from edgeconvnext.model.convnext import ConvNeXt, ConvNeXtConfig, check_input_size
+from edgeconvnext.model.convnext import ConvNeXtConfig, check_input_size
 from edgeconvnext.model.foreign import looks_like
 from edgeconvnext.model.hub import fetch, parse_hub_name
 from edgeconvnext.model.infer import check_tensors, infer_config, listed
-from edgeconvnext.model.layouts import rename
+from edgeconvnext.model.layouts import Renamed, rename
 from edgeconvnext.model.loaded import Labels, LoadedModel
+from edgeconvnext.model.network import Network
 from edgeconvnext.model.presets import PRESETS, preset_hub_name
 from edgeconvnext.model.pretrained_config import PretrainedConfig, read_config
+from edgeconvnext.model.resnet import ResNetConfig
+from edgeconvnext.model.resnet_checkpoint import LAYOUT, infer_resnet, own_names, rename_resnet
+from edgeconvnext.model.roadmap import as_convnext
 
 _SHIPPED = Path(__file__).resolve().parent / "weights"
 
@@ -46,7 +49,7 @@ def load_model(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> LoadedModel:
-    """Load a trained ConvNeXt from a weights file, a folder, a hub name, a preset name or the name of a shipped model.
+    """Load a trained ConvNeXt, ResNet or ResNeXt from a weights file, a folder, a hub or preset name, or a shipped model.
 
     resolution: side of the square input in pixels; crop_pct, mean, std: as in Preprocess. They override what the
     checkpoint says.
@@ -149,34 +152,42 @@ def _safe(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._-") or "model"
 
 
-def _build(checkpoint: Checkpoint, pretrained: PretrainedConfig, source: str) -> tuple[ConvNeXt, str]:
+def _build(checkpoint: Checkpoint, pretrained: PretrainedConfig, source: str) -> tuple[Network, str]:
     """Infer the architecture, check every tensor against it, and put the tensors into a network in eval mode."""
-    renamed = rename(checkpoint.tensors)
+    if isinstance(checkpoint.config, ResNetConfig):
+        renamed: Renamed | None = own_names(checkpoint.tensors)
+    else:
+        renamed = rename(checkpoint.tensors) or rename_resnet(checkpoint.tensors, source)
     if renamed is None:
         first = ", ".join(list(checkpoint.tensors)[:4])
         likeness = looks_like(checkpoint.tensors)
         finding = f"look like {likeness}" if likeness else "match no known layout"
         raise CheckpointError(
             f"{source} is not a ConvNeXt checkpoint: its tensors ({first}, ...) {finding}. "
-            "Readable are ConvNeXt V1 and V2 as saved by facebookresearch, timm, torchvision and transformers."
+            "Readable are ConvNeXt V1 and V2 as saved by facebookresearch, timm, torchvision and transformers, and ResNet-50 and "
+            "ResNeXt as saved by torchvision and timm."
         )
-    if checkpoint.config is not None:
+    config: NetworkConfig
+    if isinstance(checkpoint.config, ResNetConfig):
+        config, layout = as_convnext(checkpoint.config) or checkpoint.config, "edgeconvnext"
+    elif checkpoint.config is not None:
         config, layout = checkpoint.config, "edgeconvnext"
+    elif renamed.layout is LAYOUT:
+        config, layout = infer_resnet(renamed, source), renamed.layout.name
     else:
         config, layout = infer_config(renamed, source), renamed.layout.name
-    if pretrained.norm_eps is not None:
+    if isinstance(config, ConvNeXtConfig) and pretrained.norm_eps is not None:
         config = dataclasses.replace(config, norm_eps=pretrained.norm_eps, head_norm_eps=pretrained.norm_eps)
-    if pretrained.head_norm_eps is not None:
+    if isinstance(config, ConvNeXtConfig) and pretrained.head_norm_eps is not None:
         config = dataclasses.replace(config, head_norm_eps=pretrained.head_norm_eps)
     check_tensors(renamed, config, source)
-    with torch.device("meta"):
-        module = ConvNeXt(config)
+    module = build_empty(config)
     module.load_state_dict(renamed.tensors, assign=True)
     return module.eval(), layout
 
 
 def _preprocess(
-    pretrained: PretrainedConfig, overrides: dict[str, Any], config: ConvNeXtConfig, files: ModelFiles
+    pretrained: PretrainedConfig, overrides: dict[str, Any], config: NetworkConfig, files: ModelFiles
 ) -> tuple[Preprocess, list[str]]:
     """Take each field from the flags, else from the JSON, else the default; defaults are said in a note."""
     given = {**pretrained.preprocess, **overrides}
@@ -216,7 +227,7 @@ def _preprocess(
     ]
 
 
-def _labels(pretrained: PretrainedConfig, config: ConvNeXtConfig, files: ModelFiles) -> Labels | None:
+def _labels(pretrained: PretrainedConfig, config: NetworkConfig, files: ModelFiles) -> Labels | None:
     if pretrained.labels is None:
         return None
     if len(pretrained.labels) != config.num_classes:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgeconvnext.data.preprocess import Preprocess
-from edgeconvnext.model.convnext import ConvNeXt, ConvNeXtConfig
+from edgeconvnext.model.build import NetworkConfig
+from edgeconvnext.model.network import Network
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Labels:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A trained ConvNeXt with what its checkpoint says about it.
+    """A trained network with what its checkpoint says about it.
 
     module: eval mode, float32, logits (N, num_classes) from images (N, C, H, W).
     labels: None where neither the checkpoint nor a file beside it names the classes.
@@ -32,8 +33,8 @@ class LoadedModel:
     sha256: of the weights file. notes: what had to be assumed, for the user to read.
     """
 
-    module: ConvNeXt
-    config: ConvNeXtConfig
+    module: Network
+    config: NetworkConfig
     preprocess: Preprocess
     labels: Labels | None
     name: str

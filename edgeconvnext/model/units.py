@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from edgeconvnext.model.convnext import ConvNeXt
 from edgeconvnext.model.layers import weighted_layers
+from edgeconvnext.model.network import Network
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Unit:
     layers: tuple[str, ...]
     residual: bool
 
-    def run(self, module: ConvNeXt, x: torch.Tensor) -> torch.Tensor:
+    def run(self, module: Network, x: torch.Tensor) -> torch.Tensor:
         """Return the unit's output. x: (N, C, H, W), the output of the unit before it."""
         if self.name == "head":
             return module.forward_head(x)
@@ -29,17 +29,17 @@ class Unit:
             return module.forward_stem(x)
         return module.get_submodule(self.name)(x)
 
-    def branch(self, module: ConvNeXt, x: torch.Tensor) -> torch.Tensor:
+    def branch(self, module: Network, x: torch.Tensor) -> torch.Tensor:
         """Return what the unit computes: its output, without its input where that is added."""
         return self.run(module, x) - x if self.residual else self.run(module, x)
 
 
-def units_of(module: ConvNeXt) -> list[Unit]:
+def units_of(module: Network) -> list[Unit]:
     """Return the units of `module` in the order data passes them."""
     names: list[tuple[str, bool]] = []
-    for stage, depth in enumerate(module.config.depths):
+    for stage in range(len(module.stages)):
         names.append((f"downsample_layers.{stage}", False))
-        names += [(f"stages.{stage}.{block}", True) for block in range(depth)]
+        names += [(f"stages.{stage}.{index}", block.is_residual) for index, block in enumerate(module.blocks(stage))]
     names.append(("head", False))
     layers = list(weighted_layers(module))
     return [

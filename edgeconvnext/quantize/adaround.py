@@ -10,7 +10,7 @@ from typing import cast
 
 import torch
 
-from edgeconvnext.model.convnext import ConvNeXt
+from edgeconvnext.model.network import Network
 from edgeconvnext.model.units import Unit
 from edgeconvnext.quantize.plan import QParams
 from edgeconvnext.tensor_file import TensorFile
@@ -29,8 +29,8 @@ START = 0.05
 
 def refine(
     unit: Unit,
-    reference: ConvNeXt,
-    working: ConvNeXt,
+    reference: Network,
+    working: Network,
     grids: dict[str, QParams],
     inputs: tuple[TensorFile, TensorFile, int],
     *,
@@ -82,7 +82,7 @@ def refine(
 
 
 def _directions(
-    unit: Unit, reference: ConvNeXt, working: ConvNeXt, layers: list[str], inputs: tuple[TensorFile, TensorFile, int]
+    unit: Unit, reference: Network, working: Network, layers: list[str], inputs: tuple[TensorFile, TensorFile, int]
 ) -> dict[str, torch.Tensor]:
     """Return where each weight would have to rise for a smaller error: the sign of the gradient over some batches, bool."""
     expected_file, given_file, images = inputs
@@ -100,7 +100,7 @@ def _directions(
 class _SoftRounding:
     """One layer's weights as (floor + soft) * scale with soft in 0..1, learnt."""
 
-    def __init__(self, working: ConvNeXt, layer: str, grid: QParams, up: torch.Tensor) -> None:
+    def __init__(self, working: Network, layer: str, grid: QParams, up: torch.Tensor) -> None:
         self.layer, self.grid = layer, grid
         self.found = working.get_submodule(layer)
         weight = cast(torch.Tensor, self.found.weight).detach()
@@ -131,7 +131,7 @@ class _SoftRounding:
 class _Branch(torch.nn.Module):
     """A unit of a network as a module whose forward is the unit's branch."""
 
-    def __init__(self, unit: Unit, network: ConvNeXt) -> None:
+    def __init__(self, unit: Unit, network: Network) -> None:
         super().__init__()
         self.network = network
         self.unit = unit
@@ -140,7 +140,7 @@ class _Branch(torch.nn.Module):
         return self.unit.branch(self.network, x)
 
 
-def _branch(unit: Unit, network: ConvNeXt, replaced: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+def _branch(unit: Unit, network: Network, replaced: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
     """Run a unit with some of the network's parameters replaced; rounding of activations passes gradients straight through."""
     tensors = {f"network.{name}": value for name, value in replaced.items()}
     return torch.func.functional_call(_Branch(unit, network), tensors, (x,))

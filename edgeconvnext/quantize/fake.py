@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.hooks import RemovableHandle
 
-from edgeconvnext.model.convnext import ConvNeXt
+from edgeconvnext.model.network import Network
 from edgeconvnext.quantize.plan import QParams, QuantPlan
 
 
@@ -20,7 +20,7 @@ def round_activation(x: torch.Tensor, qparams: QParams) -> torch.Tensor:
     )
 
 
-def quantize_input(module: ConvNeXt, layer: str, qparams: QParams) -> RemovableHandle:
+def quantize_input(module: Network, layer: str, qparams: QParams) -> RemovableHandle:
     """Round the input of a layer, behind its affine where it has one, until the handle is removed."""
     found = module.get_submodule(layer)
     affine = getattr(found, "input_affine", None)
@@ -33,14 +33,14 @@ def quantize_input(module: ConvNeXt, layer: str, qparams: QParams) -> RemovableH
     return found.register_forward_pre_hook(before)
 
 
-def quantize_output(module: ConvNeXt, layer: str, qparams: QParams) -> RemovableHandle:
+def quantize_output(module: Network, layer: str, qparams: QParams) -> RemovableHandle:
     """Round the output of a layer until the handle is removed."""
     found = module.get_submodule(layer)
     return found.register_forward_hook(lambda _module, _args, output: round_activation(output, qparams))
 
 
 @contextmanager
-def fake_quantized(module: ConvNeXt, plan: QuantPlan) -> Iterator[None]:
+def fake_quantized(module: Network, plan: QuantPlan) -> Iterator[None]:
     """Round all activations that `plan` names inside the block; the weights of `module` are left as they are."""
     handles = []
     try:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from edgeconvnext.errors import QuantizationError
-from edgeconvnext.model.convnext import ConvNeXt
+from edgeconvnext.model.network import Network
 from edgeconvnext.model.units import Unit
 
 # Positions that second-order statistics come from, over all fit images; wide layers take more, so that each of their weights is
@@ -47,8 +47,8 @@ class _Reached(Exception):
 
 
 def gather(
-    reference: ConvNeXt,
-    working: ConvNeXt,
+    reference: Network,
+    working: Network,
     unit: Unit,
     layer: str,
     fit: Callable[[], Iterator[tuple[torch.Tensor, torch.Tensor]]],
@@ -99,8 +99,8 @@ def gather(
 
 def weight_rows(layer: nn.Module, weight: torch.Tensor) -> torch.Tensor:
     """Return a weight as (G, R, K)."""
-    grouped = isinstance(layer, nn.Conv2d) and layer.groups > 1
-    return weight.flatten(1)[:, None] if grouped else weight.flatten(1)[None]
+    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+    return weight.reshape(groups, len(weight) // groups, -1)
 
 
 class _Patches:
@@ -111,12 +111,10 @@ class _Patches:
         self.is_conv = isinstance(layer, nn.Conv2d)
         weight = cast(torch.Tensor, layer.weight)
         taps = weight[0, 0].numel() if weight.dim() == 4 else 1
-        if isinstance(layer, nn.Conv2d) and layer.groups > 1:
-            self.groups, self.columns = layer.groups, taps
-            self.channels = torch.arange(layer.groups)[:, None].expand(-1, taps)
-        else:
-            self.groups, self.columns = 1, weight.shape[1] * taps
-            self.channels = torch.arange(weight.shape[1]).repeat_interleave(taps)[None]
+        self.groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+        self.columns = weight.shape[1] * taps
+        # Column k of group g meets channel g * (in / groups) + k // taps.
+        self.channels = torch.arange(self.groups * weight.shape[1]).repeat_interleave(taps).view(self.groups, -1)
 
     def sample(
         self, x: torch.Tensor, t: torch.Tensor | None, per_image: int, generator: torch.Generator
@@ -189,17 +187,17 @@ class _Moments:
         return mean + self.origin, covariance, target_mean, cross
 
 
-def _input_of(module: ConvNeXt, unit: Unit, layer: str, x: torch.Tensor) -> torch.Tensor:
+def _input_of(module: Network, unit: Unit, layer: str, x: torch.Tensor) -> torch.Tensor:
     """Run the unit up to `layer` and return what reaches it, before an affine of its own."""
     return _watch(module, unit, layer, x, lambda args, _output: args[0], before=True)
 
 
-def _output_of(module: ConvNeXt, unit: Unit, layer: str, x: torch.Tensor) -> torch.Tensor:
+def _output_of(module: Network, unit: Unit, layer: str, x: torch.Tensor) -> torch.Tensor:
     return _watch(module, unit, layer, x, lambda _args, output: output, before=False)
 
 
 def _watch(
-    module: ConvNeXt, unit: Unit, layer: str, x: torch.Tensor, pick: Callable[[Any, Any], torch.Tensor], before: bool
+    module: Network, unit: Unit, layer: str, x: torch.Tensor, pick: Callable[[Any, Any], torch.Tensor], before: bool
 ) -> torch.Tensor:
     seen: list[torch.Tensor] = []
 

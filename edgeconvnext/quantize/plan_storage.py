@@ -9,12 +9,12 @@ from typing import Any, cast
 
 import torch
 
-from edgeconvnext.model.convnext import ConvNeXt
+from edgeconvnext.model.network import Network
 from edgeconvnext.quantize.plan import ActivationPlan, LayerDecision, QParams, QuantPlan
 from edgeconvnext.rewrite.prepare import Affine, place_affine
 
 
-def save_plan(plan: QuantPlan, module: ConvNeXt, path: Path) -> None:
+def save_plan(plan: QuantPlan, module: Network, path: Path) -> None:
     """Write the plan, and the weights and biases that `module` has for it.
 
     module: what `reconstruct` returned, or the float network itself where its weights are rounded to the nearest code.
@@ -50,7 +50,7 @@ def save_plan(plan: QuantPlan, module: ConvNeXt, path: Path) -> None:
     path.write_bytes(save(tensors, metadata={"plan": json.dumps(metadata)}))
 
 
-def load_plan(path: Path, folded: ConvNeXt) -> tuple[QuantPlan, ConvNeXt]:
+def load_plan(path: Path, folded: Network) -> tuple[QuantPlan, Network]:
     """Read what `save_plan` wrote; return the plan and a copy of `folded` with its affines, codes and biases in place."""
     from safetensors import safe_open
 

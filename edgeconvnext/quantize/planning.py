@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 
 from edgeconvnext.errors import QuantizationError
-from edgeconvnext.model.convnext import ConvNeXt
 from edgeconvnext.model.layers import weight_of, weighted_layers
+from edgeconvnext.model.network import Network
 from edgeconvnext.quantize.plan import ActivationPlan, QParams, QuantPlan
 from edgeconvnext.quantize.precision import BitPlan, Precision, resolve_precision
 from edgeconvnext.quantize.ranges import ESTIMATORS, Estimator, Grid, choose_range
@@ -55,7 +55,7 @@ def estimators_for(calibrator: Calibrator, effort: Effort) -> tuple[Estimator, .
 
 
 def build_plan(
-    module: ConvNeXt,
+    module: Network,
     statistics: Statistics,
     target: Target,
     *,

@@ -22,8 +22,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from edgeconvnext.errors import ConfigFileError, QuantizationError, nearest
-from edgeconvnext.model.convnext import ConvNeXt
 from edgeconvnext.model.layers import weighted_layers
+from edgeconvnext.model.network import Network
 from edgeconvnext.targets import Section, Target, parse_toml
 
 WeightBits = Literal[4, 8]
@@ -88,7 +88,7 @@ def read_plan(path: Path) -> BitPlan:
     return parse_toml(path, BitPlan)
 
 
-def resolve_precision(module: ConvNeXt, target: Target, plan: BitPlan) -> dict[str, Precision]:
+def resolve_precision(module: Network, target: Target, plan: BitPlan) -> dict[str, Precision]:
     """Return the precision of every layer that is quantised, by path, in forward order; the others stay float.
 
     Raises QuantizationError for a layer that the network does not have, or bits that the target's runtime does not take.

@@ -27,9 +27,9 @@ from torch.utils.hooks import RemovableHandle
 
 from edgeconvnext.data.preprocess import Preprocess
 from edgeconvnext.errors import QuantizationError
-from edgeconvnext.model.convnext import ConvNeXt
 from edgeconvnext.model.layers import weighted_layers
 from edgeconvnext.model.macs import layer_macs
+from edgeconvnext.model.network import Network
 from edgeconvnext.model.units import Unit, units_of
 from edgeconvnext.progress import progress_bar
 from edgeconvnext.quantize.fake import quantize_input, quantize_output, round_activation
@@ -92,7 +92,7 @@ class Reconstructed:
     statistics: histograms of the prepared inputs, and how many images were fitted on and held out.
     """
 
-    module: ConvNeXt
+    module: Network
     plan: QuantPlan
     statistics: Statistics
 
@@ -100,7 +100,7 @@ class Reconstructed:
 class _State(Lockstep):
     """The float network and the one under work. hooks: what quantises activations of the latter, by tensor."""
 
-    def __init__(self, reference: ConvNeXt, working: ConvNeXt, images: StoredImages, folder: Path) -> None:
+    def __init__(self, reference: Network, working: Network, images: StoredImages, folder: Path) -> None:
         super().__init__(reference, working, images, folder)
         self.hooks: dict[str, RemovableHandle] = {}
 
@@ -120,7 +120,7 @@ class _Candidate:
 
 @torch.no_grad()
 def reconstruct(
-    module: ConvNeXt,
+    module: Network,
     target: Target,
     precisions: dict[str, Precision],
     fit: Iterable[torch.Tensor],
@@ -314,6 +314,7 @@ class _Engine:
     ) -> QParams:
         """Return the weight grid, its scales searched for the least error weighted by the power of the inputs."""
         power = problem.covariance.diagonal(dim1=1, dim2=2) * affine.scale.double()[problem.channels].square()
+        power = power.repeat_interleave(weight.shape[1], dim=0) if weight.shape[0] > 1 else power
         rows, float16 = weight.view(weight.shape[0] * weight.shape[1], -1), self.target.float_type == "float16"
         palette_bits = palette_of(self.target, precision)
         if palette_bits is not None:
@@ -564,7 +565,7 @@ def _layer_error(
     if weight.shape[0] == 1:
         error = quantized[:, 0] @ used[0].T - inputs[:, 0] @ prepared[0].T
     else:
-        error = (quantized * used[:, 0] - inputs * prepared[:, 0]).sum(dim=2)
+        error = torch.einsum("pgk,grk->pgr", quantized, used) - torch.einsum("pgk,grk->pgr", inputs, prepared)
     return float((error - error.mean(dim=0)).square().mean(dtype=torch.float64))
 
 
@@ -577,7 +578,7 @@ def _step(grid: QParams, weight: torch.Tensor) -> torch.Tensor:
     return scale.view(groups, rows, 1)
 
 
-def _restore(reference: ConvNeXt, working: ConvNeXt, layer: str) -> None:
+def _restore(reference: Network, working: Network, layer: str) -> None:
     """Take the affine in front of a layer out of the working network again; weights are set by the caller."""
     norm, original = norm_before(working, layer), norm_before(reference, layer)
     if norm is not None and original is not None:
@@ -588,5 +589,5 @@ def _restore(reference: ConvNeXt, working: ConvNeXt, layer: str) -> None:
         found.__class__ = nn.Conv2d if isinstance(found, nn.Conv2d) else nn.Linear
 
 
-def _weight(module: ConvNeXt, layer: str) -> torch.Tensor:
+def _weight(module: Network, layer: str) -> torch.Tensor:
     return cast(torch.Tensor, module.get_submodule(layer).weight).detach()

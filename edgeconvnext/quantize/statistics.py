@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from edgeconvnext.errors import QuantizationError
-from edgeconvnext.model.convnext import ConvNeXt
 from edgeconvnext.model.layers import weighted_layers
+from edgeconvnext.model.network import Network
 from edgeconvnext.quantize.histogram import Histogram, StreamingHistogram
 
 # Of tensors at least twice as large, so many values of one image (up to twice as many) are binned; extremes always come from
@@ -122,7 +122,7 @@ class _TensorObserver:
 
 
 def collect_statistics(
-    module: ConvNeXt,
+    module: Network,
     fit: Iterable[torch.Tensor],
     held_out: Iterable[torch.Tensor],
     outputs_of: Iterable[str] = (),

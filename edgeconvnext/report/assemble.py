@@ -11,6 +11,7 @@ import numpy as np
 
 from edgeconvnext.job import Job
 from edgeconvnext.manifest import package_versions
+from edgeconvnext.model.layers import weighted_layers
 from edgeconvnext.report.schema import (
     Accuracy,
     BudgetRecord,
@@ -143,9 +144,10 @@ def _compression(stages: dict[str, StageResult]) -> CompressionRecord | None:
 def _quantization_record(job: Job, stages: dict[str, StageResult]) -> QuantizationRecord:
     gathered, plan, timings = stages["plan"].values, stages["quantized"].values, _values(stages, "latency")
     budget = gathered["budget"]
+    present = set(weighted_layers(job.model.module).values())
     return QuantizationRecord(
         scheme=plan["scheme"],
-        operators=list(job.target.quantize.operators),
+        operators=[operator for operator in job.target.quantize.operators if operator in present],
         int8_macs=plan["int8_macs"],
         calibrator=job.request.calibrator,
         calibration_set=job.calibration.name,

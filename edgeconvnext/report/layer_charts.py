@@ -18,6 +18,8 @@ MARKERS = {
     "pointwise1": "M{x} {y}m0 -5.5l5.5 10h-11z",
     "pointwise2": "M{x} {y}m0 5.5l5.5 -10h-11z",
     "downsample": "M{x} {y}m0 -6l6 6l-6 6l-6 -6z",
+    "conv": "M{x} {y}m-5 -2.5h10v5h-10z",
+    "projection": "M{x} {y}m-2.5 -5h5v10h-5z",
     "head": "M{x} {y}m-2 -5.5h4v3.5h3.5v4h-3.5v3.5h-4v-3.5h-3.5v-4h3.5z",
 }
 """Outline of each operator's mark, so that colour is never the only cue."""

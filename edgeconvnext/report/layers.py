@@ -6,8 +6,8 @@ from collections import Counter
 
 import torch
 
-from edgeconvnext.model.convnext import ConvNeXt
 from edgeconvnext.model.layers import weight_of, weighted_layers
+from edgeconvnext.model.network import Network
 from edgeconvnext.quantize.plan import QuantPlan
 from edgeconvnext.quantize.statistics import Statistics
 from edgeconvnext.report.schema import LayerError
@@ -41,7 +41,7 @@ def scheme(plan: QuantPlan, target: Target, macs: dict[str, int]) -> str:
     )
 
 
-def layer_errors(folded: ConvNeXt, module: ConvNeXt, plan: QuantPlan, statistics: Statistics) -> list[LayerError]:
+def layer_errors(folded: Network, module: Network, plan: QuantPlan, statistics: Statistics) -> list[LayerError]:
     """Describe every quantised activation of the plan, in forward order, on the held-out calibration images.
 
     folded: the float network; module: the same with affines and codes in place.
@@ -81,14 +81,14 @@ def layer_errors(folded: ConvNeXt, module: ConvNeXt, plan: QuantPlan, statistics
     return records
 
 
-def rounded_weight_sqnr_db(folded: ConvNeXt, module: ConvNeXt, plan: QuantPlan, layer: str) -> float:
+def rounded_weight_sqnr_db(folded: Network, module: Network, plan: QuantPlan, layer: str) -> float:
     """SQNR of a layer's weights, rounded in `module`, against its float ones in `folded`, behind the same affine."""
     exact = prepared_weight(folded, plan, layer)
     error = (weight_of(module, layer) - exact).square().sum().clamp_min(1e-30)
     return float(10 * torch.log10(exact.square().sum().clamp_min(1e-30) / error))
 
 
-def prepared_weight(folded: ConvNeXt, plan: QuantPlan, layer: str) -> torch.Tensor:
+def prepared_weight(folded: Network, plan: QuantPlan, layer: str) -> torch.Tensor:
     """Return a layer's float weight for the inputs that its affine makes, (out, in, ...), float64."""
     decision = plan.decisions.get(layer)
     return (

@@ -1,4 +1,4 @@
-"""Rewrites that change the arithmetic of a ConvNeXt but not its answer, each proven on the model at hand.
+"""Rewrites that change the arithmetic of a network but not its answer, each proven on the model at hand.
 
 Every `fold_*` function returns a new network and leaves its argument untouched. Products are formed in float64 and
 rounded once, to the type of the weights. `fold_exact` applies them in order and measures what each did to the logits.
@@ -10,7 +10,7 @@ import copy
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -18,8 +18,11 @@ from torch import nn
 from edgeconvnext.data.preprocess import Preprocess, ValueRange, to_value_range
 from edgeconvnext.errors import RewriteError
 from edgeconvnext.model.convnext import Block, ConvNeXt, ConvNeXtConfig
+from edgeconvnext.model.network import Network
+from edgeconvnext.model.resnet import ResNet
+from edgeconvnext.rewrite.batch_norm import fold_batch_norm
 
-Rewrite = Callable[[ConvNeXt], ConvNeXt]
+Rewrite = Callable[[Any], Network]
 
 EXACT_LIMIT = 1e-4
 """Largest error of the logits, relative to the largest logit, that still counts as rounding of float32."""
@@ -33,7 +36,7 @@ class FoldResult:
         this rewrite and all before it.
     """
 
-    module: ConvNeXt
+    module: Network
     errors: dict[str, float]
 
 
@@ -55,13 +58,13 @@ class ShiftedInputConvNeXt(ConvNeXt):
 
 
 def fold_exact(
-    module: ConvNeXt,
+    module: Network,
     inputs: torch.Tensor | Iterable[torch.Tensor],
     *,
     preprocess: Preprocess | None = None,
     value_range: ValueRange = "normalized",
 ) -> FoldResult:
-    """Fold layer scale, LayerNorm affines and GRN shifts, and the input normalisation where `value_range` asks for it.
+    """Fold layer scale, LayerNorm affines, GRN shifts and BatchNorms, and the input normalisation where `value_range` asks for it.
 
     inputs: preprocessed real images, (N, C, H, W), or batches of them; they are kept in memory, so a few dozen will do.
     preprocess: the model's own; needed only for a `value_range` other than "normalized".
@@ -69,11 +72,14 @@ def fold_exact(
     Raises RewriteError where a rewrite moves the logits by more than EXACT_LIMIT, or none can be compared.
     """
     rewrites: dict[str, Rewrite] = {}
-    if module.config.layer_scale:
-        rewrites["layer_scale"] = fold_layer_scale
-    rewrites["norm_affine"] = fold_norm_affine
-    if module.config.version == 2:
-        rewrites["grn_shift"] = fold_grn_shift
+    if isinstance(module, ConvNeXt):
+        if module.config.layer_scale:
+            rewrites["layer_scale"] = fold_layer_scale
+        rewrites["norm_affine"] = fold_norm_affine
+        if module.config.version == 2:
+            rewrites["grn_shift"] = fold_grn_shift
+    elif isinstance(module, ResNet) and module.config.norm == "batch" and not module.config.folded:
+        rewrites["batch_norm"] = fold_batch_norm
     images = _batches(inputs)
     result = apply_rewrites(module, rewrites, images)
     if value_range == "normalized":
@@ -87,7 +93,7 @@ def fold_exact(
 
 
 def apply_rewrites(
-    module: ConvNeXt, rewrites: Mapping[str, Rewrite], inputs: torch.Tensor | Iterable[torch.Tensor]
+    module: Network, rewrites: Mapping[str, Rewrite], inputs: torch.Tensor | Iterable[torch.Tensor]
 ) -> FoldResult:
     """Apply `rewrites` in order; raise RewriteError at the first one that is not exact on `inputs`, (N, C, H, W)."""
     images = _batches(inputs)
@@ -144,7 +150,7 @@ def fold_grn_shift(module: ConvNeXt) -> ConvNeXt:
     return folded
 
 
-def fold_input_normalization(module: ConvNeXt, preprocess: Preprocess, value_range: ValueRange) -> ConvNeXt:
+def fold_input_normalization(module: Network, preprocess: Preprocess, value_range: ValueRange) -> Network:
     """Return a network that takes pixel values 0..1 or 0..255 in place of (x - mean) / std.
 
     Division by std (and by 255) always goes into the stem conv's weights. The mean goes into its bias where the stem is
@@ -162,6 +168,11 @@ def fold_input_normalization(module: ConvNeXt, preprocess: Preprocess, value_ran
             f"The input normalisation has {len(preprocess.mean)} means and {len(preprocess.std)} stds, but the network "
             f"takes {config.in_channels} channels; give one of each per channel (--mean, --std)."
         )
+    if isinstance(module, ResNet) and module.config.stem != "patch":
+        raise RewriteError(
+            "The padded stem of a ResNet cannot take raw pixel values: the zeros around the image stand for the mean colour. "
+            'Use a target whose input.value_range is "normalized", such as onnx.'
+        )
     mean, std = _pixel_statistics(preprocess, value_range)
     folded = copy.deepcopy(module) if config.stem == "patch" else _with_input_shift(module, -mean)
     conv = cast(nn.Conv2d, cast(nn.Sequential, folded.downsample_layers[0])[0])
@@ -173,8 +184,9 @@ def fold_input_normalization(module: ConvNeXt, preprocess: Preprocess, value_ran
     return folded
 
 
-def _with_input_shift(module: ConvNeXt, shift: torch.Tensor) -> ShiftedInputConvNeXt:
+def _with_input_shift(module: Network, shift: torch.Tensor) -> ShiftedInputConvNeXt:
     """Copy `module` behind the addition of `shift`, one value per input channel."""
+    assert isinstance(module, ConvNeXt)
     weight = cast(nn.Sequential, module.downsample_layers[0])[0].weight
     shifted = ShiftedInputConvNeXt(module.config, shift.view(1, -1, 1, 1)).to(cast(torch.Tensor, weight))
     shifted.load_state_dict(module.state_dict(), strict=False)
@@ -221,7 +233,7 @@ def _batches(inputs: torch.Tensor | Iterable[torch.Tensor]) -> list[torch.Tensor
 
 
 @torch.no_grad()
-def _logits(module: ConvNeXt, images: Iterable[torch.Tensor]) -> torch.Tensor:
+def _logits(module: Network, images: Iterable[torch.Tensor]) -> torch.Tensor:
     return torch.cat([module(batch) for batch in images]).double()
 
 

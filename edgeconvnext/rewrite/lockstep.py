@@ -10,7 +10,7 @@ from typing import Self
 
 import torch
 
-from edgeconvnext.model.convnext import ConvNeXt
+from edgeconvnext.model.network import Network
 from edgeconvnext.model.units import Unit
 from edgeconvnext.tensor_file import TensorFile
 
@@ -66,7 +66,7 @@ class Lockstep:
     expected, given: the files of inputs of the next unit in each, one row an image.
     """
 
-    def __init__(self, reference: ConvNeXt, working: ConvNeXt, images: StoredImages, folder: Path) -> None:
+    def __init__(self, reference: Network, working: Network, images: StoredImages, folder: Path) -> None:
         self.reference = reference
         self.working = working
         self.fit_images = images.fit_images

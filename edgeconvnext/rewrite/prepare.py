@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from edgeconvnext.errors import RewriteError
-from edgeconvnext.model.convnext import ConvNeXt
 from edgeconvnext.model.layers import weighted_layers
+from edgeconvnext.model.network import Network
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class AffineConv2d(nn.Conv2d):
         return self._conv_forward(self.input_affine(x), self.weight, self.bias)
 
 
-def norm_before(module: ConvNeXt, layer: str) -> nn.LayerNorm | None:
+def norm_before(module: Network, layer: str) -> nn.LayerNorm | None:
     """Return the LayerNorm whose output is this layer's input and nothing else's, or None."""
     kind, owner = weighted_layers(module)[layer], layer.rpartition(".")[0]
     paths = {"pointwise1": f"{owner}.norm", "downsample": f"{owner}.0", "head": "norm"}
@@ -96,7 +96,7 @@ def norm_before(module: ConvNeXt, layer: str) -> nn.LayerNorm | None:
     return found if isinstance(found, nn.LayerNorm) else None
 
 
-def takes_shift(module: ConvNeXt, layer: str) -> bool:
+def takes_shift(module: Network, layer: str) -> bool:
     """Return whether a shift in front of this layer can be taken back exactly: not where zeros are padded."""
     found = module.get_submodule(layer)
     return not isinstance(found, nn.Conv2d) or not any(cast(tuple[int, ...], found.padding))
@@ -108,17 +108,17 @@ def absorbed(layer: nn.Module, affine: Affine) -> tuple[torch.Tensor, torch.Tens
     weight: as the layer's own, (out, in) or (out, in / groups, kH, kW).
     """
     weight, bias = _parameters(layer)
-    depthwise = isinstance(layer, nn.Conv2d) and layer.groups > 1
-    scale, shift = affine.scale.double(), affine.shift.double()
-    if depthwise:
-        new_weight = weight / scale.view(-1, 1, 1, 1)
-        return new_weight, bias - new_weight.sum(dim=(1, 2, 3)) * shift
-    new_weight = weight / scale.view(1, -1, *[1] * (weight.dim() - 2))
-    per_channel = new_weight.sum(dim=(2, 3)) if new_weight.dim() == 4 else new_weight
-    return new_weight, bias - per_channel @ shift
+    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+    # Row r of the weight belongs to group r // (out / groups) and meets that group's channels only: (out, in / groups).
+    scale, shift = (
+        values.double().view(groups, -1).repeat_interleave(len(weight) // groups, dim=0)
+        for values in (affine.scale, affine.shift)
+    )
+    new_weight = weight / scale.view(*scale.shape, *[1] * (weight.dim() - 2))
+    return new_weight, bias - (new_weight.reshape(*scale.shape, -1).sum(dim=2) * shift).sum(dim=1)
 
 
-def insert_affine(module: ConvNeXt, layer: str, affine: Affine) -> None:
+def insert_affine(module: Network, layer: str, affine: Affine) -> None:
     """Put `affine` in front of a layer of `module`, in place, and take it back in the layer's weight and bias.
 
     Raises RewriteError for a shift in front of a padded conv, or a scale that is not positive.
@@ -139,7 +139,7 @@ def insert_affine(module: ConvNeXt, layer: str, affine: Affine) -> None:
     cast(torch.Tensor, found.bias).data.copy_(bias)
 
 
-def place_affine(module: ConvNeXt, layer: str, affine: Affine) -> None:
+def place_affine(module: Network, layer: str, affine: Affine) -> None:
     """Put `affine` in front of a layer without touching the layer's weights: into its norm, or as a multiply-add."""
     norm = norm_before(module, layer)
     if norm is not None:

@@ -15,8 +15,8 @@ import torch
 from pydantic import Field
 
 from edgeconvnext.errors import RunDirectoryError
-from edgeconvnext.model.convnext import ConvNeXt
 from edgeconvnext.model.layers import weighted_layers
+from edgeconvnext.model.network import Network
 from edgeconvnext.quantize.plan import ActivationPlan, QParams, QuantPlan
 from edgeconvnext.quantize.plan_storage import load_plan
 from edgeconvnext.quantize.planning import Calibrator, Effort
@@ -169,7 +169,7 @@ class Analysis(Record):
     suspicions: list[Suspicion] = Field(default=[])
 
 
-def load_planned(path: Path, folded: ConvNeXt) -> tuple[QuantPlan, ConvNeXt]:
+def load_planned(path: Path, folded: Network) -> tuple[QuantPlan, Network]:
     """Read a plan and the network prepared for it; raises RunDirectoryError where it belongs to another network than `folded`."""
     try:
         return load_plan(path, folded)
@@ -181,8 +181,8 @@ def load_planned(path: Path, folded: ConvNeXt) -> tuple[QuantPlan, ConvNeXt]:
 
 
 def measure(
-    folded: ConvNeXt,
-    prepared: ConvNeXt,
+    folded: Network,
+    prepared: Network,
     plan: QuantPlan,
     statistics: Statistics,
     images: Sequence[torch.Tensor],
@@ -214,8 +214,8 @@ def measure(
 def _layer(
     layer: str,
     operator: Operator,
-    folded: ConvNeXt,
-    prepared: ConvNeXt,
+    folded: Network,
+    prepared: Network,
     plan: QuantPlan,
     statistics: Statistics,
     cost: Sensitivity | None,

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from edgeconvnext.errors import QuantizationError
-from edgeconvnext.model.convnext import ConvNeXt
 from edgeconvnext.model.macs import layer_macs
+from edgeconvnext.model.network import Network
 from edgeconvnext.quantize.fake import fake_quantized
 from edgeconvnext.quantize.plan import QuantPlan
 from edgeconvnext.quantize.precision import BitPlan, LayerEntry
@@ -80,7 +80,7 @@ class BudgetOutcome:
 
 
 def within_budget(
-    module: ConvNeXt,
+    module: Network,
     bits: BitPlan,
     with_bits: Callable[[BitPlan], Reconstructed],
     batches: Sequence[torch.Tensor],
@@ -126,7 +126,7 @@ def within_budget(
 
 
 def _enough(
-    module: ConvNeXt,
+    module: Network,
     result: Reconstructed,
     ranked: Sequence[Sensitivity],
     logits: torch.Tensor,
@@ -166,7 +166,7 @@ def _entry(plan: QuantPlan, layer: str) -> LayerEntry:
 
 
 @torch.no_grad()
-def _logits(module: ConvNeXt, batches: Sequence[torch.Tensor]) -> torch.Tensor:
+def _logits(module: Network, batches: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.cat([module(batch) for batch in batches])
 
 

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -106,11 +106,15 @@ def compress(
     out. checkpoint: where recovery is saved meanwhile and resumed from. Raises RewriteError for budgets that cannot be met.
     """
     options.check()
+    if not isinstance(model.module, ConvNeXt):
+        raise RewriteError(
+            f"Pruning, replacing LayerNorms and recovery know ConvNeXts; {model.name} is another network. Quantise it as it is."
+        )
     chosen = images.take(options.images)
     fit, held_out = split_held_out(chosen)
     labels = _labels(chosen, model, held_out)
     proof = torch.cat(list(read_images(model, chosen, fit[:PROOF_IMAGES])))
-    original = fold_exact(model.module, proof).module
+    original = cast(ConvNeXt, fold_exact(model.module, proof).module)
     with tempfile.TemporaryDirectory(prefix="edgeconvnext-") as scratch:
         folder = Path(scratch)
         with StoredImages(folder, read_images(model, chosen, fit), read_images(model, chosen, held_out)) as stored:

@@ -11,7 +11,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 
-from edgeconvnext.model.convnext import ConvNeXt
+from edgeconvnext.model.network import Network
 from edgeconvnext.model.units import Unit, units_of
 from edgeconvnext.progress import progress_bar
 from edgeconvnext.quantize.fake import quantize_input, quantize_output
@@ -38,7 +38,7 @@ class Sensitivity:
 
 @torch.no_grad()
 def sensitivities(
-    folded: ConvNeXt, prepared: ConvNeXt, plan: QuantPlan, batches: Sequence[torch.Tensor]
+    folded: Network, prepared: Network, plan: QuantPlan, batches: Sequence[torch.Tensor]
 ) -> list[Sensitivity]:
     """Measure every layer of `plan` alone and cumulatively, in forward order.
 
@@ -87,7 +87,7 @@ def kl_divergence(expected: torch.Tensor, logits: torch.Tensor) -> float:
 
 
 @contextmanager
-def quantized_layer(network: ConvNeXt, prepared: ConvNeXt, plan: QuantPlan, layer: str) -> Iterator[None]:
+def quantized_layer(network: Network, prepared: Network, plan: QuantPlan, layer: str) -> Iterator[None]:
     """Quantise one layer of a float network inside the block, in place, and give the float layer back behind it."""
     found, norm = network.get_submodule(layer), norm_before(network, layer)
     kind, kept = type(found), copy.deepcopy(found.state_dict())
@@ -105,7 +105,7 @@ def quantized_layer(network: ConvNeXt, prepared: ConvNeXt, plan: QuantPlan, laye
             norm.load_state_dict(kept_norm)
 
 
-def float_layer(prepared: ConvNeXt, folded: ConvNeXt, plan: QuantPlan, layer: str) -> None:
+def float_layer(prepared: Network, folded: Network, plan: QuantPlan, layer: str) -> None:
     """Give one layer of a reconstructed network its float weights back, behind the affine it has; in place."""
     affine = plan.decisions[layer].affine
     weight, bias = absorbed(folded.get_submodule(layer), affine)
@@ -114,7 +114,7 @@ def float_layer(prepared: ConvNeXt, folded: ConvNeXt, plan: QuantPlan, layer: st
     found.get_parameter("bias").data.copy_(bias)
 
 
-def _put(network: ConvNeXt, prepared: ConvNeXt, plan: QuantPlan, layer: str) -> list[torch.utils.hooks.RemovableHandle]:
+def _put(network: Network, prepared: Network, plan: QuantPlan, layer: str) -> list[torch.utils.hooks.RemovableHandle]:
     """Quantise a layer of a float network: affine, weights and bias from `prepared`, activations by hooks."""
     decision = plan.decisions.get(layer)
     if decision is not None and not decision.affine.is_identity:
@@ -130,7 +130,7 @@ def _put(network: ConvNeXt, prepared: ConvNeXt, plan: QuantPlan, layer: str) -> 
     return handles
 
 
-def _run(units: Sequence[Unit], network: ConvNeXt, x: torch.Tensor, batch: int = 16) -> torch.Tensor:
+def _run(units: Sequence[Unit], network: Network, x: torch.Tensor, batch: int = 16) -> torch.Tensor:
     pieces = []
     for piece in x.split(batch):
         for unit in units:

@@ -206,6 +206,11 @@ def _read_layer(graph: Graph, node: Any) -> IntegerLayer | None:
 
 
 def _output_is_quantized(graph: Graph, node: Any) -> bool:
-    """Only then does onnxruntime fuse a conv into an integer one; otherwise it runs in float between the Q/DQ pairs."""
+    """Only then does onnxruntime fuse a conv into an integer one; otherwise it runs in float between the Q/DQ pairs.
+
+    A ReLU in between is fused as well: it is what the codes from zero on stand for.
+    """
     readers = graph.consumers.get(node.output[0], [])
+    if len(readers) == 1 and readers[0].op_type == "Relu":
+        readers = graph.consumers.get(readers[0].output[0], [])
     return len(readers) == 1 and readers[0].op_type == "QuantizeLinear"

@@ -135,7 +135,7 @@ def test_code_in_a_pickle_is_refused_and_does_not_run(state: dict[str, torch.Ten
             "a Vision Trans",
         ),
         (["conv_proj.weight", "encoder.layers.encoder_layer_0.self_attention.in_proj_weight"], "a Vision Transformer"),
-        (["conv1.weight", "bn1.running_mean", "layer1.0.conv1.weight", "layer4.2.bn3.weight", "fc.weight"], "a ResNet"),
+        (["resnet.encoder.stages.0.layers.0.layer.0.convolution.weight", "classifier.1.weight"], "a ResNet"),
         (["layers.0.blocks.0.attn.relative_position_bias_table", "norm.weight", "head.weight"], "a Swin Transformer"),
         (["visual.trunk.stem.0.weight", "text.token_embedding.weight"], "a CLIP model"),
         (["something.weight"], "match no known layout"),

@@ -15,9 +15,14 @@ from safetensors.torch import load_file
 from edgeconvnext.errors import CheckpointError
 from edgeconvnext.model import ConvNeXtConfig, load_model
 from edgeconvnext.model.layouts import rename
+from edgeconvnext.model.resnet import ResNetConfig
 
 FOLDER = Path(__file__).parent.parent / "fixtures" / "layouts"
 SMALL = ConvNeXtConfig(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32), num_classes=11)
+SMALL_RESNET = ResNetConfig(
+    depths=(1, 1, 2, 1), dims=(16, 32, 64, 128), hidden=(4, 8, 16, 32), stem_dim=4, num_classes=11
+)
+SMALL_RESNEXT = dataclasses.replace(SMALL_RESNET, hidden=(8, 16, 32, 64), groups=4)
 V2 = dataclasses.replace(SMALL, version=2, layer_scale=False)
 
 EXPECTED = {
@@ -34,6 +39,8 @@ EXPECTED = {
     "timm_no_layer_scale": ("timm", dataclasses.replace(SMALL, layer_scale=False)),
     "timm_features": ("timm", dataclasses.replace(SMALL, num_classes=0)),
     "torchvision": ("torchvision", SMALL),
+    "torchvision_resnet": ("torchvision (ResNet)", SMALL_RESNET),
+    "torchvision_resnext": ("torchvision (ResNet)", SMALL_RESNEXT),
     "transformers_v1": ("transformers", dataclasses.replace(SMALL, head_norm_eps=1e-12)),
     "transformers_v2": ("transformers", dataclasses.replace(V2, head_norm_eps=1e-12)),
 }

@@ -1,0 +1,64 @@
+"""What every network of this package looks like: a stem, stages of blocks with downsampling between them, a head.
+
+`ConvNeXt` and `ResNet` (every step on the road from ResNet-50) are of this form and name their parts alike, so that quantization,
+export and validation need to know no more than this:
+
+    downsample_layers.0    stem       downsample_layers.i    in front of stage i; an identity where blocks stride themselves
+    stages.s.b             blocks     norm, head             behind the last stage
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+import torch
+from torch import nn
+
+from edgeconvnext.targets import Operator
+
+if TYPE_CHECKING:
+    from edgeconvnext.model.build import NetworkConfig
+
+
+class NetworkBlock(nn.Module):
+    """A block of a stage. operators: its convs and linears in the order data passes them, with their kind."""
+
+    operators: ClassVar[dict[str, Operator]]
+
+    @property
+    def is_residual(self) -> bool:
+        """Whether the output is the input plus what the block computes, and nothing after that."""
+        return True
+
+
+class Network(nn.Module):
+    """Logits (N, num_classes) from images (N, in_channels, H, W)."""
+
+    config: NetworkConfig
+    downsample_layers: nn.ModuleList
+    stages: nn.ModuleList
+    norm: nn.Module
+    head: nn.Module
+
+    def blocks(self, stage: int) -> list[NetworkBlock]:
+        """Return the blocks of one stage."""
+        return cast(list[NetworkBlock], list(cast(nn.Sequential, self.stages[stage])))
+
+    def forward_stages(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Return the output of each stage, (N, dims[s], H / 2**(s+2), W / 2**(s+2))."""
+        outputs = []
+        for index, stage in enumerate(self.stages):
+            x = stage(self.downsample_layers[index](x) if index else self.forward_stem(x))
+            outputs.append(x)
+        return outputs
+
+    def forward_stem(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the stem's output, (N, channels, H / 4, W / 4), for images (N, in_channels, H, W)."""
+        return cast(torch.Tensor, self.downsample_layers[0](x))
+
+    def forward_head(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the logits for the last stage's output."""
+        raise NotImplementedError
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.forward_head(self.forward_stages(x)[-1])

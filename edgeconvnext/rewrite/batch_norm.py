@@ -1,0 +1,33 @@
+"""Fold BatchNorms into the convs and linears in front of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import cast
+
+import torch
+from torch import nn
+
+from edgeconvnext.model.resnet import ResNet
+
+
+def fold_batch_norm(module: ResNet) -> ResNet:
+    """Return the network without BatchNorms: g (W x + b - m) / s + t = (g / s W) x + (t + g / s (b - m)), s = sqrt(var + eps).
+
+    Exact for the running mean m and variance of inference, up to the rounding of weights to float32; products are formed in
+    float64. The names of the layers stay. Networks without BatchNorms are copied.
+    """
+    config = module.config
+    folded = ResNet(dataclasses.replace(config, folded=config.norm == "batch"))
+    tensors = dict(module.state_dict())
+    for layer, norm in module.normalised_layers():
+        found = cast(nn.BatchNorm2d, module.get_submodule(norm))
+        assert found.running_mean is not None and found.running_var is not None
+        gain = found.weight.detach().double() / (found.running_var.double() + found.eps).sqrt()
+        weight = tensors[f"{layer}.weight"].double()
+        bias = tensors.get(f"{layer}.bias", torch.zeros_like(found.bias)).double()
+        tensors[f"{layer}.weight"] = weight * gain.view(-1, *[1] * (weight.dim() - 1))
+        tensors[f"{layer}.bias"] = found.bias.detach().double() + gain * (bias - found.running_mean.double())
+    kept = {name: tensors[name] for name in folded.state_dict()}
+    folded.to(next(module.parameters())).load_state_dict(kept)
+    return folded.train(module.training)
