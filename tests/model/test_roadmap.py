@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from edgeconvnext.quantize.units import units_of
 from resnets import CONFIGS, narrow, trained_like
 from safetensors.torch import load_file
 from torch import nn
@@ -25,6 +24,7 @@ from edgeconvnext.model.macs import count_macs, count_parameters, layer_macs
 from edgeconvnext.model.presets import PRESETS
 from edgeconvnext.model.resnet import ResNet, ResNetConfig
 from edgeconvnext.model.roadmap import RESNET50, RESNEXT50, STEPS, as_convnext, match_step, select_steps
+from edgeconvnext.model.units import units_of
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "layouts"
 LAST = STEPS["convnext_tiny"].config

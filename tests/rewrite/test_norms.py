@@ -28,7 +28,7 @@ def images(tmp_path: Path) -> Iterator[StoredImages]:
     generator = torch.Generator().manual_seed(3)
     coarse = (
         torch.randn(72, 3, 8, 8, generator=generator)
-        * torch.linspace(0.3, 2.0, 72).view(-1, 1, 1, 1)[torch.randperm(72)]
+        * torch.linspace(0.3, 2.0, 72).view(-1, 1, 1, 1)[torch.randperm(72, generator=generator)]
     )
     pictures = nn.functional.interpolate(coarse, size=(32, 32), mode="bilinear")
     with StoredImages(tmp_path, pictures[:48].split(16), pictures[48:].split(16)) as stored:
