@@ -109,13 +109,15 @@ def prune(
     multiple: int = 8,
     score: Score = "auto",
     blocks: int = 0,
+    curves: dict[str, Curve] | None = None,
 ) -> PruneResult:
     """Return a narrower network within `budget`; `module` is left as it is.
 
     fit, held_out: batches of preprocessed images, (N, C, H, W), each read once; channels and weights come from the first, every
     choice from the second. input_size: (height, width) of costs. multiple: widths that change become multiples of it, and no
     block gets narrower than it. score: "auto" takes, for each block, the one with the least measured loss. blocks: so many whole
-    blocks are taken out first, those whose loss is least with a neighbour fitted to make up for it.
+    blocks are taken out first, those whose loss is least with a neighbour fitted to make up for it. curves: of an earlier result
+    for this network, these images and `multiple`, all blocks kept; they are then not measured again.
 
     Layer scale is folded on the way. Raises RewriteError for V2 networks, budgets that cannot be met, and without images.
     """
@@ -131,8 +133,12 @@ def prune(
         segments = segments_of(reference.config, [removal.path for removal in removals])
         allowed = [segment.path for segment in segments]
         costs.check(allowed, budget, multiple)
-        taylor = taylor_scores(reference, images, counts[0]) if score in ("auto", "taylor") else {}
-        curves = measure_curves(reference, segments, images, counts, logits, folder, score, taylor, multiple)
+        if blocks:
+            curves = None  # a neighbour of a removed block answers for both, and loses something else
+        named = {score} if curves is None else {curve.score for curve in curves.values()}
+        taylor = taylor_scores(reference, images, counts[0]) if named & {"auto", "taylor"} else {}
+        if curves is None:
+            curves = measure_curves(reference, segments, images, counts, logits, folder, score, taylor, multiple)
         widths = allocate({path: curves[path].points for path in allowed}, costs, budget, multiple)
         best: tuple[float, ConvNeXt, dict[str, float]] | None = None
         tried: list[tuple[str, float, float]] = []
