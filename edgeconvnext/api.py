@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from edgeconvnext import pipeline
 from edgeconvnext.claim import is_run
 from edgeconvnext.data.loader import batches
 from edgeconvnext.data.sets import resolve_image_set
+from edgeconvnext.data.subset import split_held_out
 from edgeconvnext.errors import RewriteError, RunDirectoryError
+from edgeconvnext.export.torch_code import check_torch_code_path, write_torch_code
 from edgeconvnext.files import atomic_write
 from edgeconvnext.job import DEFAULT_IMAGES, Request
 from edgeconvnext.model.checkpoint import prepare_output, save_checkpoint
@@ -23,12 +25,17 @@ from edgeconvnext.quantize.precision import ActivationBits, WeightBits
 from edgeconvnext.quantize.preparations import Preparation
 from edgeconvnext.quantize.reconstruct import Rounding
 from edgeconvnext.rewrite.exact import FoldResult, fold_exact
-from edgeconvnext.rewrite.prune import PruneResult, prune_hidden
+from edgeconvnext.rewrite.prune import PruneResult
+from edgeconvnext.rewrite.prune import prune as prune_network
+from edgeconvnext.rewrite.prune_budget import Budget, BudgetKind
+from edgeconvnext.rewrite.prune_channels import Score
+from edgeconvnext.rewrite.sparsity import SparseResult, sparsify
 from edgeconvnext.search.compress import Compressed, CompressOptions, compressed_model
 from edgeconvnext.search.compress import compress as run_compress
 from edgeconvnext.targets import load_target
 
 PROOF_IMAGES = 16
+DEFAULT_MULTIPLE = 8
 
 
 def quantize(
@@ -217,32 +224,93 @@ def compress(
     return result
 
 
+@dataclass(frozen=True)
+class Pruned:
+    """What `prune` made. channels: of the removal of channels and blocks; sparse: of 2:4 sparsity; None where not asked for."""
+
+    module: ConvNeXt
+    channels: PruneResult | None
+    sparse: SparseResult | None
+
+
 def prune(
     model: str | Path | LoadedModel,
     *,
-    macs: float,
     calib: str | Path,
+    macs: float | None = None,
+    size: float | None = None,
+    latency: float | None = None,
     num_images: int = DEFAULT_IMAGES,
-    multiple: int = 8,
+    multiple: int | None = None,
+    target: str | None = None,
+    score: Score = "auto",
+    blocks: int = 0,
+    sparsity: Literal["2:4"] | None = None,
     output: str | Path | None = None,
-) -> PruneResult:
-    """Remove hidden channels of the blocks until `macs` (0..1) of the multiply-adds are left, and re-fit what follows them.
+    torch_code: str | Path | None = None,
+) -> Pruned:
+    """Make a network smaller without training: hidden channels, whole blocks, 2:4 sparsity; what is left is fitted anew.
 
-    multiple: widths that change are rounded to it. output: a .safetensors file, loadable like any checkpoint.
+    macs, size, latency: share to keep (above 0, at most 1) of multiply-adds, of bytes of the weights at 8 bits, or of the time
+    measured in onnxruntime here; one of them. multiple: of the widths; None takes the target's, without a target 8. score,
+    blocks: see `edgeconvnext.rewrite.prune.prune`. sparsity: "2:4" for kernels that skip zeros. output: a .safetensors file,
+    loadable like any checkpoint. torch_code: a .py file that defines the network and loads `output` without this package.
     """
     loaded = model if isinstance(model, LoadedModel) else load_model(model)
     if not isinstance(loaded.module, ConvNeXt):
         raise RewriteError(f"{loaded.name} is no ConvNeXt; hidden channels are pruned in ConvNeXt blocks only.")
+    budget = _budget(macs, size, latency, blocks, sparsity)
+    if torch_code is not None:
+        check_torch_code_path(Path(torch_code))
+        if output is None:
+            raise RewriteError("--torch-code loads the weights that --output writes; give both.")
     if output is not None:
         prepare_output(Path(output), loaded)
+    if multiple is None:
+        multiple = DEFAULT_MULTIPLE if target is None else load_target(target).hidden_multiple
     images = resolve_image_set(calib).take(num_images)
-    stream = batches(images, loaded.preprocess, description="Gathering channel statistics")
-    result = prune_hidden(
-        loaded.module, (batch.images for batch in stream), macs, loaded.preprocess.input_size, multiple
+    fit, held_out = (
+        [batch.images for batch in batches(images, loaded.preprocess, indices=part, description="Reading images")]
+        for part in split_held_out(images)
     )
+    module, channels, sparse = loaded.module, None, None
+    if budget is not None:
+        channels = prune_network(
+            module,
+            fit,
+            held_out,
+            budget,
+            input_size=loaded.preprocess.input_size,
+            multiple=multiple,
+            score=score,
+            blocks=blocks,
+        )
+        module = channels.module
+    if sparsity is not None:
+        sparse = sparsify(module, fit, held_out)
+        module = sparse.module
+    smaller = replace(loaded, module=module, config=module.config)
     if output is not None:
-        save_checkpoint(replace(loaded, module=result.module, config=result.module.config), Path(output))
-    return result
+        save_checkpoint(smaller, Path(output))
+        if torch_code is not None:
+            write_torch_code(smaller, Path(output), Path(torch_code))
+    return Pruned(module, channels, sparse)
+
+
+def _budget(
+    macs: float | None, size: float | None, latency: float | None, blocks: int, sparsity: str | None
+) -> Budget | None:
+    """Return the one budget that was given; without one, all channels stay."""
+    given: dict[BudgetKind, float | None] = {"macs": macs, "size": size, "latency": latency}
+    named = [Budget(kind, share) for kind, share in given.items() if share is not None]
+    if len(named) > 1:
+        raise RewriteError(f"Give one budget, not {' and '.join(f'--{budget.kind}' for budget in named)}.")
+    if not named and not blocks and sparsity is None:
+        raise RewriteError(
+            "Nothing was asked for: give a budget with --macs, --size or --latency (such as --macs 0.7), blocks to take out with "
+            "--blocks, or --sparsity 2:4."
+        )
+    return named[0] if named else (Budget("macs", 1.0) if blocks else None)
 
 
 def _text(value: str | Path | None) -> str | None:

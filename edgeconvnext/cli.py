@@ -39,6 +39,7 @@ PreparationName = Literal["auto", "none", "force"]
 RoundingName = Literal["auto", "nearest", "gptq", "adaround"]
 NormScopeName = Literal["all", "blocks"]
 EffortName = Literal["quick", "default", "best"]
+ScoreName = Literal["auto", "elimination", "magnitude", "energy", "taylor"]
 
 ModelArgument = Annotated[str, typer.Argument(help="Weights file, folder, hub name, preset, or 'digits'.")]
 ModelOption = Annotated[
@@ -428,21 +429,85 @@ def fold(
 @app.command()
 def prune(
     model: ModelArgument,
-    macs: Annotated[float, typer.Option("--macs", help="Share of the multiply-adds to keep, as in 0.7.")],
     calib: Annotated[str, typer.Option("--calib", help="Calibration images: a set's name or a folder.")],
     output: Annotated[Path, typer.Option("--output", help="Weights file to write, .safetensors.")],
-    num_images: Annotated[int, typer.Option("--num-images", help="Calibration images.")] = 256,
-    multiple: Annotated[int, typer.Option("--multiple", min=1, help="Hidden widths become multiples of it.")] = 8,
+    macs: Annotated[
+        float | None,
+        typer.Option("--macs", help="Share of the multiply-adds to keep, above 0 and at most 1, as in 0.7."),
+    ] = None,
+    size: Annotated[
+        float | None, typer.Option("--size", help="Share of the weights' bytes at 8 bits to keep, as in 0.5.")
+    ] = None,
+    latency: Annotated[
+        float | None,
+        typer.Option("--latency", help="Share of the time measured here in onnxruntime to keep, as in 0.7."),
+    ] = None,
+    blocks: Annotated[int, typer.Option("--blocks", help="Whole blocks to take out first.")] = 0,
+    sparsity: Annotated[
+        Literal["2:4"] | None,
+        typer.Option("--sparsity", help="2:4: two of four weights of the blocks' linears become zero."),
+    ] = None,
+    num_images: ImagesOption = 256,
+    target: Annotated[
+        str | None, typer.Option("--target", help="Target whose multiple the widths get: 8, 16 or 32.")
+    ] = None,
+    multiple: Annotated[
+        int | None,
+        typer.Option("--multiple", min=1, help="Widths become multiples of it.", show_default="the target's, else 8"),
+    ] = None,
+    score: Annotated[
+        ScoreName, typer.Option("--score", help="What chooses channels; auto takes the best one for each block.")
+    ] = "auto",
+    torch_code: Annotated[
+        Path | None,
+        typer.Option(
+            "--torch-code", help="Python file to write as well: the network for torch alone, loading --output."
+        ),
+    ] = None,
+    recover: RecoverOption = False,
+    epochs: EpochsOption = 10,
+    budget_minutes: BudgetOption = None,
 ) -> None:
-    """Remove hidden channels that matter least, re-fit the layers behind them, and save the network."""
+    """Make a network smaller: channels, blocks or 2:4 sparsity; fit what is left, train it with --recover, and save it."""
     from edgeconvnext.api import prune as run
+    from edgeconvnext.report.pruning_terminal import render_pruned
 
-    result = run(model, macs=macs, calib=calib, num_images=num_images, multiple=multiple, output=output)
-    share = result.macs_after / result.macs_before
-    typer.echo(f"MACs: {result.macs_before / 1e6:.1f} M -> {result.macs_after / 1e6:.1f} M ({100 * share:.1f} %)")
-    for block, error in result.errors.items():
-        typer.echo(f"{block}: relative error of the block's branch {error:.3f}")
-    typer.echo(f"written: {output}")
+    if recover:
+        others = {"--size": size, "--latency": latency, "--blocks": blocks or None, "--sparsity": sparsity}
+        others |= {"--torch-code": torch_code, "--score": None if score == "auto" else score}
+        given = [name for name, value in others.items() if value is not None]
+        if macs is None or given:
+            raise typer.BadParameter(
+                "--recover trains a network whose channels --macs took out"
+                + (f"; leave out {' and '.join(given)}." if given else "; give --macs.")
+            )
+        from edgeconvnext import api
+        from edgeconvnext.search.compress import CompressOptions
+
+        options = CompressOptions(
+            macs=macs, recover=True, epochs=epochs, minutes=budget_minutes, images=num_images, multiple=multiple
+        )
+        _show_changes(
+            api.compress(model, calib=calib, options=options, target=target or "onnx", output=output), output, False
+        )
+        return
+    result = run(
+        model,
+        calib=calib,
+        macs=macs,
+        size=size,
+        latency=latency,
+        num_images=num_images,
+        multiple=multiple,
+        target=target,
+        score=score,
+        blocks=blocks,
+        sparsity=sparsity,
+        output=output,
+        torch_code=torch_code,
+    )
+    _print(render_pruned(result.channels, result.sparse))
+    typer.echo(f"written: {output}" + (f" and {torch_code}" if torch_code else ""))
 
 
 @app.command()

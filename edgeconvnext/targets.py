@@ -239,6 +239,11 @@ class Target(Section):
             )
 
     @property
+    def hidden_multiple(self) -> int:
+        """What pruned widths are rounded to: 32 for TensorRT's int8 formats, 16 for Core ML, 8 (AVX floats) for onnxruntime."""
+        return {"onnxruntime": 8, "coreml": 16}.get(self.runtime.name, 32)
+
+    @property
     def sha256(self) -> str:
         """Hash of the resolved target, so that defaults count and comments do not."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()

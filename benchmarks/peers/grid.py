@@ -8,6 +8,7 @@ from typing import Literal
 from benchmarks.peers.protocol import Activations, Bits, Placement
 
 PeerName = Literal["onnxruntime", "nncf", "modelopt", "torchao"]
+Environment = PeerName | Literal["torch_pruning"]
 
 
 @dataclass(frozen=True)

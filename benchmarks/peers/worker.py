@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.peers.grid import PeerName
+from benchmarks.peers.grid import Environment, PeerName
 from benchmarks.peers.protocol import Task
 
 HERE = Path(__file__).resolve().parent
@@ -103,7 +103,7 @@ class Worker:
         return answer
 
 
-def environment(peer: PeerName) -> Path:
+def environment(peer: Environment) -> Path:
     """Return the interpreter of a peer's environment, made on first use and again when its pins change.
 
     torchao has none of its own: it is a dependency of this project.

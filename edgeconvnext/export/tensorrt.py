@@ -73,13 +73,18 @@ class ParsedNetwork:
 
 @dataclass(frozen=True)
 class EngineBuild:
-    """A built engine: where it lies, its size, how long the build took, its batches, and the network it came from."""
+    """A built engine: where it lies, its size, how long the build took, its batches, and the network it came from.
+
+    sparse_layers: linears that are 2:4 sparse in the file, for which the builder was allowed sparse kernels; whether it took them
+    is known on the GPU only.
+    """
 
     path: Path
     size_bytes: int
     seconds: float
     batch: tuple[int, int, int]
     network: ParsedNetwork
+    sparse_layers: tuple[str, ...] = ()
 
 
 def parse_with_rtx(onnx_path: Path) -> ParsedNetwork:
@@ -161,6 +166,7 @@ def _build(runtime: ModuleType, onnx_path: Path, engine_path: Path, batch: Seque
         profile = builder.create_optimization_profile()
         profile.set_shape(image.name, *((size, *shape[1:]) for size in (low, typical, high)))
         config.add_optimization_profile(profile)
+    sparse = _allow_sparse_kernels(runtime, config, onnx_path)
     parsed = _describe(runtime, network)
     start = time.perf_counter()
     engine = builder.build_serialized_network(network, config)
@@ -171,7 +177,19 @@ def _build(runtime: ModuleType, onnx_path: Path, engine_path: Path, batch: Seque
             "If memory was short, lower the largest batch in the target file."
         )
     atomic_write(engine_path, bytes(memoryview(engine)))
-    return EngineBuild(engine_path, engine_path.stat().st_size, seconds, (low, typical, high), parsed)
+    return EngineBuild(engine_path, engine_path.stat().st_size, seconds, (low, typical, high), parsed, sparse)
+
+
+def _allow_sparse_kernels(runtime: ModuleType, config: Any, onnx_path: Path) -> tuple[str, ...]:
+    """Set SPARSE_WEIGHTS where linears of the file are 2:4 sparse, and return these; the flag does nothing for other files."""
+    from edgeconvnext.export.sparse_onnx import sparse_linears
+
+    sparse = tuple(layer for layer, is_sparse in sparse_linears(onnx_path).items() if is_sparse)
+    flag = getattr(runtime.BuilderFlag, "SPARSE_WEIGHTS", None)
+    if not sparse or flag is None:
+        return ()
+    config.set_flag(flag)
+    return sparse
 
 
 def _parse(runtime: ModuleType, onnx_path: Path) -> tuple[Any, Any, list[tuple[str, str]]]:

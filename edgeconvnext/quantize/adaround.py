@@ -13,6 +13,7 @@ import torch
 from edgeconvnext.model.network import Network
 from edgeconvnext.model.units import Unit
 from edgeconvnext.quantize.plan import QParams
+from edgeconvnext.rewrite.two_of_four import zero_mask
 from edgeconvnext.tensor_file import TensorFile
 
 BATCH = 16
@@ -44,7 +45,10 @@ def refine(
     """
     expected_file, given_file, images = inputs
     directions = _directions(unit, reference, working, list(grids), inputs)
-    roundings = {layer: _SoftRounding(working, layer, grid, directions[layer]) for layer, grid in grids.items()}
+    roundings = {
+        layer: _SoftRounding(working, layer, grid, directions[layer], zero_mask(_weight(reference, layer)))
+        for layer, grid in grids.items()
+    }
     parameters = [rounding.logit for rounding in roundings.values()]
     biases = [rounding.bias for rounding in roundings.values()]
     optimizer = torch.optim.Adam(
@@ -97,15 +101,24 @@ def _directions(
     return {layer: cast(torch.Tensor, leaves[f"{layer}.weight"].grad) < 0 for layer in layers}
 
 
+def _weight(module: Network, layer: str) -> torch.Tensor:
+    return cast(torch.Tensor, module.get_submodule(layer).weight).detach()
+
+
 class _SoftRounding:
     """One layer's weights as (floor + soft) * scale with soft in 0..1, learnt."""
 
-    def __init__(self, working: Network, layer: str, grid: QParams, up: torch.Tensor) -> None:
+    def __init__(
+        self, working: Network, layer: str, grid: QParams, up: torch.Tensor, mask: torch.Tensor | None
+    ) -> None:
         self.layer, self.grid = layer, grid
+        # Zeros of a 2:4 sparse layer stay where they are: their steps are zero.
         self.found = working.get_submodule(layer)
         weight = cast(torch.Tensor, self.found.weight).detach()
         self.scale = grid.broadcast(grid.scale, weight)
         codes = (weight / self.scale).round()
+        if mask is not None:
+            self.scale = self.scale * mask
         # Of the two codes beside the one at hand, the one in the direction of a smaller error is offered.
         self.floor = torch.where(up, codes, codes - 1)
         start = torch.where(up, torch.full_like(codes, START), torch.full_like(codes, 1 - START))

@@ -7,9 +7,10 @@ it should answer according to the float network (`layer_problem`). Then compete,
   range         five estimators (`ranges`)
   rounding      nearest, GPTQ, GPTQ of weights re-fitted to the quantised inputs (`rounding`), AdaRound of a block (`adaround`)
 
-each with the bias corrected by the output's measured shift. The first two are ranked by the error of the layer's own output, the
-finalists and the rounding by the error of the block's output. What wins is put into a copy of the network, whose weights then lie
-on their grids: exporting it with the plan's Q/DQ pairs changes nothing any more.
+each with the bias corrected by the output's measured shift; zeros of a 2:4 sparse layer stay zeros in all of them. The first two
+are ranked by the error of the layer's own output, the finalists and the rounding by the error of the block's output. What wins is
+put into a copy of the network, whose weights then lie on their grids: exporting it with the plan's Q/DQ pairs changes nothing any
+more.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ from edgeconvnext.quantize.statistics import Statistics, TensorStatistics
 from edgeconvnext.quantize.weights import palette_grid, weight_grid
 from edgeconvnext.rewrite.lockstep import BATCH, Lockstep, StoredImages
 from edgeconvnext.rewrite.prepare import Affine, norm_before, place_affine, takes_shift
+from edgeconvnext.rewrite.two_of_four import zero_mask
 from edgeconvnext.targets import Target
 
 Rounding = Literal["auto", "nearest", "gptq", "adaround"]
@@ -382,11 +384,13 @@ class _Engine:
         exact_bias = old_bias - (prepared * shift[:, None]).sum(dim=2).flatten()
 
         ready = factored(hessian)
+        mask = zero_mask(_weight(self.state.reference, layer))
+        mask = None if mask is None else mask[None]
 
         def finish(weights: torch.Tensor, method: str) -> _Candidate:
             grid = self._grid_of(layer, problem, weights, precision, affine)
             step = _step(grid, weights)
-            codes = nearest(weights, step, grid) if method == "nearest" else gptq(weights, step, grid, ready)
+            codes = nearest(weights, step, grid) if method == "nearest" else gptq(weights, step, grid, ready, mask)
             corrected = (problem.target_mean - (codes * step * mean[:, None]).sum(dim=2)).flatten()
             bias = corrected if self.options.bias_correction else exact_bias
             return _Candidate(affine, qparams, grid, codes, bias, method, estimator)
@@ -397,7 +401,7 @@ class _Engine:
         if rounding in ("auto", "gptq", "adaround"):
             yield finish(prepared, "gptq")
             for ridge in RIDGES if rounding != "gptq" else ():
-                fitted = refit(prepared, hessian, cross, ridge)
+                fitted = refit(prepared, hessian, cross, ridge, mask)
                 yield finish(fitted, f"gptq, re-fitted {ridge:g}")
 
     # --- putting a candidate in place ----------------------------------------------------------------------------------------

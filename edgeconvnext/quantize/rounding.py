@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from edgeconvnext.quantize.plan import QParams
+from edgeconvnext.rewrite.two_of_four import masked_fit
 
 
 def nearest(weight: torch.Tensor, scale: torch.Tensor, grid: QParams) -> torch.Tensor:
@@ -40,10 +41,13 @@ def factored(hessian: torch.Tensor, damping: float = 0.01) -> Factored:
     return Factored(order, torch.linalg.cholesky(inverse, upper=True))
 
 
-def gptq(weight: torch.Tensor, scale: torch.Tensor, grid: QParams, hessian: Factored) -> torch.Tensor:
+def gptq(
+    weight: torch.Tensor, scale: torch.Tensor, grid: QParams, hessian: Factored, mask: torch.Tensor | None = None
+) -> torch.Tensor:
     """Return codes with small output error |(W - Q) x|^2 summed over the inputs that `hessian` describes.
 
-    weight: (G, R, K) float64. scale: the grid's steps, (G, R, K), or broadcastable to it.
+    weight: (G, R, K) float64. scale: the grid's steps, (G, R, K), or broadcastable to it. mask: bool (G, R, K), where codes may
+    differ from zero; a weight outside becomes zero whatever it gained from others, and the weights still to come take that over.
 
     Columns are rounded one after the other, those with the most power first; the error of each is spread over the columns still
     to come, in the proportions that change the output least (OBQ, arXiv 2208.11580; GPTQ, arXiv 2210.17323, by one Cholesky
@@ -54,6 +58,7 @@ def gptq(weight: torch.Tensor, scale: torch.Tensor, grid: QParams, hessian: Fact
     order, factor = hessian.order[:, None].expand_as(weight), hessian.factor
     w = weight.gather(2, order).clone()
     step = scale.expand_as(weight).gather(2, order)
+    free = None if mask is None else mask.gather(2, order)
     codes = torch.empty_like(w)
     block = 64
     for start in range(0, columns, block):
@@ -61,7 +66,8 @@ def gptq(weight: torch.Tensor, scale: torch.Tensor, grid: QParams, hessian: Fact
         part, errors = w[:, :, start:stop], torch.empty(groups, w.shape[1], stop - start, dtype=w.dtype)
         for column in range(stop - start):
             at = start + column
-            codes[:, :, at] = grid.nearest_code(part[:, :, column] / step[:, :, at])
+            code = grid.nearest_code(part[:, :, column] / step[:, :, at])
+            codes[:, :, at] = code if free is None else code * free[:, :, at]
             error = (part[:, :, column] - codes[:, :, at] * step[:, :, at]) / factor[:, at, at][:, None]
             part[:, :, column:] -= error[:, :, None] * factor[:, at, at:stop][:, None]
             errors[:, :, column] = error
@@ -69,16 +75,21 @@ def gptq(weight: torch.Tensor, scale: torch.Tensor, grid: QParams, hessian: Fact
     return torch.empty_like(codes).scatter_(2, order, codes)
 
 
-def refit(weight: torch.Tensor, hessian: torch.Tensor, cross: torch.Tensor, ridge: float) -> torch.Tensor:
+def refit(
+    weight: torch.Tensor, hessian: torch.Tensor, cross: torch.Tensor, ridge: float, mask: torch.Tensor | None = None
+) -> torch.Tensor:
     """Return the weights that come closest to the float network's outputs from the quantised network's inputs.
 
     weight: (G, R, K). hessian: (G, K, K), covariance of the quantised network's inputs. cross: (G, R, K), covariance of the
     float network's outputs with them. ridge: weight of the penalty on changes, as a share of the mean variance.
+    mask: bool (G, R, K), where weights may differ from zero.
 
     Minimises |t - W x|^2 + ridge |W - W0|^2, that is W = W0 + (cross - W0 H) (H + ridge I)^-1. Rounding W afterwards with
     `gptq` makes the errors of the layers before part of what is made good (asymmetric calibration, arXiv 2504.02692).
     """
     mean = hessian.diagonal(dim1=1, dim2=2).mean(dim=1).clamp_min(1e-30)
     damped = hessian + (ridge * mean)[:, None, None] * torch.eye(hessian.shape[1], dtype=hessian.dtype)
+    if mask is not None:
+        return masked_fit(weight, mask, damped, cross + weight @ (damped - hessian))
     change = torch.cholesky_solve((cross - weight @ hessian).transpose(1, 2), torch.linalg.cholesky(damped))
     return weight + change.transpose(1, 2)

@@ -1,278 +1,213 @@
-"""Structured pruning of a block's hidden channels: rows of pwconv1 and columns of pwconv2 go, without training.
+"""Structured pruning without training and without labels: hidden channels of the blocks, and whole blocks.
 
-One streaming pass over calibration images gathers, for each block, mean and covariance of the GELU outputs. What a
-channel contributes to its block follows from these; so does, in closed form, the pwconv2 that makes up for the channels
-removed.
+    1. what each block loses at several widths is measured: KL of the logits on held-out images, this block pruned alone
+       (`prune_curves`);
+    2. one allocation over all blocks picks widths from these curves for a budget (`prune_budget`);
+    3. the network is rebuilt block after block: each sees the pruned blocks before it, and its pwconv2 is fitted in closed form
+       to what the original network has behind it (`prune_rebuild`).
+
+Which channels go is decided by greedy elimination that counts the re-fit in (`prune_channels`), or by a simpler score.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import cast
+from pathlib import Path
 
 import torch
-from torch import nn
 
 from edgeconvnext.errors import RewriteError
-from edgeconvnext.model.convnext import Block, ConvNeXt
-from edgeconvnext.model.macs import count_macs, layer_macs
+from edgeconvnext.model.convnext import ConvNeXt
+from edgeconvnext.model.macs import count_macs, count_parameters
+from edgeconvnext.rewrite.exact import fold_layer_scale
+from edgeconvnext.rewrite.prune_budget import Budget, allocate, costs_of, interpolated
+from edgeconvnext.rewrite.prune_channels import Score, taylor_scores
+from edgeconvnext.rewrite.prune_curves import Curve, measure_curves
+from edgeconvnext.rewrite.prune_depth import Removal, remove_blocks
+from edgeconvnext.rewrite.prune_rebuild import rebuild
+from edgeconvnext.rewrite.prune_segments import hidden_widths, logit_kl, run_reference, segments_of, stored
+from edgeconvnext.tensor_file import TensorFile
 
-RIDGE = 1e-3
-"""Weight of the penalty on changes of pwconv2, as a share of the mean variance of the channels kept."""
+COMPENSATIONS = (1.0, 0.0)
+"""Shares of the error of the blocks before it that a block is fitted to make good; the better on held-out images is taken."""
+
+
+@dataclass(frozen=True)
+class PrunedBlock:
+    """One block of the pruned network, for reports.
+
+    path: in the network handed in. hidden_before, hidden_after: channels; 0 where the block was removed. score: what chose the
+    channels. kl_alone: KL of the logits in nats on held-out images that was expected from pruning this block alone; None where
+    it was not pruned. relative_error: RMS error of what the block adds, relative to its RMS variation, held-out images, all
+    blocks before it pruned; None for removed blocks and where nothing changed.
+    """
+
+    path: str
+    hidden_before: int
+    hidden_after: int
+    score: str
+    kl_alone: float | None
+    relative_error: float | None
+
+
+@dataclass(frozen=True)
+class PruneVerdict:
+    """One way to rebuild the network, measured on held-out images. kl: of the logits, nats; agreement: per cent of images."""
+
+    name: str
+    kl: float
+    agreement: float
+    taken: bool
 
 
 @dataclass(frozen=True)
 class PruneResult:
-    """A network with narrower blocks.
+    """A smaller network and what it was measured to lose on held-out calibration images.
 
-    macs_before, macs_after: multiply-adds at the input size that was asked for, batch 1.
-    widths: hidden channels of each block by its path, "stages.2.4".
-    errors: for each block that lost channels, the RMS error of its branch (before layer scale) relative to the branch's
-        RMS variation, on the calibration images and for unchanged inputs.
+    cost_before, cost_after: in the budget's unit (multiply-adds, bytes, milliseconds). macs, parameters: at the input size asked
+    for, batch 1. removals: blocks taken out, in order. latency_ms: medians of both networks, measured; with a latency budget
+    only. curves: what each block would lose at other widths.
     """
 
     module: ConvNeXt
+    budget: Budget
+    cost_before: float
+    cost_after: float
     macs_before: int
     macs_after: int
-    widths: dict[str, int]
-    errors: dict[str, float]
+    parameters_before: int
+    parameters_after: int
+    blocks: tuple[PrunedBlock, ...]
+    removals: tuple[Removal, ...]
+    verdicts: tuple[PruneVerdict, ...]
+    latency_ms: tuple[float, float] | None
+    curves: dict[str, Curve]
+    fit_images: int
+    held_out_images: int
 
+    @property
+    def widths(self) -> dict[str, int]:
+        """Hidden channels of the blocks that are left, by their path in the network handed in."""
+        return {block.path: block.hidden_after for block in self.blocks if block.hidden_after}
 
-@dataclass(frozen=True)
-class BranchStatistics:
-    """Second-order statistics of one block, float64.
-
-    mean, covariance: of the hidden channels over all images and positions, (hidden,) and (hidden, hidden).
-    output_power: mean square of the block's output, residual included, summed over channels.
-    """
-
-    mean: torch.Tensor
-    covariance: torch.Tensor
-    output_power: float
-
-
-class _Accumulator:
-    """Running sums of one block; their size does not depend on the number of images."""
-
-    def __init__(self, hidden: int, device: torch.device) -> None:
-        self.count = 0
-        self.sum = torch.zeros(hidden, dtype=torch.float64, device=device)
-        self.products = torch.zeros(hidden, hidden, dtype=torch.float64, device=device)
-        self.power = 0.0
-
-    def add_hidden(self, pwconv2: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        """Forward pre-hook of pwconv2; its input is (N, H, W, hidden)."""
-        hidden = inputs[0].flatten(0, -2)
-        self.count += len(hidden)
-        self.sum += hidden.sum(dim=0, dtype=torch.float64)
-        # The products of one batch are summed in float32; only the sum over batches has to be wider.
-        self.products += hidden.T @ hidden
-
-    def add_output(self, block: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        """Forward hook of the block; its output is (N, C, H, W)."""
-        self.power += float(output.square().sum(dtype=torch.float64))
-
-    def statistics(self) -> BranchStatistics:
-        mean = self.sum / self.count
-        covariance = self.products / self.count - torch.outer(mean, mean)
-        return BranchStatistics(mean, covariance, self.power / self.count)
-
-
-def prune_hidden(
-    module: ConvNeXt,
-    images_batches: Iterable[torch.Tensor],
-    macs_ratio: float,
-    input_size: tuple[int, int],
-    multiple: int = 8,
-) -> PruneResult:
-    """Remove the hidden channels that matter least until at most `macs_ratio` of the multiply-adds are left.
-
-    images_batches: preprocessed calibration images, (N, C, H, W), read once.
-    input_size: (height, width) for counting MACs.
-    multiple: widths that change become multiples of it, and no block gets narrower than it.
-
-    A channel's score is the variance of its activation times the squared norm of its pwconv2 column: the squared error
-    its removal brings once its mean has moved into the bias. Scores are taken relative to the power of the block's
-    output and per multiply-add saved, so that one ranking serves all blocks.
-
-    Raises RewriteError for V2 networks, a ratio outside 0..1 or below what is reachable, and when there are no images.
-    """
-    widths = _check(module, macs_ratio, input_size, multiple)
-    statistics = gather_statistics(module, images_batches)
-    scores = {path: channel_scores(_block(module, path), statistics[path]) for path in widths}
-    kept = _allocate(module, scores, macs_ratio, input_size, multiple)
-    return _rebuild(module, kept, statistics, input_size)
+    @property
+    def verdict(self) -> PruneVerdict:
+        return next(verdict for verdict in self.verdicts if verdict.taken)
 
 
 @torch.no_grad()
-def gather_statistics(module: ConvNeXt, images_batches: Iterable[torch.Tensor]) -> dict[str, BranchStatistics]:
-    """Run the images through the network once; return the statistics of each block by its path."""
-    accumulators, hooks = {}, []
-    for path in _hidden_widths(module):
-        block = _block(module, path)
-        accumulator = _Accumulator(block.pwconv2.in_features, block.pwconv2.weight.device)
-        hooks.append(block.pwconv2.register_forward_pre_hook(accumulator.add_hidden))
-        hooks.append(block.register_forward_hook(accumulator.add_output))
-        accumulators[path] = accumulator
-    try:
-        for images in images_batches:
-            module(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if not all(accumulator.count for accumulator in accumulators.values()):
-        raise RewriteError(
-            "Pruning chooses channels on calibration images, and there are none; name a set with --calib."
-        )
-    statistics = {path: accumulator.statistics() for path, accumulator in accumulators.items()}
-    broken = [path for path, values in statistics.items() if not values.covariance.isfinite().all()]
-    if broken:
-        raise RewriteError(
-            f"The activations of {broken[0]} hold NaN or Inf on the calibration images, so its channels cannot be "
-            f"ranked. Check the weights and the preprocessing of the checkpoint."
-        )
-    return statistics
+def prune(
+    module: ConvNeXt,
+    fit: Iterable[torch.Tensor],
+    held_out: Iterable[torch.Tensor],
+    budget: Budget,
+    *,
+    input_size: tuple[int, int],
+    multiple: int = 8,
+    score: Score = "auto",
+    blocks: int = 0,
+    curves: dict[str, Curve] | None = None,
+) -> PruneResult:
+    """Return a narrower network within `budget`; `module` is left as it is.
 
+    fit, held_out: batches of preprocessed images, (N, C, H, W), each read once; channels and weights come from the first, every
+    choice from the second. input_size: (height, width) of costs. multiple: widths that change become multiples of it, and no
+    block gets narrower than it. score: "auto" takes, for each block, the one with the least measured loss. blocks: so many whole
+    blocks are taken out first, those whose loss is least with a neighbour fitted to make up for it. curves: of an earlier result
+    for this network, these images and `multiple`, all blocks kept; they are then not measured again.
 
-def channel_scores(block: Block, statistics: BranchStatistics) -> torch.Tensor:
-    """Return the share of the block's output power that each channel's variation contributes alone, (hidden,)."""
-    columns = _output_weight(block).square().sum(dim=0)
-    return statistics.covariance.diagonal() * columns / max(statistics.output_power, torch.finfo(torch.float64).tiny)
-
-
-def refit(block: Block, statistics: BranchStatistics, kept: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """Return pwconv2's weight and bias on the channels `kept`, and the relative RMS error of the branch they leave.
-
-    kept: (hidden,), bool. With K kept and R removed channels, the change D of the kept weights minimises
-    |W_R h_R - D h_K|^2 + ridge |D|^2 over the calibration positions, h centred: D = W_R C_RK (C_KK + ridge I)^-1. Few
-    images thus leave the weights near what they were. The bias takes up the means.
+    Layer scale is folded on the way. Raises RewriteError for V2 networks, budgets that cannot be met, and without images.
     """
-    weight = block.pwconv2.weight.detach().double()
-    bias = block.pwconv2.bias.detach().double()
-    covariance, mean = statistics.covariance, statistics.mean
-    c_kk, c_rk, c_rr = covariance[kept][:, kept], covariance[~kept][:, kept], covariance[~kept][:, ~kept]
-    ridge = RIDGE * float(c_kk.diagonal().mean()) + torch.finfo(torch.float64).tiny
-    lost = weight[:, ~kept]
-    cross = lost @ c_rk
-    regularised = c_kk + ridge * torch.eye(len(c_kk), dtype=c_kk.dtype, device=c_kk.device)
-    change = torch.linalg.solve(regularised, cross.T).T
-    new_weight = weight[:, kept] + change
-    new_bias = bias + weight @ mean - new_weight @ mean[kept]
-    residual = _power(lost, c_rr) - 2 * float((change * cross).sum()) + _power(change, c_kk)
-    total = _power(weight, covariance)
-    return new_weight, new_bias, (max(residual, 0.0) / total) ** 0.5 if total > 0 else 0.0
+    _check(module, multiple, blocks)
+    reference = fold_layer_scale(module).eval()
+    costs = costs_of(reference, budget, input_size, multiple)
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgeconvnext-prune-")))
+        images = stack.enter_context(TensorFile(folder / "images.bin"))
+        counts = stored(images, fit, held_out)
+        logits = run_reference(reference, images, counts)
+        removals = remove_blocks(reference, images, counts, logits, blocks)
+        segments = segments_of(reference.config, [removal.path for removal in removals])
+        allowed = [segment.path for segment in segments]
+        costs.check(allowed, budget, multiple)
+        if blocks:
+            curves = None  # a neighbour of a removed block answers for both, and loses something else
+        named = {score} if curves is None else {curve.score for curve in curves.values()}
+        taylor = taylor_scores(reference, images, counts[0]) if named & {"auto", "taylor"} else {}
+        if curves is None:
+            curves = measure_curves(reference, segments, images, counts, logits, folder, score, taylor, multiple)
+        widths = allocate({path: curves[path].points for path in allowed}, costs, budget, multiple)
+        best: tuple[float, ConvNeXt, dict[str, float]] | None = None
+        tried: list[tuple[str, float, float]] = []
+        for compensation in COMPENSATIONS:
+            chosen = {path: curves[path].score for path in allowed}
+            pruned, errors = rebuild(reference, segments, images, counts, folder, widths, chosen, taylor, compensation)
+            kl, agreement = _judge(pruned, images, counts, logits)
+            name = "errors of earlier blocks made good" if compensation else "each block for itself"
+            tried.append((name, kl, agreement))
+            if best is None or kl < best[0]:
+                best = (kl, pruned, errors)
+    assert best is not None
+    _, pruned, errors = best
+    times: tuple[float, float] | None = None
+    if budget.kind == "latency":
+        from edgeconvnext.rewrite.prune_latency import measured_latency
+
+        measured = measured_latency({"before": reference, "after": pruned}, input_size)
+        times = measured["before"], measured["after"]
+    verdicts = tuple(PruneVerdict(name, kl, agreement, kl == best[0]) for name, kl, agreement in tried)
+    return PruneResult(
+        module=pruned,
+        budget=budget,
+        cost_before=costs.total,
+        cost_after=costs.of(widths),
+        macs_before=count_macs(reference, input_size),
+        macs_after=count_macs(pruned, input_size),
+        parameters_before=count_parameters(reference),
+        parameters_after=count_parameters(pruned),
+        blocks=_rows(reference, widths, curves, errors),
+        removals=tuple(removals),
+        verdicts=verdicts,
+        latency_ms=times,
+        curves=curves,
+        fit_images=counts[0],
+        held_out_images=counts[1],
+    )
 
 
-def _check(module: ConvNeXt, macs_ratio: float, input_size: tuple[int, int], multiple: int) -> dict[str, int]:
-    """Return the widths of all blocks, or raise RewriteError where the request cannot be met."""
+def _check(module: ConvNeXt, multiple: int, blocks: int) -> None:
     if module.config.version == 2:
         raise RewriteError(
             "Hidden channels of a ConvNeXt V2 cannot be pruned one by one: Global Response Normalization (GRN) divides "
             "each by the mean over all of them, so that removing one changes the rest. Prune a V1 network, or quantise "
             "this one unpruned."
         )
-    if not 0 < macs_ratio <= 1:
-        raise RewriteError(f"The share of multiply-adds to keep must lie above 0 and at most at 1; it is {macs_ratio}.")
     if multiple < 1:
         raise RewriteError(f"Widths are rounded to a multiple of at least 1; it is {multiple}.")
-    widths = _hidden_widths(module)
-    cost = _cost_per_channel(module, input_size)
-    total = count_macs(module, input_size)
-    lowest = total - sum((width - min(width, multiple)) * cost[path] for path, width in widths.items())
-    if lowest > macs_ratio * total:
-        # Rounded up, so that the ratio printed can be reached.
-        reachable = -(-lowest * 1000 // total) / 1000
+    most = sum(depth - 1 for depth in module.config.depths)
+    if not 0 <= blocks <= most:
         raise RewriteError(
-            f"Pruning hidden channels cannot reach {macs_ratio:g} of the multiply-adds: with {multiple} channels left "
-            f"in every block, {reachable:.3f} remain (stem, depthwise and downsampling convs and head are not pruned). "
-            f"Ask for {reachable:.3f} or more, or start from a smaller network."
+            f"--blocks is {blocks}; of the {sum(module.config.depths)} blocks of this network 0 to {most} can go, one "
+            "stays in every stage."
         )
-    return widths
 
 
-def _allocate(
-    module: ConvNeXt, scores: dict[str, torch.Tensor], macs_ratio: float, input_size: tuple[int, int], multiple: int
-) -> dict[str, torch.Tensor]:
-    """Choose the channels to keep, (hidden,) bool for each block.
-
-    Each block's channels are put into groups by ascending score, the first group sized so that the rest is a multiple
-    (a width of 20 in eights: 4, 8, and 8 that stay). Groups go, worst first over all blocks, until the budget is met.
-    Means of ascending groups ascend, so each block loses its groups in order.
-    """
-    cost = _cost_per_channel(module, input_size)
-    groups: list[tuple[float, str, torch.Tensor]] = []
-    for path, score in scores.items():
-        order = score.argsort(stable=True)
-        removable = order[: len(order) - min(multiple, len(order))]
-        remainder = len(removable) % multiple
-        parts = [removable[:remainder], *removable[remainder:].split(multiple)]
-        groups += [(float(score[part].mean()) / cost[path], path, part) for part in parts if len(part)]
-    groups.sort(key=lambda group: group[0])
-    kept = {path: torch.ones(len(score), dtype=torch.bool, device=score.device) for path, score in scores.items()}
-    macs = total = count_macs(module, input_size)
-    for _, path, part in groups:
-        if macs <= macs_ratio * total:
-            break
-        kept[path][part] = False
-        macs -= len(part) * cost[path]
-    return kept
+def _judge(pruned: ConvNeXt, images: TensorFile, counts: tuple[int, int], logits: torch.Tensor) -> tuple[float, float]:
+    """Return KL in nats and agreement in per cent on the held-out images."""
+    found = run_reference(pruned, images, counts)
+    return logit_kl(logits, found), 100 * float((found.argmax(1) == logits.argmax(1)).float().mean())
 
 
-def _rebuild(
-    module: ConvNeXt,
-    kept: dict[str, torch.Tensor],
-    statistics: dict[str, BranchStatistics],
-    input_size: tuple[int, int],
-) -> PruneResult:
-    """Build the narrower network and fill it; `module` is left as it is."""
-    widths = {path: int(mask.sum()) for path, mask in kept.items()}
-    per_stage = iter(widths.values())
-    hidden = tuple(tuple(next(per_stage) for _ in range(depth)) for depth in module.config.depths)
-    tensors = module.state_dict()
-    errors = {}
-    for path, mask in kept.items():
-        if mask.all():
-            continue
-        block = _block(module, path)
-        tensors[f"{path}.pwconv1.weight"] = block.pwconv1.weight.detach()[mask]
-        tensors[f"{path}.pwconv1.bias"] = block.pwconv1.bias.detach()[mask]
-        weight, bias, errors[path] = refit(block, statistics[path], mask)
-        tensors[f"{path}.pwconv2.weight"], tensors[f"{path}.pwconv2.bias"] = weight, bias
-    pruned = ConvNeXt(dataclasses.replace(module.config, hidden=hidden)).to(next(module.parameters()))
-    pruned.load_state_dict(tensors)
-    pruned.train(module.training)
-    return PruneResult(pruned, count_macs(module, input_size), count_macs(pruned, input_size), widths, errors)
-
-
-def _hidden_widths(module: ConvNeXt) -> dict[str, int]:
-    return {
-        f"stages.{stage}.{index}": width
-        for stage, widths in enumerate(module.config.hidden_widths)
-        for index, width in enumerate(widths)
-    }
-
-
-def _block(module: ConvNeXt, path: str) -> Block:
-    return cast(Block, module.get_submodule(path))
-
-
-def _output_weight(block: Block) -> torch.Tensor:
-    """Return pwconv2's weight as the residual stream sees it, layer scale included, float64 (dim, hidden)."""
-    weight = block.pwconv2.weight.detach().double()
-    return weight if block.gamma is None else weight * block.gamma.detach().double()[:, None]
-
-
-def _cost_per_channel(module: ConvNeXt, input_size: tuple[int, int]) -> dict[str, int]:
-    """Return the multiply-adds of one hidden channel of each block: a row of pwconv1 and a column of pwconv2."""
-    macs = layer_macs(module, input_size)
-    return {
-        path: (macs[f"{path}.pwconv1"] + macs[f"{path}.pwconv2"]) // width
-        for path, width in _hidden_widths(module).items()
-    }
-
-
-def _power(weight: torch.Tensor, covariance: torch.Tensor) -> float:
-    """Return the variance of weight @ h, summed over outputs, where h has `covariance`."""
-    return float(((weight @ covariance) * weight).sum())
+def _rows(
+    reference: ConvNeXt, widths: dict[str, int], curves: dict[str, Curve], errors: dict[str, float]
+) -> tuple[PrunedBlock, ...]:
+    rows = []
+    for path, before in hidden_widths(reference.config).items():
+        after = widths.get(path, 0)
+        alone = interpolated(curves[path].points, after) if after and after < before else None
+        score = curves[path].score if path in curves else ""
+        rows.append(PrunedBlock(path, before, after, score, alone, errors.get(path)))
+    return tuple(rows)

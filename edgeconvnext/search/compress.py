@@ -31,7 +31,8 @@ from edgeconvnext.rewrite.channel_norm import fold_batch_norms, with_batch_norms
 from edgeconvnext.rewrite.exact import fold_exact
 from edgeconvnext.rewrite.lockstep import BATCH, StoredImages
 from edgeconvnext.rewrite.norms import replace_norms, replaceable_norms
-from edgeconvnext.rewrite.prune import prune_hidden
+from edgeconvnext.rewrite.prune import prune
+from edgeconvnext.rewrite.prune_budget import Budget
 from edgeconvnext.search.norm_latency import NormLatencies, compare_latency, measure_norm_latencies, norm_elements
 from edgeconvnext.search.norm_removal import Loss, measure_loss, replace_within_budget
 from edgeconvnext.targets import Target
@@ -51,7 +52,8 @@ class CompressOptions:
     norms: all of them, or those of blocks only, behind the depthwise convs.
 
     max_drop: points that replacing norms may cost on held-out images. recover: whether the result is trained, without labels,
-    towards the original; epochs, minutes: how long (`train.distill`). images: as DEFAULT_IMAGES. multiple: of hidden widths.
+    towards the original; epochs, minutes: how long (`train.distill`). images: as DEFAULT_IMAGES. multiple: of hidden
+    widths; None: the target's.
     """
 
     macs: float | None = None
@@ -62,7 +64,7 @@ class CompressOptions:
     epochs: int = 10
     minutes: float | None = None
     images: int = DEFAULT_IMAGES
-    multiple: int = 8
+    multiple: int | None = None
     threads: int = 1
     measure_latency: bool = True
 
@@ -159,13 +161,17 @@ class _Work:
     def prune(self, module: ConvNeXt) -> ConvNeXt:
         if self.options.macs is None:
             return module
-        size = self.model.preprocess.input_size
-        result = prune_hidden(module, self.stored.fit(), self.options.macs, size, self.options.multiple)
+        result = prune(
+            module,
+            self.stored.fit(),
+            self.stored.held_out(),
+            Budget("macs", self.options.macs),
+            input_size=self.model.preprocess.input_size,
+            multiple=self.options.multiple or self.target.hidden_multiple,
+        )
+        changed = {block.path: block.relative_error for block in result.blocks if block.relative_error is not None}
         self.pruning = PruningRecord(
-            asked_macs=self.options.macs,
-            widths=result.widths,
-            errors=result.errors,
-            loss=_record(self.loss(result.module)),
+            asked_macs=self.options.macs, widths=result.widths, errors=changed, loss=_record(self.loss(result.module))
         )
         self.pruned = result.module
         return result.module

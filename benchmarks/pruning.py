@@ -1,0 +1,269 @@
+"""Pruning without training, side by side: this toolkit and Torch-Pruning at equal multiply-adds.
+
+    python -m benchmarks.pruning [--method TEXT ...] [--again]
+    python -m benchmarks.pruning --timings       # onnxruntime's times of the networks that are there, on a quiet machine
+    python -m benchmarks.pruning --page          # write docs/pruning.md's tables and the plot from the CSV, measure nothing
+
+ConvNeXt-Atto trained on Imagenette, 128 px. All methods get the same calibration images (a third of which this toolkit holds out
+for its choices; Torch-Pruning's Taylor takes all of them, with their labels) and are measured once on imagenette_val.
+Torch-Pruning works in an environment of its own, on the network's torch-only code. Rows in the CSV are kept; an interrupted
+benchmark goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.peers.worker import WorkerError, environment
+from benchmarks.pruning_page import write_page, write_plot
+from benchmarks.pruning_table import RESULTS, SHARES, PruningRow, PruningTable
+from edgeconvnext.data.image_set import ImageSet
+from edgeconvnext.data.loader import batches
+from edgeconvnext.data.sets import resolve_image_set
+from edgeconvnext.data.subset import split_held_out
+from edgeconvnext.export.torch_code import write_torch_code
+from edgeconvnext.model.checkpoint import save_checkpoint
+from edgeconvnext.model.convnext import ConvNeXt
+from edgeconvnext.model.load import load_model
+from edgeconvnext.model.loaded import LoadedModel
+from edgeconvnext.model.macs import count_macs, count_parameters
+from edgeconvnext.rewrite.exact import fold_layer_scale
+from edgeconvnext.rewrite.prune import prune
+from edgeconvnext.rewrite.prune_budget import Budget
+from edgeconvnext.rewrite.prune_channels import Score
+from edgeconvnext.rewrite.prune_curves import Curve
+from edgeconvnext.rewrite.sparsity import sparsify
+from edgeconvnext.validate.accuracy import agreement, logit_sqnr_db, paired_drop, topk
+from edgeconvnext.validate.device import cpu_name
+
+HERE = Path(__file__).resolve().parent
+CACHE = HERE / ".cache" / "pruning"
+DATA = Path(os.environ.setdefault("EDGECONVNEXT_DATA", str(HERE.parents[1] / "shared" / "data")))
+WEIGHTS = DATA.parent / "weights" / "convnext_atto_imagenette.pth"
+CALIBRATION_IMAGES = 512
+BATCH = 64
+
+OWN_SCORES: dict[str, Score] = {
+    "elimination": "elimination",
+    "energy": "energy",
+    "magnitude": "magnitude",
+    "taylor": "taylor",
+}
+PEER_METHODS = (
+    "magnitude, global, hidden only",
+    "magnitude, local, hidden only",
+    "magnitude, global, whole network",
+    "magnitude, local, whole network",
+    "taylor, global, hidden only",
+    "taylor, local, hidden only",
+    "taylor, global, whole network",
+    "taylor, local, whole network",
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--method", nargs="+", default=[""], help="only methods whose name contains one of these texts")
+    parser.add_argument("--again", action="store_true", help="measure the chosen rows anew")
+    parser.add_argument("--timings", action="store_true", help="only take the times that are missing")
+    parser.add_argument("--page", action="store_true", help="only write the page and the plot from the CSV")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    table = PruningTable(options.results)
+    if options.timings:
+        take_times(table)
+    elif not options.page:
+        bench = Bench(table, options.method, options.again)
+        bench.own()
+        bench.sparse()
+        bench.peer()
+    write_page(table.rows)
+    write_plot(table.rows)
+
+
+class Bench:
+    """The network, its images, and what is measured of every pruned one."""
+
+    def __init__(self, table: PruningTable, chosen: list[str], again: bool) -> None:
+        self.table, self.chosen, self.again = table, chosen, again
+        loaded = load_model(WEIGHTS)
+        folded = fold_layer_scale(loaded.module).eval()
+        self.model = replace(loaded, module=folded, config=folded.config)
+        self.calibration = resolve_image_set("imagenette").take(CALIBRATION_IMAGES)
+        self.evaluation = resolve_image_set("imagenette_val")
+        self.labels = np.array(self.evaluation.labels, dtype=np.int64)
+        self.size = loaded.preprocess.input_size
+        self.macs = count_macs(folded, self.size)
+        CACHE.mkdir(parents=True, exist_ok=True)
+        self.images = self._images(self.evaluation, None)
+        self.reference = logits_of(folded, self.images)
+        self._write_network("original", folded)
+        self._note("original", "", 1.0, folded, self.reference, 0.0)
+
+    def own(self) -> None:
+        """This toolkit's scores, each with the re-fit and the measured allocation; the default is the elimination."""
+        fit, held_out = (self._images(self.calibration, part) for part in split_held_out(self.calibration))
+        for name, score in OWN_SCORES.items():
+            method = f"edgeconvnext, {name}"
+            curves: dict[str, Curve] | None = None
+            for share in self._missing(method):
+                start = time.perf_counter()
+                result = prune(
+                    self.model.module,
+                    fit.split(BATCH),
+                    held_out.split(BATCH),
+                    Budget("macs", share),
+                    input_size=self.size,
+                    score=score,
+                    curves=curves,
+                )
+                seconds = time.perf_counter() - start
+                curves = result.curves
+                self._finish(method, share, result.module, seconds, result.verdict.kl)
+
+    def sparse(self) -> None:
+        """2:4 sparsity of the whole network; its multiply-adds are counted as if zeros cost as much as other weights."""
+        method = "edgeconvnext, 2:4 sparsity"
+        if self._wanted(method, 1.0):
+            fit, held_out = (self._images(self.calibration, part) for part in split_held_out(self.calibration))
+            start = time.perf_counter()
+            result = sparsify(self.model.module, fit.split(BATCH), held_out.split(BATCH))
+            self._finish(method, 1.0, result.module, time.perf_counter() - start, result.kl)
+
+    def peer(self) -> None:
+        """Torch-Pruning: one process for each method, which prunes step by step and answers at every share."""
+        for number, name in enumerate(PEER_METHODS):
+            method = f"torch-pruning, {name}"
+            shares = list(self._missing(method))
+            if not shares:
+                continue
+            folder = CACHE / f"peer{number}"
+            folder.mkdir(exist_ok=True)
+            try:
+                self._run_peer(name, shares, folder)
+            except (WorkerError, subprocess.CalledProcessError) as error:
+                self.table.put(PruningRow(method=method, target_share=shares[0], error=_last_line(error)))
+                continue
+            for share in shares:
+                answer = np.load(folder / f"{share}.npz")
+                row = self._row(method, share, answer["logits"], float(answer["seconds"]), None)
+                row.macs, row.parameters = int(answer["macs"]), int(answer["parameters"])
+                row.share = row.macs / self.macs
+                self.table.put(row)
+
+    def _run_peer(self, name: str, shares: list[float], folder: Path) -> None:
+        write_torch_code(self.model, self._path("original"), CACHE / "network.py")
+        arrays = {
+            "calibration": CACHE / "calibration.npy",
+            "evaluation": CACHE / "evaluation.npy",
+            "labels": CACHE / "calibration_labels.npy",
+        }
+        if not arrays["evaluation"].is_file():
+            np.save(arrays["calibration"], self._images(self.calibration, None).numpy())
+            np.save(arrays["labels"], np.array(self.calibration.labels, dtype=np.int64))
+            np.save(arrays["evaluation"], self.images.numpy())
+        command = [str(environment("torch_pruning")), str(HERE / "peers" / "torch_pruning.py"), str(CACHE), str(folder)]
+        command += [name, *map(str, shares)]
+        subprocess.run(command, check=True, stderr=subprocess.PIPE, text=True)
+
+    def _missing(self, method: str) -> Iterator[float]:
+        return (share for share in SHARES if self._wanted(method, share))
+
+    def _wanted(self, method: str, share: float) -> bool:
+        if not any(text in method for text in self.chosen):
+            return False
+        row = self.table.find(method, share)
+        return self.again or row is None or row.error is not None
+
+    def _finish(self, method: str, share: float, module: ConvNeXt, seconds: float, kl: float) -> None:
+        self._write_network(f"{method} {share:g}", module)
+        self._note(method, f"{method} {share:g}", share, module, logits_of(module, self.images), seconds, kl)
+
+    def _note(
+        self,
+        method: str,
+        _name: str,
+        share: float,
+        module: ConvNeXt,
+        logits: np.ndarray,
+        seconds: float,
+        kl: float | None = None,
+    ) -> None:
+        row = self._row(method, share, logits, seconds, kl)
+        row.macs, row.parameters = count_macs(module, self.size), count_parameters(module)
+        row.share = row.macs / self.macs
+        before = self.table.find(method, share)
+        if before is None or method != "original":
+            self.table.put(row)
+
+    def _row(self, method: str, share: float, logits: np.ndarray, seconds: float, kl: float | None) -> PruningRow:
+        drop = paired_drop(self.reference, logits, self.labels)
+        return PruningRow(
+            method=method,
+            target_share=share,
+            images=len(self.labels),
+            calibration_images=CALIBRATION_IMAGES,
+            top1=topk(logits, self.labels).top1,
+            drop_pp=drop.value,
+            drop_low=drop.low,
+            drop_high=drop.high,
+            agreement=agreement(self.reference, logits),
+            sqnr_db=logit_sqnr_db(self.reference, logits),
+            held_out_kl=kl,
+            seconds=seconds,
+            cpu=cpu_name(),
+        )
+
+    def _images(self, image_set: ImageSet, indices: list[int] | None) -> torch.Tensor:
+        stream = batches(image_set, self.model.preprocess, BATCH, indices, description=f"Reading {image_set.name}")
+        return torch.cat([batch.images for batch in stream])
+
+    def _path(self, name: str) -> Path:
+        return network_path(name)
+
+    def _write_network(self, name: str, module: ConvNeXt) -> None:
+        save_checkpoint(replace(self.model, module=module, config=module.config), self._path(name))
+
+
+def network_path(name: str) -> Path:
+    """Return where the network of a row is kept, for the timings."""
+    return CACHE / f"{name.replace(', ', '-').replace(' ', '_').replace(':', '')}.safetensors"
+
+
+@torch.no_grad()
+def logits_of(module: ConvNeXt, images: torch.Tensor) -> np.ndarray:
+    return torch.cat([module(batch) for batch in images.split(BATCH)]).numpy()
+
+
+def take_times(table: PruningTable) -> None:
+    """Time each network that is kept beside the original, in turns, batch 1, one thread."""
+    from edgeconvnext.rewrite.prune_latency import measured_latency
+
+    original: LoadedModel = load_model(network_path("original"))
+    for row in table.rows:
+        path = network_path(f"{row.method} {row.target_share:g}")
+        if row.latency_ms is not None or not path.is_file():
+            continue
+        pruned = load_model(path)
+        times = measured_latency({"before": original.module, "after": pruned.module}, original.preprocess.input_size)
+        row.latency_ms, row.speedup = times["after"], times["before"] / times["after"]
+        table.put(row)
+
+
+def _last_line(error: Exception) -> str:
+    text = error.stderr if isinstance(error, subprocess.CalledProcessError) and error.stderr else str(error)
+    return text.strip().splitlines()[-1][:300]
+
+
+if __name__ == "__main__":
+    main()

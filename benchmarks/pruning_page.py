@@ -1,0 +1,104 @@
+"""The tables of docs/pruning.md, between their markers, and the plot, from the CSV's rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks.pruning_table import RESULTS, SHARES, PruningRow
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "pruning.md"
+PLOT = RESULTS.with_suffix(".svg")
+BEGIN, END = "<!-- measured: begin -->\n", "<!-- measured: end -->\n"
+OWN = "edgeconvnext, elimination"
+COLOURS = {"elimination": "#d62728", "energy": "#ff9896", "magnitude": "#e377c2", "taylor": "#ff7f0e"}
+
+
+def write_page(rows: list[PruningRow], page: Path = PAGE) -> None:
+    """Put the tables between the page's markers."""
+    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    page.write_text(before + BEGIN + _summary(rows) + _all(rows) + END + after, encoding="utf-8")
+
+
+def write_plot(rows: list[PruningRow], path: Path = PLOT) -> None:
+    """Draw agreement and drop against the share of the multiply-adds, one line for each method."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "pruning"
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2))
+    for method in dict.fromkeys(row.method for row in rows):
+        line = sorted(
+            (row for row in rows if row.method == method and row.drop_pp is not None), key=lambda row: row.share or 0
+        )
+        if len(line) < 2:
+            continue
+        tool, _, what = method.partition(", ")
+        own = tool == "edgeconvnext"
+        style = {"color": COLOURS.get(what)} if own else {"linestyle": "--" if "hidden" in what else ":", "alpha": 0.8}
+        shares = [100 * (row.share or 0) for row in line]
+        width = 2.4 if method == OWN else 1.2
+        axes[0].plot(shares, [row.drop_pp for row in line], marker=".", label=method, linewidth=width, **style)
+        axes[1].plot(shares, [row.sqnr_db for row in line], marker=".", label=method, linewidth=width, **style)
+    axes[0].set_ylabel("top-1 drop, points")
+    axes[0].set_yscale("symlog", linthresh=1)
+    axes[1].set_ylabel("logit SQNR, dB")
+    for axis in axes:
+        axis.set_xlabel("multiply-adds left, %")
+        axis.invert_xaxis()
+        axis.grid(alpha=0.3)
+    axes[1].legend(fontsize=6)
+    figure.suptitle("ConvNeXt-Atto, Imagenette, 128 px: pruned without training")
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def _summary(rows: list[PruningRow]) -> str:
+    """One line for each share: this toolkit's default beside the peer's best there, picked on the evaluation images for it."""
+    lines = [
+        "| multiply-adds left | this toolkit, drop | agreement | SQNR | Torch-Pruning's best, drop | agreement | which |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for share in SHARES:
+        own = next((row for row in rows if row.method == OWN and row.target_share == share), None)
+        peers = [
+            r
+            for r in rows
+            if r.method.startswith("torch-pruning") and r.target_share == share and r.drop_pp is not None
+        ]
+        best = min(peers, key=lambda row: row.drop_pp or 0.0, default=None)
+        if own is None:
+            continue
+        other = (
+            "not measured | |"
+            if best is None
+            else f"{_drop(best)} | {best.agreement:.2f} % | {best.method.partition(', ')[2]}"
+        )
+        lines.append(f"| {100 * share:.0f} % | {_drop(own)} | {own.agreement:.2f} % | {own.sqnr_db:.1f} dB | {other} |")
+    return "\n".join(lines) + "\n\n"
+
+
+def _all(rows: list[PruningRow]) -> str:
+    lines = [
+        "| method | multiply-adds | parameters | top-1 | drop, 95 % interval | agreement | SQNR | onnxruntime |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        if row.drop_pp is None:
+            lines.append(f"| {row.method} | at most {100 * row.target_share:.0f} % | | | failed: {row.error} | | | |")
+            continue
+        time = "not measured" if row.speedup is None else f"{row.latency_ms:.2f} ms, {row.speedup:.2f}x"
+        macs = f"{(row.macs or 0) / 1e6:.1f} M ({100 * (row.share or 0):.1f} %)"
+        lines.append(
+            f"| {row.method} | {macs} | {(row.parameters or 0) / 1e6:.2f} M | {row.top1:.2f} % | {_drop(row)} "
+            f"| {row.agreement:.2f} % | {row.sqnr_db:.1f} dB | {time} |"
+        )
+    return "\n".join(lines) + "\n\n"
+
+
+def _drop(row: PruningRow) -> str:
+    return f"{row.drop_pp:+.2f} ({row.drop_low:+.2f} to {row.drop_high:+.2f})"

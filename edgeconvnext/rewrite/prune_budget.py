@@ -1,0 +1,182 @@
+"""Budgets of pruning: what a hidden channel costs in multiply-adds, bytes or measured time, and one allocation over all blocks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from edgeconvnext.errors import RewriteError
+from edgeconvnext.model.convnext import ConvNeXt
+from edgeconvnext.model.layers import weighted_layers
+from edgeconvnext.model.macs import layer_macs
+from edgeconvnext.rewrite.prune_segments import hidden_widths
+
+BudgetKind = Literal["macs", "size", "latency"]
+_WHAT: dict[BudgetKind, str] = {"macs": "multiply-adds", "size": "weight bytes", "latency": "measured latency"}
+
+SMALLEST_KL = 1e-9
+"""Nats; losses below it are rounding."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The share of multiply-adds, of bytes of the weights at 8 bits, or of measured latency to keep, above 0 and at most 1.
+
+    Raises RewriteError for another share.
+    """
+
+    kind: BudgetKind
+    share: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise RewriteError(
+                f"The share of {_WHAT[self.kind]} to keep must lie above 0 and at most at 1; it is {self.share:g}. "
+                f"For 70 % give --{self.kind} 0.7."
+            )
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a network costs, in the unit of its budget.
+
+    total: unpruned. blocks: for each block the cost at several widths, ascending; between these it is linear. block_fixed: what
+    else the block costs, its depthwise conv and norm: it goes only with the whole block.
+    """
+
+    kind: BudgetKind
+    total: float
+    blocks: dict[str, dict[int, float]]
+    block_fixed: dict[str, float]
+
+    @property
+    def fixed(self) -> float:
+        """What no pruning changes: stem, downsampling layers, head."""
+        full = sum(max(table.values()) for table in self.blocks.values())
+        return self.total - full - sum(self.block_fixed.values())
+
+    def block(self, path: str, widths: np.ndarray) -> np.ndarray:
+        """Return the cost of a block's linears at `widths`."""
+        table = self.blocks[path]
+        return np.interp(widths, list(table), np.maximum.accumulate(list(table.values())))
+
+    def of(self, widths: dict[str, int]) -> float:
+        """Return the cost of a network with these blocks and widths; blocks that are not named are gone."""
+        kept = sum(float(self.block(path, np.array([width]))[0]) for path, width in widths.items())
+        return self.fixed + kept + sum(self.block_fixed[path] for path in widths)
+
+    def check(self, paths: list[str], budget: Budget, multiple: int) -> None:
+        """Raise RewriteError where not even the narrowest blocks are within the budget."""
+        lowest = self.of({path: min(multiple, max(self.blocks[path])) for path in paths})
+        if lowest > budget.share * self.total:
+            # Rounded up, so that the share printed can be reached.
+            reachable = math.ceil(1000 * lowest / self.total) / 1000
+            raise RewriteError(
+                f"Pruning hidden channels cannot reach {budget.share:g} of the {_WHAT[self.kind]}: with {multiple} channels "
+                f"left in every block, {reachable:.3f} remain (stem, depthwise and downsampling convs and head are not "
+                f"pruned). Ask for {reachable:.3f} or more, take whole blocks out with --blocks, or start from a smaller "
+                "network."
+            )
+
+
+def costs_of(reference: ConvNeXt, budget: Budget, input_size: tuple[int, int], multiple: int) -> Costs:
+    """Return the costs of a network. input_size: (height, width). multiple: widths in question, for the latency table."""
+    widths = hidden_widths(reference.config)
+    if budget.kind == "latency":
+        from edgeconvnext.rewrite.prune_latency import latency_costs
+
+        return latency_costs(reference, input_size, multiple)
+    macs = layer_macs(reference, input_size)
+    if budget.kind == "size":
+        # One byte for each weight of a conv or linear; biases and scales, some per cent more, are left out.
+        macs = {name: reference.get_parameter(f"{name}.weight").numel() for name in weighted_layers(reference)}
+    linears = {path: macs[f"{path}.pwconv1"] + macs[f"{path}.pwconv2"] for path in widths}
+    return Costs(
+        budget.kind,
+        float(sum(macs.values())),
+        {path: {0: 0.0, width: float(linears[path])} for path, width in widths.items()},
+        {path: float(macs[f"{path}.dwconv"]) for path in widths},
+    )
+
+
+def allocate(points: dict[str, dict[int, float]], costs: Costs, budget: Budget, multiple: int) -> dict[str, int]:
+    """Return the width of each block: the least sum of measured losses within the budget, as far as a greedy search finds it.
+
+    points: for each block the loss at some widths, the full one among them. Losses of different blocks are added up, which the
+    curvature of the KL justifies while they are small.
+
+    From the full widths, each step narrows one block, by as many multiples as make the loss per cost saved least (so that flat
+    starts of a curve do not hide what lies behind them); the last step goes no further than the budget asks. What is left over
+    afterwards widens blocks again, the best gain per cost first.
+    """
+    tables = {path: _Table(path, found, costs, multiple) for path, found in points.items()}
+    limit = budget.share * costs.total * (1 + 1e-12)
+    spent = costs.of({path: table.width for path, table in tables.items()})
+    while spent > limit:
+        open_tables = [table for table in tables.values() if table.at > 0]
+        if not open_tables:
+            break
+        table = min(open_tables, key=lambda each: each.narrowing()[0])
+        spent -= table.narrow(table.narrowing()[1], spent - limit)
+    while True:
+        steps = [(table.gain(), table) for table in tables.values() if table.widening_cost() <= limit - spent]
+        steps = [step for step in steps if step[0] > 0]
+        if not steps:
+            return {path: table.width for path, table in tables.items()}
+        _, table = max(steps, key=lambda step: step[0])
+        spent += table.widening_cost()
+        table.at += 1
+
+
+def interpolated(points: dict[int, float], width: int) -> float:
+    """Return the loss at a width between measured ones, straight in the logarithms of both.
+
+    A narrower block is never taken for the better one: a loss smaller than one at a greater width counts as that.
+    """
+    measured = np.array(sorted(points))
+    losses = np.array([max(points[int(each)], SMALLEST_KL) for each in measured])
+    losses = np.maximum.accumulate(losses[::-1])[::-1]
+    return float(np.exp(np.interp(np.log(width), np.log(measured), np.log(losses))))
+
+
+class _Table:
+    """Losses and costs of one block at all widths it may have; `at` is the one it has."""
+
+    def __init__(self, path: str, points: dict[int, float], costs: Costs, multiple: int) -> None:
+        full = max(points)
+        self.widths = np.unique(np.append(np.arange(multiple, full + 1, multiple), full))
+        self.losses = np.array([interpolated(points, int(width)) for width in self.widths])
+        self.costs = costs.block(path, self.widths)
+        self.at = len(self.widths) - 1
+        self._best: tuple[int, tuple[float, int]] | None = None
+
+    @property
+    def width(self) -> int:
+        return int(self.widths[self.at])
+
+    def narrowing(self) -> tuple[float, int]:
+        """Return the least loss per cost saved over all narrower widths, and which it is."""
+        if self._best is None or self._best[0] != self.at:
+            saved = np.maximum(self.costs[self.at] - self.costs[: self.at], 1e-30)
+            rates = (self.losses[: self.at] - self.losses[self.at]) / saved
+            best = int(rates.argmin())
+            self._best = (self.at, (float(rates[best]), best))
+        return self._best[1]
+
+    def narrow(self, to: int, needed: float) -> float:
+        """Go to index `to`, or to the widest that saves `needed`; return what was saved."""
+        enough = np.flatnonzero(self.costs[self.at] - self.costs[: self.at] >= needed)
+        target = max(to, int(enough[-1])) if len(enough) else to
+        saved = float(self.costs[self.at] - self.costs[target])
+        self.at = target
+        return saved
+
+    def widening_cost(self) -> float:
+        return float(self.costs[self.at + 1] - self.costs[self.at]) if self.at + 1 < len(self.widths) else math.inf
+
+    def gain(self) -> float:
+        """Loss that one step wider takes back, per cost."""
+        return float(self.losses[self.at] - self.losses[self.at + 1]) / max(self.widening_cost(), 1e-30)

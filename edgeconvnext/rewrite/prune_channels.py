@@ -1,0 +1,190 @@
+"""Which hidden channels of a block go first, and the pwconv2 that makes up for them.
+
+All of it follows from second-order statistics of one streaming pass: mean and covariance of the hidden channels h, and their
+covariance with the target t, what the block should add to its input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from edgeconvnext.errors import RewriteError
+from edgeconvnext.model.convnext import Block, ConvNeXt
+from edgeconvnext.rewrite.prune_segments import batches_of, hidden_widths
+from edgeconvnext.tensor_file import TensorFile
+
+Score = Literal["auto", "elimination", "magnitude", "energy", "taylor"]
+SINGLE_SCORES: tuple[Score, ...] = ("elimination", "magnitude", "energy", "taylor")
+
+RIDGE = 1e-3
+"""Weight of the penalty on changes of pwconv2, as a share of the mean variance of the channels kept."""
+
+COMPACTED_EVERY = 64
+TAYLOR_SEED = 0
+
+
+@dataclass(frozen=True)
+class ChannelMoments:
+    """Statistics of a block over images and positions, float64.
+
+    mean, covariance: of h, (hidden,), (hidden, hidden). target_mean: of t, (dim,). cross: covariance of t with h, (dim, hidden).
+    """
+
+    mean: torch.Tensor
+    covariance: torch.Tensor
+    target_mean: torch.Tensor
+    cross: torch.Tensor
+
+
+class MomentSums:
+    """Running sums; their size does not depend on the number of images."""
+
+    def __init__(self, hidden: int, dim: int) -> None:
+        self.count = 0
+        self.origin: torch.Tensor | None = None
+        self.sum = torch.zeros(hidden, dtype=torch.float64)
+        self.products = torch.zeros(hidden, hidden, dtype=torch.float64)
+        self.target_sum = torch.zeros(dim, dtype=torch.float64)
+        self.cross = torch.zeros(dim, hidden, dtype=torch.float64)
+
+    def add(self, hidden: torch.Tensor, target: torch.Tensor) -> None:
+        """hidden: (positions, hidden); target: (positions, dim). The first batch's mean is taken off: float32 then suffices."""
+        if self.origin is None:
+            self.origin = hidden.mean(dim=0)
+        centred = hidden - self.origin
+        self.count += len(hidden)
+        self.sum += centred.sum(dim=0, dtype=torch.float64)
+        self.products += centred.T @ centred
+        self.target_sum += target.sum(dim=0, dtype=torch.float64)
+        self.cross += target.T @ centred
+
+    def result(self, path: str) -> ChannelMoments:
+        """Return the moments. Raises RewriteError where they are not finite."""
+        assert self.origin is not None
+        mean, target_mean = self.sum / self.count, self.target_sum / self.count
+        covariance = self.products / self.count - torch.outer(mean, mean)
+        if not covariance.isfinite().all():
+            raise RewriteError(
+                f"The activations of {path} hold NaN or Inf on the calibration images, so its channels cannot be "
+                f"ranked. Check the weights and the preprocessing of the checkpoint."
+            )
+        cross = self.cross / self.count - torch.outer(target_mean, mean)
+        return ChannelMoments(mean + self.origin, covariance, target_mean, cross)
+
+
+def removal_order(
+    block: Block, moments: ChannelMoments, score: Score, taylor: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return all hidden channels, the first to go first, (hidden,). Equal scores go by their index.
+
+    magnitude: norm of the pwconv1 row (with bias) times norm of the pwconv2 column. energy: variance of the channel times the
+    squared norm of its column, the squared error that its removal alone brings once its mean is in the bias. taylor: see
+    `taylor_scores`, handed in. elimination: see `elimination_order`.
+    """
+    if score == "elimination":
+        return elimination_order(moments.covariance, moments.cross)
+    up, down = block.pwconv1.weight.detach().double(), block.pwconv2.weight.detach().double()
+    columns = down.square().sum(dim=0)
+    if score == "magnitude":
+        rows = up.square().sum(dim=1) + block.pwconv1.bias.detach().double().square()
+        return (rows * columns).argsort(stable=True)
+    if score == "energy":
+        return (moments.covariance.diagonal() * columns).argsort(stable=True)
+    assert taylor is not None
+    return taylor.argsort(stable=True)
+
+
+def elimination_order(covariance: torch.Tensor, cross: torch.Tensor) -> torch.Tensor:
+    """Return the order of greedy backward elimination in least squares of t on h.
+
+    With P the inverse covariance of the channels left and W their best weights, taking out channel j and fitting the rest anew
+    raises the squared error by |W_j|^2 / P_jj; the one with the least goes, W loses W_j P_j / P_jj, and P loses
+    P_j P_j^T / P_jj (optimal brain surgeon, Hassibi and Stork, 1993). Example: of two equal channels either goes first, at no
+    cost, and the other, now needed, late; a score by channel would drop both or none.
+    """
+    hidden = len(covariance)
+    damping = RIDGE * float(covariance.diagonal().mean()) + torch.finfo(torch.float64).tiny
+    inverse = torch.linalg.inv(covariance + damping * torch.eye(hidden, dtype=torch.float64))
+    weight = cross @ inverse
+    names = torch.arange(hidden)
+    alive = torch.ones(hidden, dtype=torch.bool)
+    order = []
+    for step in range(hidden):
+        cost = weight.square().sum(dim=0) / inverse.diagonal().clamp_min(torch.finfo(torch.float64).tiny)
+        cost[~alive] = torch.inf
+        at = int(cost.argmin())
+        order.append(int(names[at]))
+        alive[at] = False
+        row, pivot = inverse[at].clone(), float(inverse[at, at])
+        weight -= torch.outer(weight[:, at].clone(), row / pivot)
+        inverse.addr_(row, row, alpha=-1 / pivot)
+        if step % COMPACTED_EVERY == COMPACTED_EVERY - 1:
+            inverse, weight, names = inverse[alive][:, alive].clone(), weight[:, alive].clone(), names[alive]
+            alive = torch.ones(len(names), dtype=torch.bool)
+    return torch.tensor(order)
+
+
+def refit(weight: torch.Tensor, moments: ChannelMoments, kept: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return pwconv2's weight (dim, kept) and bias for the channels `kept`, which answers the targets best.
+
+    weight: pwconv2's own, (dim, hidden). kept: indices. With W0 the weight of the kept channels, the change D minimises
+    |t - (W0 + D) h|^2 + ridge |D|^2, all centred: D = (cross - W0 C) (C + ridge I)^-1. Few images thus leave the weights near what
+    they were. The bias takes up the means.
+    """
+    own = weight.detach().double()[:, kept]
+    covariance, cross = moments.covariance[kept][:, kept], moments.cross[:, kept]
+    ridge = RIDGE * float(covariance.diagonal().mean()) + torch.finfo(torch.float64).tiny
+    regularised = covariance + ridge * torch.eye(len(kept), dtype=torch.float64)
+    fitted = own + torch.linalg.solve(regularised, (cross - own @ covariance).T).T
+    return fitted, moments.target_mean - fitted @ moments.mean[kept]
+
+
+@torch.enable_grad()
+def taylor_scores(reference: ConvNeXt, images: TensorFile, count: int) -> dict[str, torch.Tensor]:
+    """Return for each hidden channel the KL in nats that replacing it by its mean brings, to lowest order, by block.
+
+    The KL of a network to itself has no first-order term. With F = diag(p) - p p^T its curvature in the logits z, a change
+    of z by J d costs d^T J^T F J d / 2. A random vector u with covariance F gives E (u^T J d)^2, where u^T J is one backward
+    pass: for each image, the gradient of u^T z times the channel's deviation from its mean, summed over positions, squared
+    (the squared first-order term of Molchanov et al., arXiv 1906.10771, on answers drawn from the network itself).
+    """
+    generator = torch.Generator().manual_seed(TAYLOR_SEED)
+    widths = hidden_widths(reference.config)
+    sums = {path: torch.zeros(4, width, dtype=torch.float64) for path, width in widths.items()}
+    positions = dict.fromkeys(widths, 0)
+    seen: dict[str, torch.Tensor] = {}
+
+    def watch(path: str) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], None]:
+        def hook(_module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            seen[path] = inputs[0]
+
+        return hook
+
+    hooks = [reference.get_submodule(f"{path}.pwconv2").register_forward_pre_hook(watch(path)) for path in widths]
+    try:
+        for batch in batches_of(images, 0, count):
+            logits = reference(batch.requires_grad_())
+            p = logits.detach().softmax(dim=1)
+            drawn = p.sqrt() * torch.randn(p.shape, generator=generator)
+            drawn = drawn - p * drawn.sum(dim=1, keepdim=True)
+            gradients = torch.autograd.grad((logits * drawn).sum(), [seen[path] for path in widths])
+            for (path, width), gradient in zip(widths.items(), gradients, strict=True):
+                hidden = seen[path].detach().flatten(1, 2)
+                slope = gradient.flatten(1, 2)
+                first, base = (slope * hidden).sum(dim=1).double(), slope.sum(dim=1).double()
+                positions[path] += hidden.shape[0] * hidden.shape[1]
+                added = (first.square(), first * base, base.square(), hidden.double().sum(dim=1))
+                sums[path] += torch.stack([part.sum(dim=0) for part in added]).view(4, width)
+            seen.clear()
+    finally:
+        for handle in hooks:
+            handle.remove()
+    scores = {}
+    for path, (square, product, base, total) in sums.items():
+        mean = total / positions[path]
+        scores[path] = ((square - 2 * mean * product + mean.square() * base) / (2 * count)).clamp_min(0)
+    return scores

@@ -1,0 +1,165 @@
+"""What each block loses at several widths: KL of the logits on held-out images with this block alone pruned and re-fitted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from edgeconvnext.model.convnext import ConvNeXt
+from edgeconvnext.progress import progress_bar
+from edgeconvnext.rewrite.prune_channels import (
+    SINGLE_SCORES,
+    ChannelMoments,
+    MomentSums,
+    Score,
+    refit,
+    removal_order,
+)
+from edgeconvnext.rewrite.prune_segments import Segment, batches_of, hidden_of, logit_kl, written
+from edgeconvnext.tensor_file import TensorFile
+
+SHARES = (1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8)
+"""Widths that are measured, as shares of the block's own; between them the logarithm of the KL is interpolated."""
+
+PROBE = 3 / 8
+"""Width at which the scores compete."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One block. points: KL in nats by width, ascending; score: what chose the channels; probes: KL of every score at PROBE."""
+
+    score: Score
+    points: dict[int, float]
+    probes: dict[Score, float]
+
+
+Layer = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Kept channels, (kept,) indices ascending; the weight, (dim, kept), and bias, (dim,), of pwconv2 for them, float32."""
+
+
+def measure_curves(
+    reference: ConvNeXt,
+    segments: list[Segment],
+    images: TensorFile,
+    counts: tuple[int, int],
+    logits: torch.Tensor,
+    folder: Path,
+    score: Score,
+    taylor: dict[str, torch.Tensor],
+    multiple: int,
+) -> dict[str, Curve]:
+    """Return the curve of each segment's block, by its path.
+
+    images: those to fit on, then those held out, `counts` of them. logits: the original network's for the latter. folder: where
+    block inputs lie meanwhile. taylor: scores by block, where `score` needs them.
+    """
+    curves: dict[str, Curve] = {}
+    inputs = images
+    stage = -1
+    with progress_bar("Measuring each block at several widths", len(segments)) as advance:
+        for number, segment in enumerate(segments):
+            if segment.stage != stage:
+                stage = segment.stage
+                inputs = _next(folder, f"curves-down{stage}", inputs, images, partial(_enter, reference, stage))
+            curves[segment.path] = _curve(
+                reference, segment, inputs, counts, logits, score, taylor.get(segment.path), multiple
+            )
+            inputs = _next(folder, f"curves-{number}", inputs, images, partial(segment.run, reference))
+            advance(1)
+    if inputs is not images:
+        inputs.delete()
+    return curves
+
+
+def segment_moments(reference: ConvNeXt, segment: Segment, inputs: TensorFile, count: int) -> ChannelMoments:
+    """Return the statistics of the segment's block on the original network's inputs, the first `count` rows of `inputs`."""
+    block = segment.block(reference)
+    sums = MomentSums(block.pwconv2.in_features, block.pwconv2.out_features)
+    for batch in batches_of(inputs, 0, count):
+        target = (segment.run(reference, batch) - batch).permute(0, 2, 3, 1)
+        sums.add(hidden_of(block, batch).flatten(0, 2), target.flatten(0, 2))
+    return sums.result(segment.path)
+
+
+def measured_kl(
+    reference: ConvNeXt,
+    segment: Segment,
+    inputs: TensorFile,
+    counts: tuple[int, int],
+    logits: torch.Tensor,
+    layers: list[Layer],
+) -> list[float]:
+    """Return the KL of the logits for each of several pwconv2 of the segment's block, everything else as it was."""
+    block = segment.block(reference)
+    answers: list[list[torch.Tensor]] = [[] for _ in layers]
+    for batch in batches_of(inputs, counts[0], sum(counts)):
+        hidden = hidden_of(block, batch)
+        for (kept, weight, bias), found in zip(layers, answers, strict=True):
+            added = F.linear(hidden[..., kept], weight, bias).permute(0, 3, 1, 2)
+            found.append(segment.tail(reference, batch + added))
+    return [logit_kl(logits, torch.cat(found)) for found in answers]
+
+
+def fitted_layer(weight: torch.Tensor, moments: ChannelMoments, order: torch.Tensor, width: int) -> Layer:
+    """Return the re-fitted pwconv2 on the last `width` channels of a removal order."""
+    kept = order[len(order) - width :].sort().values
+    fitted, bias = refit(weight, moments, kept)
+    return kept, fitted.float(), bias.float()
+
+
+def _curve(
+    reference: ConvNeXt,
+    segment: Segment,
+    inputs: TensorFile,
+    counts: tuple[int, int],
+    logits: torch.Tensor,
+    score: Score,
+    taylor: torch.Tensor | None,
+    multiple: int,
+) -> Curve:
+    block = segment.block(reference)
+    weight = block.pwconv2.weight
+    width = weight.shape[1]
+    moments = segment_moments(reference, segment, inputs, counts[0])
+    names: tuple[Score, ...] = SINGLE_SCORES if score == "auto" else (score,)
+    orders = {name: removal_order(block, moments, name, taylor) for name in names}
+    probes: dict[Score, float] = {}
+    if len(names) > 1:
+        probe = measured_width(width, PROBE, multiple)
+        layers = [fitted_layer(weight, moments, order, probe) for order in orders.values()]
+        found = measured_kl(reference, segment, inputs, counts, logits, layers)
+        probes = dict(zip(orders, found, strict=True))
+    chosen = min(probes, key=lambda name: probes[name]) if probes else names[0]
+    widths = sorted({measured_width(width, share, multiple) for share in SHARES} - {width})
+    layers = [fitted_layer(weight, moments, orders[chosen], each) for each in widths]
+    kls = measured_kl(reference, segment, inputs, counts, logits, layers)
+    return Curve(chosen, {**dict(zip(widths, kls, strict=True)), width: 0.0}, probes)
+
+
+def measured_width(width: int, share: float, multiple: int) -> int:
+    """Return a share of a width as the nearest multiple, at least one and at most the width: 3/8 of 160 in eights is 64."""
+    return min(width, max(multiple, round(width * share / multiple) * multiple))
+
+
+def _enter(reference: ConvNeXt, stage: int, x: torch.Tensor) -> torch.Tensor:
+    return reference.downsample_layers[stage](x) if stage else reference.forward_stem(x)
+
+
+def _next(
+    folder: Path,
+    name: str,
+    file: TensorFile,
+    images: TensorFile,
+    function: Callable[[torch.Tensor], torch.Tensor],
+) -> TensorFile:
+    """Write what comes next and delete what it was made from, unless these are the images."""
+    following = written(folder / f"{name}.bin", file, function)
+    if file is not images:
+        file.delete()
+    return following
