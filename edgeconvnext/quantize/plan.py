@@ -41,12 +41,13 @@ class QParams:
         q = self.nearest_code(x / scale, zero_point)
         return (q - zero_point) * scale
 
-    def nearest_code(self, steps: torch.Tensor, zero_point: torch.Tensor | int = 0) -> torch.Tensor:
-        """Return the code nearest to each value, which is given in steps of the grid."""
+    def nearest_code(self, steps: torch.Tensor, zero_point: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the code nearest to each value, which is given in steps of the grid. zero_point: None where it is 0."""
         if self.levels is not None:
             levels = self.levels.to(steps.dtype)
             return levels[torch.bucketize(steps, (levels[1:] + levels[:-1]) / 2)]
-        return steps.round().add(zero_point).clamp(self.quant_min, self.quant_max)
+        codes = steps.round() if zero_point is None else steps.round() + zero_point
+        return codes.clamp_(self.quant_min, self.quant_max)
 
     def broadcast(self, values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Return scales or zero points in a shape that multiplies a tensor like `x`."""
