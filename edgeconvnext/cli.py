@@ -473,7 +473,12 @@ def prune(
     from edgeconvnext.report.pruning_terminal import render_pruned
 
     if recover:
-        others = {"--size": size, "--latency": latency, "--blocks": blocks or None, "--sparsity": sparsity}
+        others: dict[str, object] = {
+            "--size": size,
+            "--latency": latency,
+            "--blocks": blocks or None,
+            "--sparsity": sparsity,
+        }
         others |= {"--torch-code": torch_code, "--score": None if score == "auto" else score}
         given = [name for name, value in others.items() if value is not None]
         if macs is None or given:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
-import re
 from pathlib import Path
 
 from edgeconvnext.errors import ExportError
 from edgeconvnext.files import atomic_write
-from edgeconvnext.model import convnext
+from edgeconvnext.model import convnext, network
 from edgeconvnext.model.loaded import LoadedModel
 
-_OWN_IMPORT = "from edgeconvnext.errors import ModelConfigError\n"
+# What the two modules import from this package, and what stands in for it.
+_PROVIDED = {"ModelConfigError", "Operator", "Network", "NetworkBlock"}
+_FALLBACKS = '''Operator = str
+
+
+class ModelConfigError(ValueError):
+    """Sizes that are no ConvNeXt's."""
+'''
 _LOADER = '''
 
 {constants}
@@ -58,13 +65,6 @@ def write_torch_code(model: LoadedModel, weights: Path, path: Path) -> Path:
     they are now relative to it. Raises ExportError for a path that does not end in .py.
     """
     check_torch_code_path(path)
-    source = inspect.getsource(convnext)
-    if _OWN_IMPORT not in source or len(re.findall(r"^\s*(?:from|import) edgeconvnext", source, re.MULTILINE)) != 1:
-        raise AssertionError("model/convnext.py imports more of this package than a file of its own can hold")
-    fallback = 'class ModelConfigError(ValueError):\n    """Sizes that are no ConvNeXt\'s."""\n'
-    head, _, rest = source.partition(_OWN_IMPORT)
-    head = head.replace("from dataclasses", "import json\nfrom dataclasses", 1)
-    head = head.replace("from typing", "from pathlib import Path\nfrom typing", 1)
     preprocess = model.preprocess
     constants = "\n".join(
         [
@@ -76,9 +76,36 @@ def write_torch_code(model: LoadedModel, weights: Path, path: Path) -> Path:
     )
     channels, (height, width) = preprocess.in_channels, preprocess.input_size
     sizes = {"classes": model.config.num_classes, "channels": channels, "height": height, "width": width}
-    code = f"{head}\n{fallback}{rest.rstrip()}\n{_LOADER.format(constants=constants, **sizes)}"
-    atomic_write(path, code)
+    atomic_write(path, _definition() + _LOADER.format(constants=constants, **sizes))
     return path
+
+
+def _definition() -> str:
+    """Return the source of the network, with what it takes from elsewhere in this package replaced by its own."""
+    imports: set[str] = {"import json", "from pathlib import Path"}
+    bodies = []
+    for module in (network, convnext):
+        lines, tree = inspect.getsource(module).splitlines(), ast.parse(inspect.getsource(module))
+        body = next(node for node in tree.body[1:] if not _is_import(node))
+        for node in tree.body:
+            text = ast.unparse(node)
+            if isinstance(node, ast.Import | ast.ImportFrom) and "__future__" not in text:
+                if "edgeconvnext" not in text:
+                    imports.add(text)
+                elif not {alias.name for alias in node.names} <= _PROVIDED:
+                    raise AssertionError(f"{module.__name__}: a file of its own cannot hold `{text}`")
+        start = min([body.lineno, *(item.lineno for item in getattr(body, "decorator_list", []))])
+        bodies.append("\n".join(lines[start - 1 :]).rstrip())
+    docstring = inspect.getdoc(convnext)
+    head = f'"""{docstring}\n"""\n\nfrom __future__ import annotations\n\n' + "\n".join(sorted(imports))
+    return "\n\n\n".join([head, _FALLBACKS.rstrip(), *bodies]) + "\n"
+
+
+def _is_import(node: ast.stmt) -> bool:
+    """Tell whether a statement is an import, or the block of imports that only type checkers see."""
+    return isinstance(node, ast.Import | ast.ImportFrom) or (
+        isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    )
 
 
 def _plain(preprocess: object) -> dict[str, object]:
