@@ -21,6 +21,7 @@ RESULTS_FILE = "device.json"
 MOST_VECTORS = 32
 
 _PARTS = Path(__file__).parent / "device"
+SWIFT = _PARTS / "classify.swift"
 _SHARED = ("kit.py", "timing.py", "board.py")
 _OWN_PACKAGE = "edgeconvnext.export.device."
 
@@ -100,10 +101,11 @@ class KitNetworks:
 def write_device_kit(
     folder: Path, vectors: CheckVectors, networks: KitNetworks, *, model_name: str, target: Target
 ) -> list[Path]:
-    """Write script, networks, check vectors and README into `folder`, and return the script, kit.json and README.
+    """Write script, networks, check vectors and README into `folder`; return the script, kit.json, README and what else is new.
 
-    At most 32 vectors are kept. Networks are hard links to the run's own files where the disk allows. kit.json lists
-    the sha256 of every file, so that what comes back can be told from another run's results.
+    At most 32 vectors are kept. Core ML's kit has a Swift snippet as well. Networks are hard links to the run's own files
+    where the disk allows. kit.json lists the sha256 of every file, so that what comes back can be told from another run's
+    results.
     """
     folder.mkdir(parents=True, exist_ok=True)
     script, kept = SCRIPTS[target.runtime.name], vectors.first(MOST_VECTORS)
@@ -136,6 +138,9 @@ def write_device_kit(
     written = [folder / name for name in (script.name, KIT_FILE, "README.txt")]
     atomic_write(written[0], assemble_script(script.part))
     written[0].chmod(0o755)
+    if target.runtime.name == "coreml":
+        written.append(folder / SWIFT.name)
+        atomic_write(written[-1], SWIFT.read_bytes())
     atomic_write(written[1], json.dumps(about, indent=1) + "\n")
     atomic_write(
         written[2], _README.format(name=script.name, needs=script.needs, does=script.does, count=len(kept.images))
