@@ -297,6 +297,7 @@ def _device_kit(run: RunDirectory, job: Job, done: dict[str, StageResult]) -> St
         from edgeconvnext.data.loader import batches
         from edgeconvnext.export.artifact import kit_baseline
         from edgeconvnext.export.device_kit import MOST_VECTORS, CheckVectors, KitNetworks, write_device_kit
+        from edgeconvnext.export.layer_outputs import LayerOutput, layer_outputs
 
         with np.load(done["reference"].path("reference.npz")) as file:
             fp32, positions = file["fp32"], file["positions"]
@@ -307,12 +308,12 @@ def _device_kit(run: RunDirectory, job: Job, done: dict[str, StageResult]) -> St
         stream = batches(job.evaluation.images, job.model.preprocess, indices=positions[rows].tolist())
         images = np.concatenate([batch.images.contiguous().numpy() for batch in stream])
         labels = None if job.evaluation.labels is None else job.evaluation.labels[positions[rows]]
-        vectors = CheckVectors(
-            to_value_range(images, job.model.preprocess, job.target.input.value_range),
-            fp32[rows],
-            simulated[rows],
-            labels,
-        )
+        inputs = to_value_range(images, job.model.preprocess, job.target.input.value_range)
+        layers: list[LayerOutput] = []
+        if job.target.runtime.name == "onnxruntime":
+            module = stages.simulation(job, done["quantized"])
+            layers = layer_outputs(module, done["artifact"].path("model.onnx"), inputs)
+        vectors = CheckVectors(inputs, fp32[rows], simulated[rows], labels, tuple(layers))
         with kit_baseline(
             job.target, done["artifact"].folder, lambda: _programs(job, done), _metadata(job)
         ) as baseline:

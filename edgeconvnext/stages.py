@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch.export import ExportedProgram
+from torch.fx import GraphModule
 
 from edgeconvnext.data.image_set import ImageSet
 from edgeconvnext.data.loader import BatchStream, batches, check_broken
@@ -263,7 +264,7 @@ def float_program(job: Job, folded: StageResult) -> ExportedProgram:
     return export_program(module, _example(job), max_batch=_max_batch(job))
 
 
-def simulation(job: Job, stage: StageResult) -> torch.nn.Module:
+def simulation(job: Job, stage: StageResult) -> GraphModule:
     """The quantised graph in the target's float type, ready to run."""
     from edgeconvnext.quantize.simulate import simulator
 

@@ -12,12 +12,16 @@ from pathlib import Path
 import numpy as np
 
 from edgeconvnext.errors import ExportError
+from edgeconvnext.export.layer_outputs import LayerOutput, added_outputs
 from edgeconvnext.files import atomic_write, tree_files, tree_sha256
 from edgeconvnext.targets import Target
 
 KIT_FILE = "kit.json"
 VECTORS_FILE = "vectors.bin"
 RESULTS_FILE = "device.json"
+# What an ONNX file is followed by to have blocks among its outputs, and the simulation's values of these.
+ADDED_OUTPUTS_FILE = "added_outputs.pb"
+LAYER_VALUES_FILE = "layer_values.bin"
 MOST_VECTORS = 32
 
 _PARTS = Path(__file__).parent / "device"
@@ -62,13 +66,15 @@ class CheckVectors:
     """Images with the answers the artifact must give.
 
     images: (N, C, H, W) float32, as the artifact takes them. fp32, simulated: logits (N, classes) float32 of the FP32
-    network and of the quantised simulation. labels: (N,) class numbers, None where unknown.
+    network and of the quantised simulation. labels: (N,) class numbers, None where unknown. layers: outputs of single blocks
+    for the first few images, where the runtime can be asked for them.
     """
 
     images: np.ndarray
     fp32: np.ndarray
     simulated: np.ndarray
     labels: np.ndarray | None = None
+    layers: tuple[LayerOutput, ...] = ()
 
     def __post_init__(self) -> None:
         count = len(self.images)
@@ -82,7 +88,7 @@ class CheckVectors:
 
     def first(self, count: int) -> CheckVectors:
         labels = None if self.labels is None else self.labels[:count]
-        return CheckVectors(self.images[:count], self.fp32[:count], self.simulated[:count], labels)
+        return CheckVectors(self.images[:count], self.fp32[:count], self.simulated[:count], labels, self.layers)
 
 
 @dataclass(frozen=True)
@@ -115,6 +121,12 @@ def write_device_kit(
         names += [source.name] if source.is_file() else [f"{source.name}/{file}" for file in tree_files(source)]
     numbers = (np.ascontiguousarray(array, dtype="<f4") for array in (kept.images, kept.fp32, kept.simulated))
     atomic_write(folder / VECTORS_FILE, b"".join(array.tobytes() for array in numbers))
+    names.append(VECTORS_FILE)
+    if kept.layers:
+        atomic_write(folder / ADDED_OUTPUTS_FILE, added_outputs(list(kept.layers)))
+        values = (np.ascontiguousarray(layer.values, dtype="<f4").tobytes() for layer in kept.layers)
+        atomic_write(folder / LAYER_VALUES_FILE, b"".join(values))
+        names += [ADDED_OUTPUTS_FILE, LAYER_VALUES_FILE]
     about = {
         "format": 2,
         "model": model_name,
@@ -133,7 +145,12 @@ def write_device_kit(
         "batch": list(target.input.batch),
         "gates": {"min_fidelity_db": target.gates.min_fidelity_db, "min_speedup": target.gates.min_speedup},
         "layout": "vectors.bin: little-endian float32: images, FP32 logits, simulated logits, each in row-major order",
-        "files": {name: tree_sha256(folder / name) for name in [*names, VECTORS_FILE]},
+        "layers": [
+            {"name": layer.name, "tensor": layer.tensor, "size": layer.size, "samples": layer.values.shape[1]}
+            for layer in kept.layers
+        ],
+        "layer_images": len(kept.layers[0].values) if kept.layers else 0,
+        "files": {name: tree_sha256(folder / name) for name in names},
     }
     written = [folder / name for name in (script.name, KIT_FILE, "README.txt")]
     atomic_write(written[0], assemble_script(script.part))

@@ -12,23 +12,29 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 from quantized_programs import CLASSES, images, in_onnxruntime, onnx_bytes, program_for, run, small_convnext, sqnr_db
 
 from edgeconvnext.export.device_kit import CheckVectors, KitNetworks, assemble_script, write_device_kit
+from edgeconvnext.export.layer_outputs import layer_outputs
 from edgeconvnext.files import tree_sha256
+from edgeconvnext.quantize.simulate import simulator
 from edgeconvnext.targets import GateSection, load_target
 
 SCRIPT = assemble_script("on_onnxruntime.py")
 
 
-def make_kit(root: Path, gates: GateSection, count: int = 6) -> Path:
+def make_kit(root: Path, gates: GateSection, count: int = 6, artifact: bytes | None = None) -> Path:
     batch = images(count, seed=9)
     with torch.inference_mode():
         fp32 = small_convnext()(batch).numpy()
-    vectors = CheckVectors(batch.numpy(), fp32, run(program_for("onnx"), batch), labels=fp32.argmax(axis=1))
-    (root / "model.onnx").write_bytes(onnx_bytes("onnx"))
+    (root / "model.onnx").write_bytes(onnx_bytes("onnx") if artifact is None else artifact)
+    layers = layer_outputs(simulator(program_for("onnx")), root / "model.onnx", batch.numpy())
+    simulated = run(program_for("onnx"), batch)
+    vectors = CheckVectors(batch.numpy(), fp32, simulated, labels=fp32.argmax(axis=1), layers=tuple(layers))
     (root / "model_fp32.onnx").write_bytes(onnx_bytes(None))
     networks = KitNetworks(root / "model.onnx", root / "model_fp32.onnx", "W8A8", "FP32")
     target = load_target("onnx").model_copy(update={"gates": gates})
@@ -71,6 +77,8 @@ def test_a_kit_moved_to_another_folder_measures_and_writes_device_json(tmp_path:
     assert result["kit"] == tree_sha256(moved / "kit.json")
     assert result["latency"]["batch"] == 2 and result["latency"]["artifact"]["runs"] >= 10
     assert result["speedup"]["low"] <= result["speedup"]["value"] <= result["speedup"]["high"]
+    blocks = {layer["layer"]: layer["sqnr_db"] for layer in result["layer_fidelity"]}
+    assert list(blocks) == ["stages.0.0", "stages.1.0", "stages.1.1"] and min(blocks.values()) > 40
     assert ("power_absent" in result) == (result["power"] is None)
     assert result["passed"] is True and result["saved"] == ["layers.json"]
 
@@ -84,6 +92,18 @@ def test_layers_say_what_ran_in_which_precision(tmp_path: Path) -> None:
     assert len(integer) >= 6 and all("Integer" in layer["kind"] or "QL" in layer["kind"] for layer in integer)
     assert {layer["precision"] for layer in layers["baseline"]} == {"float32"}
     assert all(layer["median_ms"] >= 0 for layer in layers["artifact"])
+
+
+def test_the_block_that_computes_something_else_is_named(tmp_path: Path) -> None:
+    model = onnx.load_from_string(onnx_bytes("onnx"))
+    (bias,) = [tensor for tensor in model.graph.initializer if tensor.name == "stages.1.0.pwconv2.bias"]
+    spoilt = numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32(0.5), bias.name)
+    bias.CopyFrom(spoilt)
+    kit = make_kit(tmp_path, GateSection(min_fidelity_db=30.0), artifact=model.SerializeToString())
+    assert run_script(kit).returncode == 3
+    result = json.loads((kit / "device.json").read_text())
+    blocks = {layer["layer"]: layer["sqnr_db"] for layer in result["layer_fidelity"]}
+    assert blocks["stages.0.0"] > 40 and blocks["stages.1.0"] < 25
 
 
 def test_a_missed_gate_ends_with_3(tmp_path: Path) -> None:

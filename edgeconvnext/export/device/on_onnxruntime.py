@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# ruff: noqa: B905  (boards run Python 3.8, whose zip has no `strict`)
 """Check the INT8 network in this machine's onnxruntime against recorded answers, and time it against FP32.
 
 Needs Python 3.8 or later with onnxruntime (and numpy, which it brings), and nothing else. Run it from anywhere:
@@ -29,10 +30,12 @@ from edgeconvnext.export.device.kit import (
     Kit,
     RuntimeMissing,
     compare,
+    find,
     finish,
     judge,
     new_result,
     packed,
+    ratio_db,
     require_version,
     run_script,
     write,
@@ -85,6 +88,10 @@ def check(options):
         name: profile(runtime, path, kit, options.threads, batch)
         for name, path in (("artifact", kit.artifact), ("baseline", kit.baseline))
     }
+    if kit.about["layers"]:
+        result["layer_fidelity"] = layer_fidelity(runtime, kit, options.threads)
+    else:
+        result["layer_fidelity_absent"] = "the kit holds no outputs of single blocks"
     write(HERE / "layers.json", json.dumps(result["layers"], indent=1).encode("utf-8"))
     gates = judge(kit.about["gates"], result["check"], result["speedup"])
     return finish(result, gates, saved=["layers.json"])
@@ -101,8 +108,11 @@ def load_runtime():
     return runtime
 
 
-def session(runtime, path, threads, profile_prefix=None):
-    """Open a file with all optimisations; threads do not spin when they wait, which would take cores from the other."""
+def session(runtime, path, threads, profile_prefix=None, added=None):
+    """Open a file with all optimisations; threads do not spin when they wait, which would take cores from the other.
+
+    added: bytes to put behind the file's own; protobuf merges what they hold into it.
+    """
     options = runtime.SessionOptions()
     options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.inter_op_num_threads = 1
@@ -113,7 +123,8 @@ def session(runtime, path, threads, profile_prefix=None):
         options.enable_profiling = True
         options.profile_file_prefix = profile_prefix
     try:
-        return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        source = str(path) if added is None else path.read_bytes() + added
+        return runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class but Exception
         first = str(error).partition("\n")[0]
         raise InputProblem(f"onnxruntime {runtime.__version__} does not open {path.name}: {first}") from error
@@ -153,6 +164,32 @@ class Network:
 
 
 # -------------------------------------------------------------------------------------------------------------- Layers
+
+
+def layer_fidelity(runtime, kit, threads):
+    """Return the fidelity of each block's output to the simulation, in dB, on the first few images."""
+    layers, images = kit.about["layers"], kit.about["layer_images"]
+    expected = array.array("f")
+    expected.frombytes(find("layer_values.bin").read_bytes())
+    if sys.byteorder == "big":
+        expected.byteswap()
+    opened = session(runtime, kit.artifact, threads, added=find("added_outputs.pb").read_bytes())
+    source, numpy = opened.get_inputs()[0], importlib.import_module("numpy")
+    size = kit.low if kit.low == kit.high else 1
+    found = {layer["name"]: array.array("f") for layer in layers}
+    for first in range(0, images, size):
+        batch = numpy.frombuffer(kit.window(first, size), dtype="float32").reshape((size, *kit.shape))
+        feed = {source.name: numpy.ascontiguousarray(batch, dtype=ELEMENT_TYPES[source.type])}
+        for layer, values in zip(layers, opened.run([layer["tensor"] for layer in layers], feed)):
+            places = [index * layer["size"] // layer["samples"] for index in range(layer["samples"])]
+            rows = values.reshape(size, -1)[: images - first, places].astype("float32")
+            found[layer["name"]].frombytes(rows.tobytes())
+    told, start = [], 0
+    for layer in layers:
+        end = start + images * layer["samples"]
+        told.append({"layer": layer["name"], "sqnr_db": ratio_db(expected[start:end], found[layer["name"]])})
+        start = end
+    return told
 
 
 def profile(runtime, path, kit, threads, batch):
