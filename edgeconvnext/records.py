@@ -69,7 +69,9 @@ def read_record(folder: Path, stage: str) -> StageRecord | None:
 def code_version() -> str:
     """Hash this package's sources with the versions of torch and torchao: a result of other code is not reused."""
     files = tree_files(Path(__file__).parent).items()
-    sources = {name: tree_sha256(path) for name, path in files if path.suffix in {".py", ".jinja", ".css", ".txt"}}
+    sources = {
+        name: tree_sha256(path) for name, path in files if path.suffix in {".py", ".jinja", ".css", ".swift", ".txt"}
+    }
     versions = {name: importlib.metadata.version(name) for name in ("torch", "torchao")}
     return json_sha256({"sources": sources, "versions": versions})
 

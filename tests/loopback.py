@@ -30,13 +30,21 @@ class Server:
     host: str = "board"
 
     def connections(self) -> list[int]:
-        """Processes of the server that serve a connection."""
-        listing = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
-        pairs = [tuple(map(int, line.split())) for line in listing.splitlines()]
-        return [pid for pid, parent in pairs if parent == self.process.pid]
+        """Processes of the server that serve connections, whatever they have split into; not what runs over them."""
+        parents, servers = {}, {self.process.pid}
+        for status in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                name, _, rest = status.read_text().partition("(")[2].rpartition(")")
+            except OSError:  # it has just ended
+                continue
+            if name.startswith("sshd"):
+                parents[int(status.parent.name)] = int(rest.split()[1])
+        while more := {pid for pid, parent in parents.items() if parent in servers} - servers:
+            servers |= more
+        return sorted(servers - {self.process.pid})
 
     def drop_connections(self) -> int:
-        """End every connection as a cable pulled would: at once, without a word. Returns how many there were."""
+        """End every connection as a cable pulled would: at once, without a word. Returns how many processes that took."""
         pids = self.connections()
         for pid in pids:
             os.kill(pid, signal.SIGKILL)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from edgeconvnext.errors import RemoteError, RuntimeMissingError
@@ -255,7 +256,7 @@ class KitRun:
         results = self._fetch_file(RESULTS_FILE)
         saved = json.loads(results.read_text(encoding="utf-8")).get("saved", [])
         for name in saved:
-            if _is_plain(name) and name not in self.files and name != RESULTS_FILE:
+            if _is_result(name) and name not in self.files:
                 self._fetch_file(name)
         return results
 
@@ -374,11 +375,9 @@ def _starts_with(source: Path, size: int, sha256: str) -> bool:
     return digest.hexdigest() == sha256
 
 
-def _is_plain(name: object) -> bool:
-    """Say whether a name is one of a file beside device.json: a device may claim anything."""
-    if not isinstance(name, str) or not name or name.startswith(".") or "\\" in name:
-        return False
-    return PurePosixPath(name).name == name
+def _is_result(name: object) -> bool:
+    """Say whether a script saves a file of that name beside device.json: a device may claim anything."""
+    return isinstance(name, str) and re.fullmatch(r"layers\.json|[\w-]+\.engine", name) is not None
 
 
 def _tells_full(text: str) -> bool:

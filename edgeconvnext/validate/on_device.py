@@ -230,6 +230,9 @@ def device_record(results: DeviceResults, kit: Kit) -> DeviceRecord:
 
 def merge(report: Report, record: DeviceRecord, target: Target) -> Report:
     """Return the report with a device section, and with the gates judged by the device where it measured them."""
+    if not report.model.num_classes:
+        # Features have no top-1: which of them is largest says nothing.
+        record = record.model_copy(update={"agreement": None})
     reasons = report.not_measured | _reasons(report, record)
     own = {
         "top1_drop_pp": reasons.get("accuracy.artifact"),

@@ -101,7 +101,7 @@ def test_a_connection_cut_while_copying_goes_on_inside_the_file(
             if 300_000 < sent < 10_000_000:
                 sent += 10_000_000
                 time.sleep(0.3)  # what is under way arrives
-                assert server.drop_connections() == 1
+                assert server.drop_connections() >= 1
 
         yield advance
 
@@ -232,10 +232,12 @@ def test_a_script_that_fails_says_what_it_said(
     assert work_folders(server) == []
 
 
-@pytest.mark.parametrize("name", ["../model.onnx", ".ssh", "/etc/passwd", "a/b", "..", "", 3])
-def test_names_that_a_device_claims_stay_in_the_folder(name: object) -> None:
-    assert not kit_run._is_plain(name)
-    assert kit_run._is_plain("layers.json")
+@pytest.mark.parametrize(
+    "name", ["../model.engine", ".ssh", "/etc/passwd", "a/b.engine", "README.txt", "check.py", "", 3]
+)
+def test_only_what_scripts_save_is_brought_back_whatever_a_device_claims(name: object) -> None:
+    assert not kit_run._is_result(name)
+    assert kit_run._is_result("layers.json") and kit_run._is_result("model_fp16.engine")
 
 
 def test_a_run_without_a_kit_is_refused_before_connecting(run: Path, tmp_path: Path) -> None:
