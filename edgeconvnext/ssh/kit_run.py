@@ -188,7 +188,7 @@ class KitRun:
             total = sum((self.kit / name).stat().st_size for name in self.files)
             with progress_bar("Copying the kit", total, "bytes") as advance:
                 for name in self.files:
-                    reconnecting(self.connection, lambda name=name: self._send(name, advance), self.say)  # type: ignore[misc]
+                    self._send(name, there.get(name), advance)
         wrong = self._missing(self._state())
         if wrong:
             raise RemoteError(
@@ -269,9 +269,9 @@ class KitRun:
     def _run(self, script: str, *arguments: str) -> Answer:
         return reconnecting(self.connection, lambda: self.connection.run(script, *arguments), self.say)
 
-    def _state(self) -> dict[str, tuple[int, str]]:
-        """Return size and sha256 of the kit's files on the device."""
-        answer = self._run(_STATE, self.python, self.device.folder, *self.files)
+    def _state(self, *names: str) -> dict[str, tuple[int, str]]:
+        """Return size and sha256 of the kit's files on the device, of all or of those named."""
+        answer = self._run(_STATE, self.python, self.device.folder, *(names or self.files))
         (line,) = [line for line in _marked(answer) if line.startswith("edgeconvnext state ")] or [""]
         try:
             found = json.loads(line.removeprefix("edgeconvnext state "))
@@ -291,25 +291,29 @@ class KitRun:
         if left + results > self.device.free_bytes:
             raise self._full(left + results)
 
-    def _send(self, name: str, advance: Callable[[int], None]) -> Answer:
-        """Send what the device lacks of one file."""
-        source = self.kit / name
-        size, sha256 = self._state().get(name, (0, ""))
-        if sha256 == self.files[name]:
-            advance(size)
-            return Answer(0, b"", "")
-        offset = size if 0 < size < source.stat().st_size and _starts_with(source, size, sha256) else 0
-        if offset:
-            self.say(f"{name}: {offset / 2**20:.1f} MiB are there, going on from there")
-        advance(offset)
-        mode = "more" if offset else "new"
-        answer = self.connection.send(source, offset, _RECEIVE, self.device.folder, name, mode, advance=advance)
+    def _send(self, name: str, there: tuple[int, str] | None, advance: Callable[[int], None]) -> None:
+        """Send what the device lacks of one file, from the byte where an attempt stopped. there: what it has of it at first."""
+        source, known = self.kit / name, [there]
+
+        def attempt() -> Answer:
+            # Only a dropped connection leaves it open what has arrived.
+            size, sha256 = (known.pop() if known else self._state(name).get(name)) or (0, "")
+            if sha256 == self.files[name]:
+                advance(size)
+                return Answer(0, b"", "")
+            offset = size if 0 < size < source.stat().st_size and _starts_with(source, size, sha256) else 0
+            if offset:
+                self.say(f"{name}: {offset / 2**20:.1f} MiB are there, going on from there")
+            advance(offset)
+            mode = "more" if offset else "new"
+            return self.connection.send(source, offset, _RECEIVE, self.device.folder, name, mode, advance=advance)
+
+        answer = reconnecting(self.connection, attempt, self.say)
         if answer.code:
             self._refuse_full(answer)
             raise RemoteError(
                 f"{name} cannot be written on {self.connection.host}: {answer.error or 'no reason given'}."
             )
-        return answer
 
     def _refuse_full(self, answer: Answer) -> None:
         if _tells_full(answer.error):
