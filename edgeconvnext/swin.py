@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -68,7 +69,9 @@ def _latency_ms(model: Any, resolution: int, threads: int) -> float:
         path = Path(folder) / "swin.onnx"
         program = export_program(model, torch.zeros(1, 3, resolution, resolution), max_batch=None)
         # Not this package's own exporter, which names layers as ConvNeXt's are.
-        torch.onnx.export(program, (), path, dynamo=True, opset_version=OPSET, external_data=False, verbose=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about torch's own deprecated calls
+            torch.onnx.export(program, (), path, dynamo=True, opset_version=OPSET, external_data=False, verbose=False)
         result = onnx_latency(None, path, threads=threads, input_size=(resolution, resolution))
     assert result.comparison.artifact is not None
     return result.comparison.artifact.median_ms

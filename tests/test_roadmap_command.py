@@ -46,7 +46,7 @@ def test_each_step_goes_through_the_toolkit(measured: tuple[Roadmap, Path]) -> N
     for step in result.steps[:2]:
         assert step.run is not None and (folder / step.run / "model.onnx").is_file()
         assert step.fidelity_db is not None and step.fidelity_db > 25
-        assert step.sqnr_db is not None and step.int8_macs is not None and step.int8_macs > 0.4
+        assert step.sqnr_db is not None and step.int8_macs is not None and step.int8_macs > 0.3
         assert step.size_int8_bytes < step.size_fp32_bytes
         assert step.weights == "random" and step.top1_int8 is None
         assert step.latency_int8_ms is None
