@@ -119,11 +119,15 @@ def _assembled(reference: ConvNeXt, segments: list[Segment], blocks: dict[str, B
     hidden = tuple(tuple(blocks[each.path].pwconv2.in_features for each in stage) for stage in by_stage)
     depths = tuple(len(stage) for stage in by_stage)
     tensors = {name: value for name, value in reference.state_dict().items() if not name.startswith("stages.")}
+    gone = [norm for norm in config.identity_norms if not norm.startswith("stages.")]
     for stage, owners in enumerate(by_stage):
         for index, segment in enumerate(owners):
             state = blocks[segment.path].state_dict()
             tensors |= {f"stages.{stage}.{index}.{name}": value for name, value in state.items()}
-    pruned = ConvNeXt(dataclasses.replace(config, depths=depths, hidden=hidden)).to(next(reference.parameters()))
+            if f"{segment.path}.norm" in config.identity_norms:
+                gone.append(f"stages.{stage}.{index}.norm")
+    changed = dataclasses.replace(config, depths=depths, hidden=hidden, identity_norms=tuple(gone))
+    pruned = ConvNeXt(changed).to(next(reference.parameters()))
     pruned.load_state_dict(tensors)
     return pruned.eval()
 

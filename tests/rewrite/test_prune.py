@@ -405,3 +405,18 @@ def test_infinite_activations_are_named(digits: LoadedModel, images: Images) -> 
 def test_a_multiple_below_one_is_refused(digits: LoadedModel, images: Images) -> None:
     with pytest.raises(RewriteError, match="multiple"):
         prune(digits.module, *images, Budget("macs", 0.7), input_size=SIZE, multiple=0)
+
+
+def test_norms_that_were_replaced_before_stay_so_when_blocks_go(digits: LoadedModel, images: Images) -> None:
+    module = fold_exact(digits.module, images[0][0][:4]).module
+    for path in ("stages.2.1.norm", "downsample_layers.1.0"):
+        module.set_submodule(path, torch.nn.Identity())
+    module.config = dataclasses.replace(module.config, identity_norms=("downsample_layers.1.0", "stages.2.1.norm"))
+    result = prune(module, *images, Budget("macs", 1.0), input_size=SIZE, blocks=1)
+    assert result.removals[0].path in ("stages.2.0", "stages.2.1")
+    left = (
+        ("downsample_layers.1.0",)
+        if result.removals[0].path == "stages.2.1"
+        else ("downsample_layers.1.0", "stages.2.0.norm")
+    )
+    assert result.module.config.identity_norms == left
