@@ -14,6 +14,7 @@ from edgeconvnext.data.preprocess import to_value_range
 from edgeconvnext.errors import GATE_MISSED_EXIT_CODE, CheckpointError, RunDirectoryError
 from edgeconvnext.export.artifact import ARTIFACTS, Programs, require_target, write_artifact
 from edgeconvnext.export.metadata import ArtifactMetadata
+from edgeconvnext.export.sparse_onnx import sparsity_checks
 from edgeconvnext.job import Job, Request, named_target, resolve
 from edgeconvnext.manifest import FinishedRun, load_run, package_versions
 from edgeconvnext.progress import progress_bar
@@ -248,7 +249,11 @@ def _measure(run: RunDirectory, job: Job, done: dict[str, StageResult], artifact
 def _artifact(run: RunDirectory, job: Job, done: dict[str, StageResult]) -> StageResult:
     def make(folder: Path) -> dict[str, Any]:
         exported = write_artifact(job.target, _programs(job, done), folder, _metadata(job))
-        return {"checks": [check.model_dump() for check in exported.checks], "missing": exported.missing}
+        checks = [
+            *exported.checks,
+            *sparsity_checks(stages.folded_model(done["fold"], job).module, folder / "model.onnx"),
+        ]
+        return {"checks": [check.model_dump() for check in checks], "missing": exported.missing}
 
     inputs = {
         "program": done["quantized"].key,
