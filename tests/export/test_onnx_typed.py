@@ -23,13 +23,16 @@ from quantized_programs import (
     sqnr_db,
     typed_onnx_bytes,
 )
+from resnets import narrow, trained_like
 
 from edgeconvnext.errors import ExportError, QuantizationError, TargetError
 from edgeconvnext.export.onnx import build_onnx
 from edgeconvnext.export.typed_onnx import TENSORRT_OPERATORS, check_typed, export_typed_onnx
 from edgeconvnext.model.convnext import ConvNeXt
+from edgeconvnext.model.roadmap import RESNET50
 from edgeconvnext.quantize.float16 import to_float16
 from edgeconvnext.quantize.program import export_program
+from edgeconvnext.rewrite.batch_norm import fold_batch_norm
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
@@ -125,6 +128,9 @@ def test_the_operator_list_is_what_the_networks_need() -> None:
         for target in (None, "jetson")
         for node in onnx.load_from_string(typed_onnx_bytes(target, variant)).graph.node
     }
+    resnet = fold_batch_norm(trained_like(narrow(RESNET50)))
+    half = to_float16(export_program(resnet, images(2), max_batch=8))
+    used |= {node.op_type for node in build_onnx(half, opset=19).graph}
     assert used == TENSORRT_OPERATORS
 
 
