@@ -187,7 +187,7 @@ class _Work:
             self.folder,
             self.labels,
             # What pruning lost is not the norms' to pay for.
-            max_drop=self.options.max_drop + (0.0 if self.pruning is None else max(0.0, self.pruning.loss.points)),
+            max_drop=self.options.max_drop + (0.0 if self.pruning is None else self.pruning.loss.expected_points),
             saved=saved,
             unit="values" if timed is None else "ms",
             reference=None if self.pruning is None else self.original,
@@ -212,7 +212,7 @@ class _Work:
         )
         result = fold_batch_norms(trained.module)
         after = self.loss(result)
-        spent = 0.0 if self.pruning is None else max(0.0, self.pruning.loss.points)
+        spent = 0.0 if self.pruning is None else self.pruning.loss.expected_points
         kept = after.within(self.options.max_drop + spent) if every else after.kl < before.kl
         self.recovery = RecoveryRecord(
             epochs=len(trained.losses),
