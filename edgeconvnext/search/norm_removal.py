@@ -50,8 +50,8 @@ class Loss:
     def within(self, max_drop: float) -> bool:
         """Whether the budget is kept.
 
-        A few hundred images do not resolve half a point of top-1: one image is 0.4 points of 256. So top-1 may not be lower by more
-        than chance explains, and what else is measured, with less noise, must lie within the budget.
+        A few hundred images do not resolve half a point of top-1: one image is 0.4 points of 256. So top-1 may not be lower by
+        more than chance explains, and what else is measured, with less noise, must lie within the budget.
         """
         return max(self.points_low, self.expected_points) <= max_drop and self.kl <= KL_PER_POINT * max_drop
 
