@@ -23,6 +23,7 @@ from edgeconvnext.data.preprocess import to_value_range
 from edgeconvnext.export.artifact import ARTIFACTS
 from edgeconvnext.job import KEPT_METHOD, Job
 from edgeconvnext.model.checkpoint import save_checkpoint
+from edgeconvnext.model.layers import weighted_layers
 from edgeconvnext.model.load import load_model
 from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.model.network import Network
@@ -132,11 +133,12 @@ def statistics(run: RunDirectory, job: Job, folded: StageResult) -> StageResult:
 
     # Only the stem sees the image itself: without it, one pass serves targets of every input range.
     value_range = job.target.input.value_range if "stem" in job.target.quantize.operators else "normalized"
+    kinds = set(weighted_layers(job.model.module).values())
     inputs = {
         "folded": folded.key,
         "images": job.calibration.fingerprint,
         "fit": job.fit,
-        "outputs": job.target.quantize.outputs,
+        "outputs": [output for output in job.target.quantize.outputs if output in kinds],
         "value_range": value_range,
     }
     return run.stage("statistics", inputs, make)
