@@ -80,6 +80,7 @@ BLOCKS = ("--replace-norm", "--norms", "blocks")
 CASES = (
     Case("frozen, within 0.5 points", ("--replace-norm",)),
     Case("blocks frozen, within 0.5 points", BLOCKS),
+    Case("blocks frozen, within 0.45 points", (*BLOCKS, "--max-drop", "0.45")),
     Case("blocks frozen, all of them", (*BLOCKS, "--max-drop", "100")),
     Case("all frozen", ("--replace-norm", "--max-drop", "100")),
     Case("blocks recovered, 10 minutes", (*BLOCKS, "--recover", "--epochs", "90", "--budget-minutes", "10")),
