@@ -232,7 +232,9 @@ def export(
         model, calib, eval_set, target, num_images, calibrator, effort, resolution, crop_pct, mean, std, output
     )
     method = _method(weights, activations, plan, prepare, rounding, bias_correction, adaround_minutes, max_drop)
-    compress = _compress(prune_macs, replace_norm, norms, norm_drop, recover, epochs, budget_minutes)
+    compress = _compress(
+        prune_macs, replace_norm, norms, norm_drop, recover, epochs, budget_minutes, threads=threads, latency=latency
+    )
     asked = replace(request, reuse_from=from_run, measure_latency=latency, threads=threads, compress=compress, **method)
     _finish(pipeline.export(asked), json)
 
@@ -727,6 +729,8 @@ def _compress(
     recover: bool,
     epochs: int,
     minutes: float | None,
+    threads: int = 1,
+    latency: bool = True,
 ) -> CompressOptions | None:
     """Return what is to be changed before quantization, or None."""
     from edgeconvnext.search.compress import CompressOptions
@@ -743,6 +747,8 @@ def _compress(
         recover=recover,
         epochs=epochs,
         minutes=minutes,
+        threads=threads,
+        measure_latency=latency,
     )
 
 

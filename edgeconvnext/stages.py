@@ -69,8 +69,7 @@ def compress(run: RunDirectory, job: Job) -> StageResult:
     def make(folder: Path) -> dict[str, Any]:
         from edgeconvnext.search.compress import compress, compressed_model
 
-        asked = replace(options, threads=job.request.threads, measure_latency=job.request.measure_latency)
-        result = compress(job.model, images, asked, job.target, checkpoint=checkpoint)
+        result = compress(job.model, images, options, job.target, checkpoint=checkpoint)
         save_checkpoint(compressed_model(job.model, result), folder / COMPRESSED)
         return {"record": result.record.model_dump()}
 
@@ -79,7 +78,6 @@ def compress(run: RunDirectory, job: Job) -> StageResult:
         "images": images.fingerprint,
         "options": asdict(options),
         "target": job.target.runtime.name,
-        "latency": job.request.measure_latency,
     }
     result = run.stage("compress", inputs, make)
     checkpoint.unlink(missing_ok=True)

@@ -48,12 +48,13 @@ PROOF_IMAGES = 16
 
 @dataclass(frozen=True)
 class CompressOptions:
-    """What is done. macs: share of the multiply-adds to keep; None prunes nothing. replace_norms: whether LayerNorms may go;
-    norms: all of them, or those of blocks only, behind the depthwise convs.
+    """What is done to a network.
 
-    max_drop: points that replacing norms may cost on held-out images. recover: whether the result is trained, without labels,
-    towards the original; epochs, minutes: how long (`train.distill`). images: as DEFAULT_IMAGES. multiple: of hidden
-    widths; None: the target's.
+    macs: share of the multiply-adds to keep; None prunes nothing. replace_norms: whether LayerNorms may go; norms: all of them, or
+    those of blocks only, behind the depthwise convs. max_drop: points that replacing norms may cost on held-out images. recover:
+    whether the result is trained, without labels, towards the original; epochs, minutes: how long (`train.distill`). images: as
+    DEFAULT_IMAGES. multiple: of hidden widths; None: the target's. threads, measure_latency: of the runtime, if it is here; what
+    a norm saves decides which go, so a run remembers both, and validating it anew keeps its network.
     """
 
     macs: float | None = None
@@ -154,7 +155,6 @@ class _Work:
         self.proof = proof.contiguous().numpy()
         self.pruning: PruningRecord | None = None
         self.verdicts: tuple[NormVerdict, ...] = ()
-        self.norm_loss: Loss | None = None
         self.recovery: RecoveryRecord | None = None
         self.pruned = original
 
@@ -193,7 +193,7 @@ class _Work:
             reference=None if self.pruning is None else self.original,
             norms=self._asked(module),
         )
-        self.verdicts, self.norm_loss = found.verdicts, found.loss
+        self.verdicts = found.verdicts
         return found.module
 
     def recover(self, module: ConvNeXt, images: ImageSet, train: list[int], checkpoint: Path | None) -> ConvNeXt:
