@@ -7,11 +7,12 @@ images. What it learns is bounded by time or epochs; it is saved every minute an
 from __future__ import annotations
 
 import copy
+import hashlib
 import io
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from edgeconvnext.files import atomic_write
 from edgeconvnext.model.convnext import ConvNeXt
 from edgeconvnext.model.units import units_of
 from edgeconvnext.progress import progress_bar
+from edgeconvnext.records import json_sha256
 from edgeconvnext.rewrite.channel_norm import set_share
 
 SAVE_EVERY_S = 60.0
@@ -89,8 +91,10 @@ def distill(
             f"Recovery learns from images, and {len(chosen)} are too few; give at least 2, better thousands."
         )
     run = _Run(copy.deepcopy(student), teacher, options, steps_per_epoch=len(chosen) // batch_size)
+    # The student is left out: fitted anew on another number of threads it may differ in the last bit.
+    identity = json_sha256([_weights_sha256(teacher), images.fingerprint, chosen, asdict(options)])
     if checkpoint is not None and checkpoint.is_file():
-        run.load(checkpoint)
+        run.load(checkpoint, identity)
     with progress_bar("Recovering", 1000) as advance:
         shown = 0
         while run.progress < 1:
@@ -103,12 +107,12 @@ def distill(
                 advance(int(1000 * min(1, run.progress)) - shown)
                 shown = int(1000 * min(1, run.progress))
                 if checkpoint is not None and run.due():
-                    run.save(checkpoint)
+                    run.save(checkpoint, identity)
                 if run.progress >= 1:
                     break
             run.end_epoch()
     if checkpoint is not None:
-        run.save(checkpoint)
+        run.save(checkpoint, identity)
     set_share(run.student, 1.0)
     return Distilled(run.student.eval(), run.steps, run.steps * batch_size, run.spent_s / 60, tuple(run.losses))
 
@@ -197,9 +201,10 @@ class _Run:
     def due(self) -> bool:
         return time.monotonic() - self._saved > SAVE_EVERY_S
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, identity: str) -> None:
         buffer = io.BytesIO()
         state = {
+            "identity": identity,
             "student": self.student.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "counts": [self.steps, self.epoch, self.step_in_epoch],
@@ -211,9 +216,11 @@ class _Run:
         atomic_write(path, buffer.getvalue())
         self._saved = time.monotonic()
 
-    def load(self, path: Path) -> None:
+    def load(self, path: Path, identity: str) -> None:
         try:
             state = torch.load(path, weights_only=True)
+            if state["identity"] != identity:
+                raise ValueError("made from another network, other images or other options")
             self.student.load_state_dict(state["student"])
             self.optimizer.load_state_dict(state["optimizer"])
         except (KeyError, RuntimeError, ValueError, EOFError) as error:
@@ -223,6 +230,13 @@ class _Run:
 
     def _now(self) -> float:
         return time.monotonic() if self.on_gpu else time.process_time()
+
+
+def _weights_sha256(module: ConvNeXt) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _schedule(progress: float) -> float:

@@ -107,3 +107,7 @@ def test_what_cannot_be_done_is_said(digits: LoadedModel, images: ImageSet, hurt
     torch.save({"weights": torch.zeros(3)}, other)
     with pytest.raises(RewriteError, match="no checkpoint of this recovery"):
         distill(hurt, digits.module, images, digits.preprocess, OPTIONS, checkpoint=other)
+    short = dataclasses.replace(OPTIONS, epochs=1)
+    distill(hurt, digits.module, images, digits.preprocess, short, checkpoint=tmp_path / "mine.pt", indices=range(64))
+    with pytest.raises(RewriteError, match="no checkpoint of this recovery"):  # other images
+        distill(hurt, digits.module, images, digits.preprocess, short, checkpoint=tmp_path / "mine.pt")
