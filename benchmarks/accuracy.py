@@ -222,8 +222,10 @@ def measure_own(prepared: Prepared, case: OwnRun, reference: np.ndarray) -> Row:
         row.peak_mib = max(stage["peak_mib"] for stage in stages)
         row.size_bytes = report["size_bytes"]["artifact"]
         if not case.runs_here:
-            row.runtime = "simulation"
-            return _judged(row, prepared, reference, np.load(run / "logits.npz")["simulated"])
+            measured = report["accuracy"]["measured_on"]
+            row.runtime = report["accuracy"]["runtime"] if measured == "artifact" else "simulation"
+            logits = np.load(run / "logits.npz")["artifact" if measured == "artifact" else "simulated"]
+            return _judged(row, prepared, reference, logits)
         shutil.copy(run / "model.onnx", artifact)
     try:
         with Worker("onnxruntime", prepared.folder / f"{OWN}.log") as worker:

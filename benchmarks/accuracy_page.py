@@ -23,8 +23,9 @@ INTRO = """\
 # Accuracy, side by side
 
 What this toolkit and other quantization tools make of the same networks. Every row had the same FP32 network, the same 256
-calibration images and the same evaluation images, and was judged by running its artifact in its own runtime; rows of targets whose
-runtime is not on this machine (`jetson`, `coreml`) are of the simulated graph. Nothing was chosen on the evaluation images.
+calibration images and the same evaluation images, and was judged by running its artifact in its own runtime. Away from a Mac the
+`coreml` package is computed by the reference evaluator of its program; `jetson` rows are of the simulated graph, because no
+TensorRT runs here. Nothing was chosen on the evaluation images.
 Reproduce with
 
     python -m benchmarks.accuracy

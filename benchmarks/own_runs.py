@@ -12,7 +12,8 @@ from benchmarks.peers.protocol import Activations, Bits, Placement
 class OwnRun:
     """One export. target: a shipped target's name, or the text of a TOML file. flags: further ones of the command.
 
-    runs_here: whether the artifact runs in onnxruntime; else the simulation's logits are judged and nothing is timed.
+    runs_here: whether the artifact runs in onnxruntime; else nothing is timed, and what the run itself measured is judged:
+    the artifact in its reference evaluator (coreml) or the simulation (jetson).
     models: the networks it is made for; empty: all.
     """
 

@@ -1,13 +1,15 @@
-"""Pruning without training, side by side: this toolkit and Torch-Pruning at equal multiply-adds.
+"""Pruning side by side: this toolkit and Torch-Pruning at equal multiply-adds, without training and with recovery.
 
     python -m benchmarks.pruning [--method TEXT ...] [--again]
+    python -m benchmarks.pruning --recovery      # then train what was pruned, 10 and 30 processor minutes each: hours
     python -m benchmarks.pruning --timings       # onnxruntime's times of the networks that are there, on a quiet machine
     python -m benchmarks.pruning --page          # write docs/pruning.md's tables and the plot from the CSV, measure nothing
 
 ConvNeXt-Atto trained on Imagenette, 128 px. All methods get the same calibration images (a third of which this toolkit holds out
 for its choices; Torch-Pruning's Taylor takes all of them, with their labels) and are measured once on imagenette_val.
-Torch-Pruning works in an environment of its own, on the network's torch-only code. Rows in the CSV are kept; an interrupted
-benchmark goes on.
+Torch-Pruning works in an environment of its own, on the network's torch-only code. Recovery is this toolkit's label-free
+distillation for either tool's network, on all training photographs but the held-out ones. Rows in the CSV are kept; an interrupted
+benchmark, and an interrupted recovery, goes on.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -42,6 +45,7 @@ from edgeconvnext.rewrite.prune_budget import Budget
 from edgeconvnext.rewrite.prune_channels import Score
 from edgeconvnext.rewrite.prune_curves import Curve
 from edgeconvnext.rewrite.sparsity import sparsify
+from edgeconvnext.train.distill import DistillOptions, distill
 from edgeconvnext.validate.accuracy import agreement, logit_sqnr_db, paired_drop, topk
 from edgeconvnext.validate.device import cpu_name
 
@@ -68,12 +72,17 @@ PEER_METHODS = (
     "taylor, global, whole network",
     "taylor, local, whole network",
 )
+RECOVERED_PEER = "magnitude, local, hidden only"
+"""Torch-Pruning's best without training, at every share."""
+RECOVERED_SHARES = (0.5, 0.7, 0.8, 0.9)
+RECOVERY_MINUTES = (10, 30)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--method", nargs="+", default=[""], help="only methods whose name contains one of these texts")
     parser.add_argument("--again", action="store_true", help="measure the chosen rows anew")
+    parser.add_argument("--recovery", action="store_true", help="only train what was pruned")
     parser.add_argument("--timings", action="store_true", help="only take the times that are missing")
     parser.add_argument("--page", action="store_true", help="only write the page and the plot from the CSV")
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -84,9 +93,12 @@ def main() -> None:
         take_times(table)
     elif not options.page:
         bench = Bench(table, options.method, options.again)
-        bench.own()
-        bench.sparse()
-        bench.peer()
+        if options.recovery:
+            bench.recovered()
+        else:
+            bench.own()
+            bench.sparse()
+            bench.peer()
     write_page(table.rows)
     write_plot(table.rows)
 
@@ -161,6 +173,35 @@ class Bench:
                 row.share = row.macs / self.macs
                 self.table.put(row)
 
+    def recovered(self) -> None:
+        """Both tools' pruned networks, trained without labels towards the original; rows are made where the network is there."""
+        held_out = {self.calibration.ids[index] for index in split_held_out(self.calibration)[1]}
+        photographs = resolve_image_set("imagenette")
+        train = [index for index, name in enumerate(photographs.ids) if name not in held_out]
+        peer = CACHE / f"peer{PEER_METHODS.index(RECOVERED_PEER)}"
+        for minutes in RECOVERY_MINUTES:
+            for share in RECOVERED_SHARES:
+                networks = {
+                    "edgeconvnext, elimination": self._path(f"edgeconvnext, elimination {share:g}"),
+                    f"torch-pruning, {RECOVERED_PEER}": peer / f"{share}.pt",
+                }
+                for pruned, path in networks.items():
+                    method = f"{pruned}, recovered {minutes} min"
+                    if not path.is_file() or not self._wanted(method, share):
+                        continue
+                    checkpoint = CACHE / f"recovering_{minutes}_{share:g}_{pruned[:4]}.pt"
+                    done = distill(
+                        cast(ConvNeXt, load_model(path).module),
+                        cast(ConvNeXt, self.model.module),
+                        photographs,
+                        self.model.preprocess,
+                        DistillOptions(epochs=200, budget_minutes=minutes),
+                        indices=train,
+                        checkpoint=checkpoint,
+                    )
+                    self._finish(method, share, done.module, 60 * done.minutes, None)
+                    checkpoint.unlink(missing_ok=True)
+
     def _run_peer(self, name: str, shares: list[float], folder: Path) -> None:
         write_torch_code(self.model, self._path("original"), CACHE / "network.py")
         arrays = {
@@ -185,7 +226,7 @@ class Bench:
         row = self.table.find(method, share)
         return self.again or row is None or row.error is not None
 
-    def _finish(self, method: str, share: float, module: ConvNeXt, seconds: float, kl: float) -> None:
+    def _finish(self, method: str, share: float, module: ConvNeXt, seconds: float, kl: float | None) -> None:
         self._write_network(f"{method} {share:g}", module)
         self._note(method, f"{method} {share:g}", share, module, logits_of(module, self.images), seconds, kl)
 

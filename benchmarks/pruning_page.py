@@ -11,6 +11,7 @@ PAGE = ROOT / "docs" / "pruning.md"
 PLOT = RESULTS.with_suffix(".svg")
 BEGIN, END = "<!-- measured: begin -->\n", "<!-- measured: end -->\n"
 OWN = "edgeconvnext, elimination"
+RECOVERED = ", recovered "
 COLOURS = {"elimination": "#d62728", "energy": "#ff9896", "magnitude": "#e377c2", "taylor": "#ff7f0e"}
 
 
@@ -18,7 +19,7 @@ def write_page(rows: list[PruningRow], page: Path = PAGE) -> None:
     """Put the tables between the page's markers."""
     before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
-    page.write_text(before + BEGIN + _summary(rows) + _all(rows) + END + after, encoding="utf-8")
+    page.write_text(before + BEGIN + _summary(rows) + _recovery(rows) + _all(rows) + END + after, encoding="utf-8")
 
 
 def write_plot(rows: list[PruningRow], path: Path = PLOT) -> None:
@@ -68,7 +69,10 @@ def _summary(rows: list[PruningRow]) -> str:
         peers = [
             r
             for r in rows
-            if r.method.startswith("torch-pruning") and r.target_share == share and r.drop_pp is not None
+            if r.method.startswith("torch-pruning")
+            and RECOVERED not in r.method
+            and r.target_share == share
+            and r.drop_pp is not None
         ]
         best = min(peers, key=lambda row: row.drop_pp or 0.0, default=None)
         if own is None:
@@ -79,6 +83,27 @@ def _summary(rows: list[PruningRow]) -> str:
             else f"{_drop(best)} | {best.agreement:.2f} % | {best.method.partition(', ')[2]}"
         )
         lines.append(f"| {100 * share:.0f} % | {_drop(own)} | {own.agreement:.2f} % | {own.sqnr_db:.1f} dB | {other} |")
+    return "\n".join(lines) + "\n\n"
+
+
+def _recovery(rows: list[PruningRow]) -> str:
+    """One line for each network that was trained afterwards, beside itself before."""
+    recovered = [row for row in rows if RECOVERED in row.method and row.drop_pp is not None]
+    if not recovered:
+        return ""
+    lines = [
+        "With recovery (label-free distillation from the original, this toolkit's, for either tool's network):",
+        "",
+        "| multiply-adds | pruned by | processor minutes | drop before | after | agreement before | after | SQNR before | after |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in sorted(recovered, key=lambda row: (-row.target_share, row.method)):
+        method, _, minutes = row.method.partition(RECOVERED)
+        before = next(r for r in rows if r.method == method and r.target_share == row.target_share)
+        lines.append(
+            f"| {100 * row.target_share:.0f} % | {method} | {minutes.removesuffix(' min')} | {_drop(before)} | {_drop(row)} "
+            f"| {before.agreement:.2f} % | {row.agreement:.2f} % | {before.sqnr_db:.1f} dB | {row.sqnr_db:.1f} dB |"
+        )
     return "\n".join(lines) + "\n\n"
 
 

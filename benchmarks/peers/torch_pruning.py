@@ -5,7 +5,7 @@
 WORK holds network.py with its weights, calibration.npy, calibration_labels.npy and evaluation.npy. Pruning goes in many small
 steps, widths in multiples of eight, importance computed anew for every one (Taylor's gradients, which the tool narrows with the
 weights, for every tenth); whenever a share of the multiply-adds is reached, the network answers the evaluation images:
-FOLDER/<share>.npz with logits, macs, parameters and seconds.
+FOLDER/<share>.npz with logits, macs, parameters and seconds, and FOLDER/<share>.pt with the pruned weights.
 
 hidden only: pwconv1's outputs, as this toolkit prunes. whole network: every channel but the classifier's outputs, the tool's
 default. Taylor's gradients are those of the cross-entropy with the images' labels. Its dependency graph, its importances and its
@@ -73,6 +73,7 @@ def main() -> None:
         pruner.step()
         share = macs_of(model, example) / total
         while shares and share <= shares[0]:
+            torch.save(model.state_dict(), folder / f"{shares[0]}.pt")
             np.savez(
                 folder / f"{shares.pop(0)}.npz",
                 logits=answers(model, evaluation),
