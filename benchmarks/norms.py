@@ -11,13 +11,10 @@ imagenette_val, which nothing was chosen on. Rows that are in the CSV are kept; 
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +25,8 @@ from pydantic import BaseModel
 import edgeconvnext
 from benchmarks.accuracy import DATA, _cpu
 from benchmarks.accuracy_models import WEIGHTS
-from edgeconvnext.files import atomic_write
+from benchmarks.csv_rows import read_rows, write_rows
+from edgeconvnext.report.schema import NormVerdict
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "norms.csv"
@@ -77,7 +75,7 @@ class Case:
 
 
 BLOCKS = ("--replace-norm", "--norms", "blocks")
-VERDICTS_OF = "blocks frozen, within 0.5 points"
+VERDICTS_OF = "frozen, within 0.5 points"
 CASES = (
     Case("frozen, within 0.5 points", ("--replace-norm",)),
     Case("blocks frozen, within 0.5 points", BLOCKS),
@@ -100,7 +98,7 @@ def main() -> None:
     parser.add_argument("--page", action="store_true", help="only write the tables of the page")
     options = parser.parse_args()
     os.environ.setdefault("EDGECONVNEXT_DATA", str(DATA))
-    rows = read_rows()
+    rows = read_rows(RESULTS, Row)
     if not options.page:
         CACHE.mkdir(parents=True, exist_ok=True)
         for case in CASES:
@@ -115,7 +113,7 @@ def main() -> None:
                 continue
             rows = [kept for kept in rows if kept.name != case.name] + [row]
             rows.sort(key=lambda kept: [c.name for c in CASES].index(kept.name))
-            _write_csv(RESULTS, [kept.model_dump() for kept in rows])
+            write_rows(RESULTS, rows)
             print(
                 f"{row.name}: {row.norms} norms, drop {row.drop_pp:+.2f}, agreement {row.agreement:.2f} %", flush=True
             )
@@ -169,7 +167,7 @@ def measure(case: Case) -> Row:
     record = found.get("compression") if case.export else found
     if case.name == VERDICTS_OF:
         # Times are left out: they are those of whatever else the machine did meanwhile.
-        _write_csv(VERDICTS, [{key: row[key] for key in row if key != "saved_ms"} for row in record["norms"]])
+        write_rows(VERDICTS, [NormVerdict.model_validate(row | {"saved_ms": None}) for row in record["norms"]])
     judged = _artifact(found) if case.export else _checkpoint(output)
     return Row(
         name=case.name,
@@ -246,22 +244,6 @@ def _times(before: float, after: float, ratio: dict[str, Any]) -> dict[str, floa
     }  # fmt: skip
 
 
-def read_rows() -> list[Row]:
-    """Read the CSV; none where it is not there."""
-    if not RESULTS.is_file():
-        return []
-    with RESULTS.open(newline="", encoding="utf-8") as file:
-        return [Row.model_validate({k: v for k, v in line.items() if v != ""}) for line in csv.DictReader(file)]
-
-
-def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: "" if value is None else value for key, value in row.items()} for row in rows)
-    atomic_write(path, text.getvalue())
-
-
 def write_page(rows: list[Row]) -> None:
     """Put the tables between the marks of the page."""
     lines = [
@@ -298,11 +280,9 @@ def _line(row: Row) -> str:
 
 def _verdict_lines() -> list[str]:
     """Return the table of single norms, as the first case found them."""
-    if not VERDICTS.is_file():
+    verdicts = read_rows(VERDICTS, NormVerdict)
+    if not verdicts:
         return []
-    with VERDICTS.open(newline="", encoding="utf-8") as file:
-        verdicts = list(csv.DictReader(file))
-    show: Callable[[str, str], str] = lambda value, text: text.format(float(value)) if value else ""  # noqa: E731
     lines = [
         f"Each LayerNorm alone, on held-out calibration images, and its verdict ({VERDICTS_OF}):",
         "",
@@ -310,13 +290,13 @@ def _verdict_lines() -> list[str]:
         "|---|---|---|---|---|---|",
     ]
     for row in verdicts:
-        agreement = show(row["agreement_alone"], "{:.2f} %")
-        if row["agreement_low"]:
-            agreement += f" ({float(row['agreement_low']):.1f} to {float(row['agreement_high']):.1f})"
-        error = f"{100 * float(row['error_alone']):.1f} %" if row["error_alone"] else ""
-        cells = (
-            f"`{row['norm']}`", row["verdict"], error, show(row["kl_alone"], "{:.4f}"), agreement, row["why"],
-        )  # fmt: skip
+        cells = [f"`{row.norm}`", row.verdict, "", "", "", row.why]
+        if row.error_alone is not None:
+            cells[2] = f"{100 * row.error_alone:.1f} %"
+        if row.kl_alone is not None:
+            cells[3] = f"{row.kl_alone:.4f}"
+        if row.agreement_alone is not None:
+            cells[4] = f"{row.agreement_alone:.2f} % ({row.agreement_low:.1f} to {row.agreement_high:.1f})"
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 

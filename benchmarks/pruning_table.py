@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
-from typing import Any
 
-from pydantic import BaseModel, field_validator
+from pydantic import BaseModel
 
-from edgeconvnext.files import atomic_write
+from benchmarks.csv_rows import read_rows, write_rows
 
 RESULTS = Path(__file__).resolve().parent / "results" / "pruning.csv"
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.35)
@@ -42,26 +39,13 @@ class PruningRow(BaseModel):
     cpu: str = ""
     error: str | None = None
 
-    @field_validator("*", mode="before")
-    @classmethod
-    def _empty_is_none(cls, value: Any) -> Any:
-        return None if value == "" else value
-
-    @field_validator("cpu", mode="before")
-    @classmethod
-    def _empty_cpu(cls, value: Any) -> Any:
-        return value or ""
-
 
 class PruningTable:
     """The rows, written to disk with every change."""
 
     def __init__(self, path: Path = RESULTS) -> None:
         self.path = path
-        self.rows: list[PruningRow] = []
-        if path.is_file():
-            with path.open(newline="") as file:
-                self.rows = [PruningRow.model_validate(line) for line in csv.DictReader(file)]
+        self.rows = read_rows(path, PruningRow)
 
     def find(self, method: str, target_share: float) -> PruningRow | None:
         found = (row for row in self.rows if (row.method, row.target_share) == (method, target_share))
@@ -75,14 +59,4 @@ class PruningTable:
             self.rows[places[0]] = row
         else:
             self.rows.append(row)
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(PruningRow.model_fields), lineterminator="\n")
-        writer.writeheader()
-        for each in self.rows:
-            writer.writerow({name: _short(value) for name, value in each.model_dump().items()})
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(self.path, text.getvalue())
-
-
-def _short(value: Any) -> Any:
-    return f"{value:.5g}" if isinstance(value, float) else value
+        write_rows(self.path, self.rows)

@@ -1,0 +1,139 @@
+"""Every shipped target on one trained network: what its artifact, or its simulation, was measured to do on this machine.
+
+    python -m benchmarks.targets [--target NAME ...] [--again]
+    python -m benchmarks.targets --page    # write the table of docs/devices.md from the CSV, measure nothing
+
+One `edgeconvnext export` for each target, on the ConvNeXt-Atto beside this checkout, judged on imagenette_val. Rows in the CSV are
+kept; an interrupted benchmark goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+import edgeconvnext
+from benchmarks.accuracy import DATA, _cpu
+from benchmarks.accuracy_models import WEIGHTS
+from benchmarks.csv_rows import read_rows, write_rows
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results" / "targets.csv"
+CACHE = HERE / ".cache" / "targets"
+PAGE = HERE.parent / "docs" / "devices.md"
+MARKS = ("<!-- figures: python -m benchmarks.targets --page -->\n", "<!-- end of figures -->")
+TARGETS = (
+    "onnx", "raspberry-pi", "coreml", "iphone", "mac", "coreml-w8", "coreml-p6",
+    "jetson", "jetson-orin-nano", "jetson-thor", "rtx",
+)  # fmt: skip
+"""All but `gpu`, which needs an NVIDIA GPU to build at all."""
+
+
+class Row(BaseModel):
+    """One line. measured_on: whose accuracy it is. runtime: what computed the artifact. fidelity: to the simulation, dB."""
+
+    target: str
+    measured_on: str
+    runtime: str | None = None
+    images: int
+    top1: float
+    drop_pp: float
+    drop_low: float
+    drop_high: float
+    agreement: float
+    sqnr_db: float
+    fidelity_db: float | None = None
+    size_bytes: int
+    checks: str = ""
+    versions: str = ""
+    cpu: str = ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--target", nargs="+", choices=TARGETS, default=TARGETS)
+    parser.add_argument("--again", action="store_true", help="measure the chosen rows anew")
+    parser.add_argument("--page", action="store_true", help="only write the table from the CSV")
+    options = parser.parse_args()
+    os.environ.setdefault("EDGECONVNEXT_DATA", str(DATA))
+    rows = read_rows(RESULTS, Row)
+    for target in () if options.page else options.target:
+        if options.again or not any(row.target == target for row in rows):
+            row = measure(target)
+            rows = sorted(
+                [kept for kept in rows if kept.target != target] + [row], key=lambda r: TARGETS.index(r.target)
+            )
+            write_rows(RESULTS, rows)
+            print(_line(row), flush=True)
+    write_page(rows)
+
+
+def measure(target: str) -> Row:
+    """Export for one target and read its report."""
+    command = [
+        sys.executable, "-m", "edgeconvnext.cli", "export", "--target", target, "--model", str(WEIGHTS), "--calib", "imagenette",
+        "--eval", "imagenette_val", "--no-latency", "--output", str(CACHE / target), "--json",
+    ]  # fmt: skip
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if result.returncode not in (0, 3):
+        raise SystemExit(f"{target}: the export ended with {result.returncode}")
+    report: dict[str, Any] = json.loads(result.stdout)
+    accuracy = report["accuracy"]
+    own = accuracy["measured_on"] == "artifact"
+    return Row(
+        target=target,
+        measured_on=accuracy["measured_on"],
+        runtime=accuracy["runtime"] if own else None,
+        images=accuracy["images"],
+        top1=accuracy["artifact" if own else "simulated"]["top1"],
+        drop_pp=accuracy["drop_pp"]["value"],
+        drop_low=accuracy["drop_pp"]["low"],
+        drop_high=accuracy["drop_pp"]["high"],
+        agreement=accuracy["agreement"],
+        sqnr_db=accuracy["sqnr_db"],
+        fidelity_db=report["fidelity_db"] if own else None,
+        size_bytes=report["size_bytes"]["artifact"],
+        checks="; ".join(f"{check['name']}: {check['result']}" for check in report["checks"]),
+        versions=f"edgeconvnext {edgeconvnext.__version__}",
+        cpu=_cpu(),
+    )
+
+
+def write_page(rows: list[Row]) -> None:
+    """Put the table between the marks of the page."""
+    lines = [
+        "| target | accuracy of | computed by | top-1 | drop | agreement | SQNR | fidelity | size |",
+        "|---|---|---|---|---|---|---|---|---|",
+        *map(_line, rows),
+    ]
+    page = PAGE.read_text(encoding="utf-8")
+    before, _, rest = page.partition(MARKS[0])
+    _, _, after = rest.partition(MARKS[1])
+    PAGE.write_text(f"{before}{MARKS[0]}\n" + "\n".join(lines) + f"\n\n{MARKS[1]}{after}", encoding="utf-8")
+
+
+def _line(row: Row) -> str:
+    fidelity = "not measured" if row.fidelity_db is None else f"{row.fidelity_db:.1f} dB"
+    cells = [
+        f"`{row.target}`",
+        row.measured_on,
+        row.runtime or "torch",
+        f"{row.top1:.2f} %",
+        f"{row.drop_pp:+.2f} ({row.drop_low:+.2f} to {row.drop_high:+.2f})",
+        f"{row.agreement:.2f} %",
+        f"{row.sqnr_db:.1f} dB",
+        fidelity,
+        f"{row.size_bytes / 1e6:.2f} MB",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+if __name__ == "__main__":
+    main()
