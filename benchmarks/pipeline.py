@@ -64,7 +64,7 @@ def _measure(case: Case, calibration: str) -> list[dict[str, object]]:
     """Export in a fresh folder and return one row for each stage and one for the whole command."""
     with tempfile.TemporaryDirectory() as scratch:
         model = (
-            _random_checkpoint(case.model.removeprefix("random:"), Path(scratch))
+            random_checkpoint(case.model.removeprefix("random:"), Path(scratch))
             if "random:" in case.model
             else case.model
         )
@@ -100,7 +100,7 @@ def _measure(case: Case, calibration: str) -> list[dict[str, object]]:
     return [*stages, total]
 
 
-def _random_checkpoint(preset: str, folder: Path) -> Path:
+def random_checkpoint(preset: str, folder: Path) -> Path:
     """Write a preset with random weights and return the file."""
     import torch
 

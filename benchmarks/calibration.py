@@ -1,0 +1,221 @@
+"""What calibration costs: time and peak memory of quantising a Tiny, beside a plain forward pass and beside other tools.
+
+    python -m benchmarks.calibration [--row TEXT] [--images 512] [--again]     # on a quiet machine
+
+ConvNeXt-Tiny with random weights, 224x224, all cores, every row a process of its own. The plain pass decodes and runs the images
+as this toolkit's stages do: channels-last, inference mode, batch by batch, decoding beside it. This toolkit's rows are the stages
+of `edgeconvnext quantize` that lead from the checkpoint to the quantised graph, decoding included; other tools get the images as
+arrays. No process may take more than MEMORY_GIB of address space; a tool that needs more has that as its result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel
+
+import edgeconvnext
+from benchmarks.accuracy import DATA
+from benchmarks.csv_rows import read_rows, write_rows
+from benchmarks.peers.grid import SUFFIXES, Configuration
+from benchmarks.peers.protocol import Task, peak_mib
+from benchmarks.peers.worker import Worker, WorkerError
+from benchmarks.pipeline import random_checkpoint
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results" / "calibration.csv"
+CACHE = HERE / ".cache" / "calibration"
+MODEL, CALIBRATION, EVALUATED = "convnext_tiny", "imagenet_1k_subset", 16
+MEMORY_GIB = 16
+PLAIN = "plain FP32 forward pass"
+PEERS = (
+    Configuration("onnxruntime", "MinMax"),
+    Configuration("onnxruntime", "Entropy"),
+    Configuration("nncf", "default preset", activations="symmetric"),
+    Configuration("torchao", "X86InductorQuantizer"),
+)
+EFFORTS = ("quick", "default")
+
+
+class Row(BaseModel):
+    """One line. seconds, peak_mib: of quantising, without loading libraries in time and with them in memory.
+
+    statistics_s: of this toolkit's calibration pass alone. threads: what each library chose by itself on `cores` cores.
+    """
+
+    tool: str
+    method: str
+    images: int
+    seconds: float | None = None
+    statistics_s: float | None = None
+    peak_mib: float | None = None
+    versions: str = ""
+    cores: int = 0
+    cpu: str = ""
+    error: str | None = None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--row", default="", help="only rows whose tool and method contain this text")
+    parser.add_argument("--images", type=int, nargs="+", default=[512])
+    parser.add_argument("--again", action="store_true", help="measure the chosen rows anew")
+    parser.add_argument("--forward", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    os.environ.setdefault("EDGECONVNEXT_DATA", str(DATA))
+    if options.forward is not None:
+        print(json.dumps(forward(options.forward, options.images[0])))
+        return
+    CACHE.mkdir(parents=True, exist_ok=True)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_GIB << 30, MEMORY_GIB << 30))
+    checkpoint = CACHE / f"{MODEL}.pth"
+    if not checkpoint.is_file():
+        random_checkpoint(MODEL, CACHE)
+    rows = read_rows(RESULTS, Row)
+    for images in options.images:
+        for row, measure in _cases(checkpoint, images):
+            key = (row.tool, row.method, row.images)
+            known = any((kept.tool, kept.method, kept.images) == key for kept in rows)
+            if options.row not in f"{row.tool} {row.method}" or (known and not options.again):
+                continue
+            try:
+                row = row.model_copy(update=measure())
+            except WorkerError as error:
+                row.error = f"{error} (at most {MEMORY_GIB} GiB)"
+            rows = [kept for kept in rows if (kept.tool, kept.method, kept.images) != key] + [row]
+            write_rows(RESULTS, rows)
+            print(f"{row.tool} {row.method}: {row.seconds} s, {row.peak_mib} MiB {row.error or ''}", flush=True)
+
+
+def _cases(checkpoint: Path, images: int) -> list[tuple[Row, Callable[[], dict[str, Any]]]]:
+    from edgeconvnext.validate.device import cpu_name
+
+    common: dict[str, Any] = {"images": images, "cores": os.cpu_count() or 0, "cpu": cpu_name()}
+    own = f"edgeconvnext {edgeconvnext.__version__}"
+    cases: list[tuple[Row, Callable[[], dict[str, Any]]]] = [
+        (Row(tool="torch", method=PLAIN, **common), lambda: _plain(checkpoint, images)),
+    ]
+    for effort in EFFORTS:
+        row = Row(tool="edgeconvnext", method=f"effort {effort}", versions=own, **common)
+        cases.append((row, lambda effort=effort: _own(checkpoint, images, effort)))  # type: ignore[misc]
+    for peer in PEERS:
+        cases.append(
+            (Row(tool=peer.peer, method=peer.method, **common), lambda peer=peer: _peer(checkpoint, images, peer))
+        )  # type: ignore[misc]
+    return cases
+
+
+def forward(checkpoint: Path, count: int) -> dict[str, float | str]:
+    """Decode and run `count` images once, and say how long that took and what memory it needed."""
+    import torch
+
+    from edgeconvnext.data.loader import batches
+    from edgeconvnext.data.sets import resolve_image_set
+    from edgeconvnext.model.load import load_model
+
+    loaded = load_model(checkpoint)
+    images = resolve_image_set(CALIBRATION).take(count)
+    module = loaded.module.eval().to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        start = time.perf_counter()
+        for batch in batches(images, loaded.preprocess, description="Forward pass"):
+            module(batch.images)
+        seconds = time.perf_counter() - start
+    return {"seconds": seconds, "peak_mib": peak_mib(), "versions": f"torch {torch.__version__.partition('+')[0]}"}
+
+
+def _plain(checkpoint: Path, images: int) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.calibration", "--forward", str(checkpoint), "--images", str(images)]
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def _own(checkpoint: Path, images: int, effort: str) -> dict[str, Any]:
+    """Run `edgeconvnext quantize`; a few images are evaluated, because every run evaluates."""
+    with tempfile.TemporaryDirectory() as scratch:
+        few = _few_images(Path(scratch) / "few")
+        command = [
+            sys.executable, "-m", "edgeconvnext.cli", "quantize", "--target", "onnx", "--model", str(checkpoint),
+            "--calib", CALIBRATION, "--eval", str(few), "--num-images", str(images), "--effort", effort,
+            "--output", f"{scratch}/run", "--json",
+        ]  # fmt: skip
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode not in (0, 3):
+            raise WorkerError((result.stderr.strip() or f"exit status {result.returncode}").splitlines()[-1])
+        stages = json.loads(result.stdout)["stages"]
+    counted = [stage for stage in stages if stage["stage"] in ("fold", "statistics", "plan", "quantized")]
+    return {
+        "seconds": sum(stage["seconds"] for stage in counted),
+        "statistics_s": next((stage["seconds"] for stage in counted if stage["stage"] == "statistics"), None),
+        "peak_mib": max(stage["peak_mib"] for stage in counted),
+    }
+
+
+def _few_images(folder: Path) -> Path:
+    """Link a few images of the set into a folder, as an image set without labels."""
+    root = Path(os.environ["EDGECONVNEXT_DATA"]) / CALIBRATION
+    folder.mkdir()
+    for number, path in enumerate(
+        sorted(p for p in root.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg"))[-EVALUATED:]
+    ):
+        (folder / f"{number}{path.suffix}").symlink_to(path.resolve())
+    return folder
+
+
+def _peer(checkpoint: Path, images: int, case: Configuration) -> dict[str, Any]:
+    onnx, program, calibration = _prepared(checkpoint, images)
+    with tempfile.TemporaryDirectory() as scratch, Worker(case.peer, CACHE / f"{case.peer}.log") as worker:
+        versions = worker.versions()
+        artifact = Path(scratch) / f"artifact{SUFFIXES[case.peer]}"
+        cost = worker.quantize(
+            Task(onnx, program, calibration, artifact, case.method, case.placement, case.bits, case.activations)
+        )
+    return {"seconds": cost.seconds, "peak_mib": cost.peak_mib, "versions": versions}
+
+
+def _prepared(checkpoint: Path, images: int) -> tuple[Path, Path, Path]:
+    """Write the folded FP32 network as ONNX and program, and the images as an array, in a process of its own memory."""
+    import torch
+
+    from edgeconvnext.data.loader import batches
+    from edgeconvnext.data.sets import resolve_image_set
+    from edgeconvnext.export.metadata import ArtifactMetadata
+    from edgeconvnext.export.onnx import export_onnx
+    from edgeconvnext.model.load import load_model
+    from edgeconvnext.quantize.program import export_program
+    from edgeconvnext.rewrite.exact import fold_exact
+
+    onnx, program, calibration = CACHE / "fp32.onnx", CACHE / "fp32.pt2", CACHE / f"{images}.npy"
+    if not calibration.is_file():
+        loaded = load_model(checkpoint)
+        chosen = resolve_image_set(CALIBRATION).take(images)
+        shape = (len(chosen), 3, *loaded.preprocess.input_size)
+        array = np.lib.format.open_memmap(calibration.with_suffix(".part.npy"), "w+", np.float32, shape)
+        done = 0
+        for batch in batches(chosen, loaded.preprocess, description="Reading images"):
+            array[done : done + len(batch.images)] = batch.images.numpy()
+            done += len(batch.images)
+        array.flush()
+        if not program.is_file():
+            few = torch.from_numpy(np.array(array[:4]))
+            exported = export_program(fold_exact(loaded.module, few).module, few[:1], max_batch=32)
+            metadata = ArtifactMetadata(loaded.name, None, loaded.preprocess, "normalized", edgeconvnext.__version__)
+            export_onnx(exported, onnx, opset=20, metadata=metadata)
+            torch.export.save(exported, program)
+        calibration.with_suffix(".part.npy").rename(calibration)
+    return onnx, program, calibration
+
+
+if __name__ == "__main__":
+    main()
