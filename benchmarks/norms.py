@@ -75,15 +75,17 @@ class Case:
 
 
 BLOCKS = ("--replace-norm", "--norms", "blocks")
+EVERY_BLOCK = (*BLOCKS, "--max-drop", "100")
+RECOVER = ("--recover", "--epochs", "90", "--budget-minutes")
 VERDICTS_OF = "frozen, within 0.5 points"
 CASES = (
     Case("frozen, within 0.5 points", ("--replace-norm",)),
     Case("blocks frozen, within 0.5 points", BLOCKS),
     Case("blocks frozen, within 0.4 points", (*BLOCKS, "--max-drop", "0.4")),
-    Case("blocks frozen, all of them", (*BLOCKS, "--max-drop", "100")),
+    Case("blocks frozen, all of them", EVERY_BLOCK),
     Case("all frozen", ("--replace-norm", "--max-drop", "100")),
-    Case("blocks recovered, 10 minutes", (*BLOCKS, "--recover", "--epochs", "90", "--budget-minutes", "10")),
-    Case("blocks recovered, 30 minutes", (*BLOCKS, "--recover", "--epochs", "90", "--budget-minutes", "30")),
+    Case("blocks, all of them recovered, 10 minutes", (*EVERY_BLOCK, *RECOVER, "10")),
+    Case("blocks, all of them recovered, 30 minutes", (*EVERY_BLOCK, *RECOVER, "30")),
     Case("INT8", (), export=True),
     Case("INT8, blocks frozen", BLOCKS, export=True),
     Case("INT8, 60 % of the MACs, blocks frozen", ("--prune-macs", "0.6", *BLOCKS), export=True),
