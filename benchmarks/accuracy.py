@@ -1,6 +1,7 @@
 """Accuracy, latency and cost of INT8 ConvNeXts, side by side with other quantization tools.
 
     python -m benchmarks.accuracy [--model NAME ...] [--peer NAME ...] [--method TEXT] [--only-accuracy] [--again]
+    python -m benchmarks.accuracy --timings     # time all artifacts of each model anew, together, on a quiet machine
     python -m benchmarks.accuracy --page        # write docs/accuracy.md and the plot from the CSV, measure nothing
 
 Every peer works in an environment of its own, made on first use from benchmarks/peers/<peer>.txt, on the same FP32 network,
@@ -70,6 +71,7 @@ def main() -> None:
     parser.add_argument("--method", default="", help="only methods whose name contains this text")
     parser.add_argument("--only-accuracy", action="store_true", help="take no latencies")
     parser.add_argument("--again", action="store_true", help="measure the chosen rows anew")
+    parser.add_argument("--timings", action="store_true", help="only take all latencies anew")
     parser.add_argument("--page", action="store_true", help="only write the page and the plot from the CSV")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
@@ -79,7 +81,12 @@ def main() -> None:
         peers = options.peer or [*SUFFIXES, OWN]
         for model in MODELS:
             if options.model is None or model.name in options.model:
-                benchmark(model, peers, options.method, table, again=options.again, latency=not options.only_accuracy)
+                if options.timings:
+                    time_all(model, table)
+                else:
+                    benchmark(
+                        model, peers, options.method, table, again=options.again, latency=not options.only_accuracy
+                    )
     chose_some = options.model or options.peer or options.method
     if options.page or not chose_some:
         write_page(options.results)
@@ -112,6 +119,19 @@ def benchmark(
         for row in time_rows(prepared, baseline, [row for row in chosen if again or row.latency_ms is None]):
             table.put(row)
             print(_summary(row), flush=True)
+
+
+def time_all(model: BenchmarkModel, table: Table) -> None:
+    """Time every artifact of a model in one session; a time whose artifact is gone is of another session, and is dropped."""
+    prepared = prepare(model)
+    baseline, _ = measure_baseline(prepared)
+    rows = [row for row in table.rows if row.model == model.name and row.key != baseline.key]
+    for row in rows:
+        row.latency_ms = row.speedup = row.speedup_low = row.speedup_high = None
+        table.put(row)
+    for row in time_rows(prepared, baseline, rows):
+        table.put(row)
+        print(_summary(row), flush=True)
 
 
 def prepare(model: BenchmarkModel) -> Prepared:

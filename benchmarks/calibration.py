@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ EFFORTS = ("quick", "default")
 class Row(BaseModel):
     """One line. seconds, peak_mib: of quantising, without loading libraries in time and with them in memory.
 
-    statistics_s: of this toolkit's calibration pass alone. threads: what each library chose by itself on `cores` cores.
+    statistics_s: of this toolkit's calibration pass alone. Each library chose its number of threads by itself on `cores` cores.
     """
 
     tool: str
@@ -98,22 +99,27 @@ def main() -> None:
             print(f"{row.tool} {row.method}: {row.seconds} s, {row.peak_mib} MiB {row.error or ''}", flush=True)
 
 
-def _cases(checkpoint: Path, images: int) -> list[tuple[Row, Callable[[], dict[str, Any]]]]:
+_Case = tuple[Row, Callable[[], dict[str, Any]]]
+
+
+def _cases(checkpoint: Path, images: int) -> list[_Case]:
+    """Return every row still empty, and what measures it."""
     from edgeconvnext.validate.device import cpu_name
 
     common: dict[str, Any] = {"images": images, "cores": os.cpu_count() or 0, "cpu": cpu_name()}
     own = f"edgeconvnext {edgeconvnext.__version__}"
-    cases: list[tuple[Row, Callable[[], dict[str, Any]]]] = [
-        (Row(tool="torch", method=PLAIN, **common), lambda: _plain(checkpoint, images)),
+    plain: _Case = Row(tool="torch", method=PLAIN, **common), partial(_plain, checkpoint, images)
+    efforts: list[_Case] = [
+        (
+            Row(tool="edgeconvnext", method=f"effort {effort}", versions=own, **common),
+            partial(_own, checkpoint, images, effort),
+        )
+        for effort in EFFORTS
     ]
-    for effort in EFFORTS:
-        row = Row(tool="edgeconvnext", method=f"effort {effort}", versions=own, **common)
-        cases.append((row, lambda effort=effort: _own(checkpoint, images, effort)))  # type: ignore[misc]
-    for peer in PEERS:
-        cases.append(
-            (Row(tool=peer.peer, method=peer.method, **common), lambda peer=peer: _peer(checkpoint, images, peer))
-        )  # type: ignore[misc]
-    return cases
+    peers: list[_Case] = [
+        (Row(tool=peer.peer, method=peer.method, **common), partial(_peer, checkpoint, images, peer)) for peer in PEERS
+    ]
+    return [plain, *efforts, *peers]
 
 
 def forward(checkpoint: Path, count: int) -> dict[str, float | str]:
@@ -163,13 +169,13 @@ def _own(checkpoint: Path, images: int, effort: str) -> dict[str, Any]:
 
 
 def _few_images(folder: Path) -> Path:
-    """Link a few images of the set into a folder, as an image set without labels."""
+    """Link a few images of the set, each in the folder of its class."""
     root = Path(os.environ["EDGECONVNEXT_DATA"]) / CALIBRATION
-    folder.mkdir()
-    for number, path in enumerate(
-        sorted(p for p in root.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg"))[-EVALUATED:]
-    ):
-        (folder / f"{number}{path.suffix}").symlink_to(path.resolve())
+    images = sorted(path for path in root.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
+    for path in images[-EVALUATED:]:
+        link = folder / path.relative_to(root)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(path.resolve())
     return folder
 
 
@@ -185,7 +191,7 @@ def _peer(checkpoint: Path, images: int, case: Configuration) -> dict[str, Any]:
 
 
 def _prepared(checkpoint: Path, images: int) -> tuple[Path, Path, Path]:
-    """Write the folded FP32 network as ONNX and program, and the images as an array, in a process of its own memory."""
+    """Write the folded FP32 network as ONNX and program, and the images as an array."""
     import torch
 
     from edgeconvnext.data.loader import batches

@@ -15,6 +15,37 @@ from edgeconvnext.files import atomic_write
 Record = TypeVar("Record", bound=BaseModel)
 
 
+class Judged(BaseModel):
+    """What a network that was changed or quantised answers, beside the original, on the evaluation images.
+
+    drop_pp: FP32 top-1 of the original minus this one's, points, with its paired 95 % interval. agreement: per cent.
+    sqnr_db: of the logits.
+    """
+
+    images: int
+    top1: float
+    drop_pp: float
+    drop_low: float
+    drop_high: float
+    agreement: float
+    sqnr_db: float
+
+
+def judged_by(report: dict[str, Any]) -> Judged:
+    """Read a run's report: its artifact's figures, or its simulation's where the artifact did not run here."""
+    accuracy = report["accuracy"]
+    drop = accuracy["drop_pp"]
+    return Judged(
+        images=accuracy["images"],
+        top1=accuracy["artifact" if accuracy["measured_on"] == "artifact" else "simulated"]["top1"],
+        drop_pp=drop["value"],
+        drop_low=drop["low"],
+        drop_high=drop["high"],
+        agreement=accuracy["agreement"],
+        sqnr_db=accuracy["sqnr_db"],
+    )
+
+
 def read_rows(path: Path, record: type[Record]) -> list[Record]:
     """Return the records of the CSV; none where there is no file."""
     if not path.is_file():

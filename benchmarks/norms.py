@@ -20,12 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel
 
 import edgeconvnext
 from benchmarks.accuracy import DATA, _cpu
 from benchmarks.accuracy_models import WEIGHTS
-from benchmarks.csv_rows import read_rows, write_rows
+from benchmarks.csv_rows import Judged, judged_by, read_rows, write_rows
 from edgeconvnext.report.schema import NormVerdict
 
 HERE = Path(__file__).resolve().parent
@@ -36,10 +35,10 @@ PAGE = HERE.parent / "docs" / "layernorm.md"
 MARKS = ("<!-- tables: python -m benchmarks.norms --page -->\n", "<!-- end of tables -->")
 
 
-class Row(BaseModel):
-    """One line of the CSV. What was not measured is empty.
+class Row(Judged):
+    """One line. What was not measured is empty.
 
-    norms: LayerNorms replaced, of 17. drop_pp: FP32 top-1 of the original minus this one's, points, with its paired 95 % interval.
+    norms: LayerNorms replaced, of 17.
     latency: medians in onnxruntime, batch 1, one thread, of the original's folded float network and of this one, interleaved.
     minutes: of recovery, as the command counts them (processor time).
     """
@@ -48,13 +47,6 @@ class Row(BaseModel):
     command: str
     norms: int
     macs_share: float
-    images: int
-    top1: float
-    drop_pp: float
-    drop_low: float
-    drop_high: float
-    agreement: float
-    sqnr_db: float
     before_ms: float | None = None
     after_ms: float | None = None
     speedup: float | None = None
@@ -170,7 +162,7 @@ def measure(case: Case) -> Row:
     if case.name == VERDICTS_OF:
         # Times are left out: they are those of whatever else the machine did meanwhile.
         write_rows(VERDICTS, [NormVerdict.model_validate(row | {"saved_ms": None}) for row in record["norms"]])
-    judged = _artifact(found) if case.export else _checkpoint(output)
+    judged = judged_by(found) if case.export else _checkpoint(output)
     return Row(
         name=case.name,
         command=" ".join(part for part in shown if part not in ("--json",)),
@@ -179,7 +171,7 @@ def measure(case: Case) -> Row:
         minutes=None if record is None or record["recovery"] is None else record["recovery"]["minutes"],
         versions=f"edgeconvnext {edgeconvnext.__version__}",
         cpu=_cpu(),
-        **judged,
+        **judged.model_dump(),
         **(_speed(found) if case.export else _float_speed(record)),
     )
 
@@ -193,7 +185,7 @@ def _command(case: Case, output: Path) -> list[str]:
     return [*start, "fold", model, *calibration, *end]
 
 
-def _checkpoint(path: Path) -> dict[str, float | int]:
+def _checkpoint(path: Path) -> Judged:
     """Compare a changed float network with the original on imagenette_val."""
     import torch
 
@@ -214,19 +206,10 @@ def _checkpoint(path: Path) -> dict[str, float | int]:
     a, b = np.concatenate(expected), np.concatenate(logits)
     labels = match_labels(images, original.labels, original.config.num_classes)[np.array(images.labels)][seen]
     drop = paired_drop(a, b, labels)
-    return {
-        "images": len(a), "top1": topk(b, labels).top1, "drop_pp": drop.value, "drop_low": drop.low, "drop_high": drop.high,
-        "agreement": agreement(a, b), "sqnr_db": logit_sqnr_db(a, b),
-    }  # fmt: skip
-
-
-def _artifact(report: dict[str, Any]) -> dict[str, float | int]:
-    accuracy = report["accuracy"]
-    return {
-        "images": accuracy["images"], "top1": accuracy["artifact"]["top1"], "agreement": accuracy["agreement"],
-        "drop_pp": accuracy["drop_pp"]["value"], "drop_low": accuracy["drop_pp"]["low"],
-        "drop_high": accuracy["drop_pp"]["high"], "sqnr_db": accuracy["sqnr_db"],
-    }  # fmt: skip
+    return Judged(
+        images=len(a), top1=topk(b, labels).top1, drop_pp=drop.value, drop_low=drop.low, drop_high=drop.high,
+        agreement=agreement(a, b), sqnr_db=logit_sqnr_db(a, b),
+    )  # fmt: skip
 
 
 def _speed(report: dict[str, Any]) -> dict[str, float]:

@@ -17,12 +17,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
 import edgeconvnext
 from benchmarks.accuracy import DATA, _cpu
 from benchmarks.accuracy_models import WEIGHTS
-from benchmarks.csv_rows import read_rows, write_rows
+from benchmarks.csv_rows import Judged, judged_by, read_rows, write_rows
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "targets.csv"
@@ -36,19 +34,12 @@ TARGETS = (
 """All but `gpu`, which needs an NVIDIA GPU to build at all."""
 
 
-class Row(BaseModel):
+class Row(Judged):
     """One line. measured_on: whose accuracy it is. runtime: what computed the artifact. fidelity: to the simulation, dB."""
 
     target: str
     measured_on: str
     runtime: str | None = None
-    images: int
-    top1: float
-    drop_pp: float
-    drop_low: float
-    drop_high: float
-    agreement: float
-    sqnr_db: float
     fidelity_db: float | None = None
     size_bytes: int
     checks: str = ""
@@ -91,18 +82,12 @@ def measure(target: str) -> Row:
         target=target,
         measured_on=accuracy["measured_on"],
         runtime=accuracy["runtime"] if own else None,
-        images=accuracy["images"],
-        top1=accuracy["artifact" if own else "simulated"]["top1"],
-        drop_pp=accuracy["drop_pp"]["value"],
-        drop_low=accuracy["drop_pp"]["low"],
-        drop_high=accuracy["drop_pp"]["high"],
-        agreement=accuracy["agreement"],
-        sqnr_db=accuracy["sqnr_db"],
         fidelity_db=report["fidelity_db"] if own else None,
         size_bytes=report["size_bytes"]["artifact"],
         checks="; ".join(f"{check['name']}: {check['result']}" for check in report["checks"]),
         versions=f"edgeconvnext {edgeconvnext.__version__}",
         cpu=_cpu(),
+        **judged_by(report).model_dump(),
     )
 
 
