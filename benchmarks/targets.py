@@ -107,7 +107,7 @@ def write_page(rows: list[Row]) -> None:
 def _line(row: Row) -> str:
     fidelity = "not measured" if row.fidelity_db is None else f"{row.fidelity_db:.1f} dB"
     cells = [
-        f"`{row.target}`",
+        row.target,
         row.measured_on,
         row.runtime or "torch",
         f"{row.top1:.2f} %",
