@@ -1,0 +1,110 @@
+"""Arguments and options that several commands take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+CalibratorName = Literal["auto", "minmax", "percentile", "entropy", "mse", "output"]
+PreparationName = Literal["auto", "none", "force"]
+RoundingName = Literal["auto", "nearest", "gptq", "adaround"]
+NormScopeName = Literal["all", "blocks"]
+EffortName = Literal["quick", "default", "best"]
+ScoreName = Literal["auto", "elimination", "magnitude", "energy", "taylor"]
+
+ModelArgument = Annotated[str, typer.Argument(help="Weights file, folder, hub name, preset, or 'digits'.")]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model", help="Weights file, folder, hub name or preset. Default: $EDGECONVNEXT_MODEL, else convnext_tiny."
+    ),
+]
+CalibOption = Annotated[str | None, typer.Option("--calib", help="Calibration images: a set's name or a folder.")]
+EvalOption = Annotated[str | None, typer.Option("--eval", help="Labelled evaluation images: a set's name or a folder.")]
+TargetOption = Annotated[
+    str, typer.Option("--target", help="Target by name, or a TOML file (see: edgeconvnext targets).")
+]
+ImagesOption = Annotated[int, typer.Option("--num-images", help="Calibration images in all; a third is held out.")]
+CalibratorOption = Annotated[
+    CalibratorName, typer.Option("--calibrator", help="Range estimator; auto picks the best one per tensor.")
+]
+EffortOption = Annotated[
+    EffortName,
+    typer.Option(
+        "--effort",
+        help="quick: each tensor by itself, nearest codes; default: layers one after the other, GPTQ; best: AdaRound as well.",
+    ),
+]
+WeightsOption = Annotated[
+    int | None, typer.Option("--weights", help="Bits of weights, 4 or 8. Default: the plan's or the target's.")
+]
+ActivationsOption = Annotated[
+    int | None, typer.Option("--activations", help="Bits of activations, 8 or 16. Default: the plan's or the target's.")
+]
+PlanOption = Annotated[
+    Path | None, typer.Option("--plan", help="TOML file with bits by layer; every run writes its own, plan.toml.")
+]
+PrepareOption = Annotated[
+    PreparationName,
+    typer.Option(
+        "--prepare", help="Scales and shifts in front of quantizers: auto takes those that help, none, or force."
+    ),
+]
+RoundingOption = Annotated[
+    RoundingName, typer.Option("--rounding", help="How weights are rounded; auto takes the best per layer.")
+]
+BiasOption = Annotated[
+    bool, typer.Option("--bias-correction/--no-bias-correction", help="Correct biases by the outputs' measured shift.")
+]
+MinutesOption = Annotated[
+    float,
+    typer.Option("--adaround-minutes", help="Time AdaRound may take in all (effort best, or --rounding adaround)."),
+]
+DropOption = Annotated[
+    float | None,
+    typer.Option(
+        "--max-drop",
+        help="Points of top-1 (or agreement) that may be lost; the costliest layers stay float until that holds.",
+    ),
+]
+PruneOption = Annotated[
+    float | None,
+    typer.Option("--prune-macs", help="Share of the multiply-adds that pruning keeps, as in 0.6. Default: no pruning."),
+]
+ReplaceNormOption = Annotated[
+    bool, typer.Option("--replace-norm", help="Replace the LayerNorms that may go by what folds into convs.")
+]
+NormScopeOption = Annotated[
+    NormScopeName,
+    typer.Option("--norms", help="Which LayerNorms --replace-norm may take: all, or those of blocks only."),
+]
+NormDropOption = Annotated[
+    float, typer.Option("--norm-drop", help="Points of top-1 that --replace-norm may cost before quantization.")
+]
+RecoverOption = Annotated[
+    bool, typer.Option("--recover", help="Train the changed network, without labels, towards the original.")
+]
+EpochsOption = Annotated[int, typer.Option("--epochs", help="Passes of --recover over the calibration set.")]
+BudgetOption = Annotated[
+    float | None,
+    typer.Option("--budget-minutes", help="Minutes that --recover may take: of processor time, or of a GPU's."),
+]
+ChangeImagesOption = Annotated[
+    int, typer.Option("--num-images", help="Images that layers are re-fitted on; a third is held out.")
+]
+ResolutionOption = Annotated[
+    int | None, typer.Option("--resolution", help="Input side in pixels. Default: the checkpoint's own.")
+]
+CropOption = Annotated[
+    float | None, typer.Option("--crop-pct", help="Crop share of evaluation. Default: the checkpoint's.")
+]
+MeanOption = Annotated[str | None, typer.Option("--mean", help="Input means in 0..1, as in 0.485,0.456,0.406.")]
+StdOption = Annotated[str | None, typer.Option("--std", help="Input standard deviations, as in 0.229,0.224,0.225.")]
+OutputOption = Annotated[
+    Path | None, typer.Option("--output", help="Run directory. Default: runs/<model>-<target>-<key>.")
+]
+LatencyOption = Annotated[bool, typer.Option("--latency/--no-latency", help="Measure latency.")]
+ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="Threads of the runtime while timing.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
