@@ -6,8 +6,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
-# Test files are shared out to as many processes as there are cores; with threads of their own these would wait for each other.
-ON_ALL_CORES := -n auto --dist loadfile
+# Test files are shared out to as many processes as there are cores, the longest first (tests/conftest.py); with threads of their own
+# processes would wait for each other.
+ON_ALL_CORES := -n auto --dist loadfile --no-loadscope-reorder
 ONE_THREAD := OMP_NUM_THREADS=1
 
 # Without MODEL the network that ships in the package is exported: handwritten digits, with their own images.

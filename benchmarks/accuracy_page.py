@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from benchmarks.accuracy_table import OWN, RESULTS, Row, read_rows
+from benchmarks.accuracy_table import OWN, RESULTS, Row
+from benchmarks.csv_rows import read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "accuracy.md"
@@ -49,7 +50,7 @@ With zero points, which onnxruntime has and the `onnx` target uses, the same lay
 
 def write_page(results: Path = RESULTS, page: Path = PAGE) -> None:
     """Write the page with one table for each model of the CSV."""
-    rows = read_rows(results)
+    rows = read_rows(results, Row)
     text = INTRO + "".join(_section(model, rows) for model in _in_order(row.model for row in rows))
     text += "## Versions\n\n" + "".join(f"- {line}\n" for line in _versions(rows))
     page.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +67,7 @@ def write_plot(results: Path = RESULTS, plot: Path = PLOT) -> None:
     from matplotlib import pyplot
     from matplotlib.lines import Line2D
 
-    rows = [row for row in read_rows(results) if row.speedup is not None and row.method != "FP32"]
+    rows = [row for row in read_rows(results, Row) if row.speedup is not None and row.method != "FP32"]
     models = _in_order(row.model for row in rows)
     if not models:
         return

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
-from typing import Any
 
-from pydantic import BaseModel, ValidationInfo, field_validator
+from pydantic import BaseModel
 
 from benchmarks.accuracy_models import MODELS
+from benchmarks.csv_rows import read_rows, write_rows
 from benchmarks.own_runs import OWN_RUNS
 from benchmarks.peers.grid import CONFIGURATIONS
 from benchmarks.peers.protocol import Placement
-from edgeconvnext.files import atomic_write
 
 RESULTS = Path(__file__).resolve().parent / "results" / "accuracy.csv"
 OWN = "edgeconvnext"
@@ -31,8 +28,8 @@ class Row(BaseModel):
     versions: str
     method: str
     placement: Placement
-    bits: str
-    activations: str
+    bits: str = ""
+    activations: str = ""
     images: int | None = None
     top1: float | None = None
     drop_pp: float | None = None
@@ -51,12 +48,6 @@ class Row(BaseModel):
     cpu: str = ""
     error: str | None = None
 
-    @field_validator("*", mode="before")
-    @classmethod
-    def _empty_is_none(cls, value: Any, info: ValidationInfo) -> Any:
-        may_be_none = info.field_name in cls.model_fields and cls.model_fields[info.field_name].default is None
-        return None if value == "" and may_be_none else value
-
     @property
     def key(self) -> tuple[str, ...]:
         return self.model, self.peer, self.method, self.placement, self.bits, self.activations
@@ -67,7 +58,7 @@ class Table:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.rows = read_rows(path)
+        self.rows = read_rows(path, Row)
 
     def find(self, key: tuple[str, ...]) -> Row | None:
         return next((row for row in self.rows if row.key == key), None)
@@ -80,20 +71,7 @@ class Table:
         else:
             self.rows.append(row)
         self.rows.sort(key=_order)
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, list(Row.model_fields))
-        writer.writeheader()
-        writer.writerows({name: _shown(value) for name, value in row.model_dump().items()} for row in self.rows)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(self.path, text.getvalue())
-
-
-def read_rows(path: Path) -> list[Row]:
-    """Return the rows of the CSV, none where there is no file."""
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return [Row.model_validate(values) for values in csv.DictReader(file)]
+        write_rows(self.path, self.rows)
 
 
 def _order(row: Row) -> tuple[int, int]:
@@ -104,7 +82,3 @@ def _order(row: Row) -> tuple[int, int]:
     cases += [(c.peer, c.method, c.placement, c.bits, c.activations) for c in CONFIGURATIONS]
     position = cases.index(row.key[1:]) if row.key[1:] in cases else len(cases)  # type: ignore[arg-type]
     return models.index(row.model), position
-
-
-def _shown(value: Any) -> Any:
-    return round(value, 4) if isinstance(value, float) else value
