@@ -3,8 +3,9 @@
     python -m benchmarks.targets [--target NAME ...] [--again]
     python -m benchmarks.targets --page    # write the table of docs/devices.md from the CSV, measure nothing
 
-One `edgeconvnext export` for each target, on the ConvNeXt-Atto beside this checkout, judged on imagenette_val. Rows in the CSV are
-kept; an interrupted benchmark goes on.
+One `edgeconvnext export` for each target, on the ConvNeXt-Atto beside this checkout, judged on imagenette_val; then the same
+network made smaller (`edgeconvnext prune`), its block norms frozen (`edgeconvnext fold`), for one target of each exporter. Rows in
+the CSV are kept; an interrupted benchmark goes on.
 """
 
 from __future__ import annotations
@@ -32,11 +33,20 @@ TARGETS = (
     "jetson", "jetson-orin-nano", "jetson-thor", "rtx",
 )  # fmt: skip
 """All but `gpu`, which needs an NVIDIA GPU to build at all."""
+TRAINED = "as trained"
+SMALLER = "60 % of the MACs, block norms frozen"
+CASES = [(TRAINED, target) for target in TARGETS] + [
+    (SMALLER, target) for target in ("onnx", "coreml", "jetson", "rtx")
+]
 
 
 class Row(Judged):
-    """One line. measured_on: whose accuracy it is. runtime: what computed the artifact. fidelity: to the simulation, dB."""
+    """One line. measured_on: whose accuracy it is. runtime: what computed the artifact. fidelity: to the simulation, dB.
 
+    The drop is against the network handed in, which is the smaller one where that was exported.
+    """
+
+    network: str = TRAINED
     target: str
     measured_on: str
     runtime: str | None = None
@@ -55,22 +65,44 @@ def main() -> None:
     options = parser.parse_args()
     os.environ.setdefault("EDGECONVNEXT_DATA", str(DATA))
     rows = read_rows(RESULTS, Row)
-    for target in () if options.page else options.target:
-        if options.again or not any(row.target == target for row in rows):
-            row = measure(target)
-            rows = sorted(
-                [kept for kept in rows if kept.target != target] + [row], key=lambda r: TARGETS.index(r.target)
-            )
+    for case in () if options.page else CASES:
+        if case[1] in options.target and (options.again or not any(_case(row) == case for row in rows)):
+            row = measure(*case)
+            rows = sorted([kept for kept in rows if _case(kept) != case] + [row], key=lambda r: CASES.index(_case(r)))
             write_rows(RESULTS, rows)
             print(_line(row), flush=True)
     write_page(rows)
 
 
-def measure(target: str) -> Row:
+def smaller() -> Path:
+    """Return the checkpoint of the smaller network, made on first use."""
+    pruned, path = CACHE / "pruned.safetensors", CACHE / "smaller.safetensors"
+    CACHE.mkdir(parents=True, exist_ok=True)
+    start = [sys.executable, "-m", "edgeconvnext.cli"]
+    if not pruned.is_file():
+        options = ["--macs", "0.6", "--calib", "imagenette", "--num-images", "512", "--output", str(pruned)]
+        subprocess.run([*start, "prune", str(WEIGHTS), *options], check=True)
+    if not path.is_file():
+        options = [
+            "--replace-norm",
+            "--norms",
+            "blocks",
+            "--no-latency",
+            "--calib",
+            "imagenette",
+            "--output",
+            str(path),
+        ]
+        subprocess.run([*start, "fold", str(pruned), *options], check=True)
+    return path
+
+
+def measure(network: str, target: str) -> Row:
     """Export for one target and read its report."""
+    weights = WEIGHTS if network == TRAINED else smaller()
     command = [
-        sys.executable, "-m", "edgeconvnext.cli", "export", "--target", target, "--model", str(WEIGHTS), "--calib", "imagenette",
-        "--eval", "imagenette_val", "--no-latency", "--output", str(CACHE / target), "--json",
+        sys.executable, "-m", "edgeconvnext.cli", "export", "--target", target, "--model", str(weights), "--calib", "imagenette",
+        "--eval", "imagenette_val", "--no-latency", "--output", str(CACHE / f"{weights.stem}-{target}"), "--json",
     ]  # fmt: skip
     result = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if result.returncode not in (0, 3):
@@ -79,6 +111,7 @@ def measure(target: str) -> Row:
     accuracy = report["accuracy"]
     own = accuracy["measured_on"] == "artifact"
     return Row(
+        network=network,
         target=target,
         measured_on=accuracy["measured_on"],
         runtime=accuracy["runtime"] if own else None,
@@ -94,8 +127,8 @@ def measure(target: str) -> Row:
 def write_page(rows: list[Row]) -> None:
     """Put the table between the marks of the page."""
     lines = [
-        "| target | accuracy of | computed by | top-1 | drop | agreement | SQNR | fidelity | size |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| network | target | accuracy of | computed by | top-1 | drop | agreement | SQNR | fidelity | size |",
+        "|---|---|---|---|---|---|---|---|---|---|",
         *map(_line, rows),
     ]
     page = PAGE.read_text(encoding="utf-8")
@@ -104,9 +137,14 @@ def write_page(rows: list[Row]) -> None:
     PAGE.write_text(f"{before}{MARKS[0]}\n" + "\n".join(lines) + f"\n\n{MARKS[1]}{after}", encoding="utf-8")
 
 
+def _case(row: Row) -> tuple[str, str]:
+    return row.network, row.target
+
+
 def _line(row: Row) -> str:
     fidelity = "not measured" if row.fidelity_db is None else f"{row.fidelity_db:.1f} dB"
     cells = [
+        row.network,
         row.target,
         row.measured_on,
         row.runtime or "torch",
