@@ -44,6 +44,10 @@ class RewriteError(EdgeConvNextError):
     """A rewrite that is not exact enough on this model, or cannot be done on it."""
 
 
+class TrainingError(EdgeConvNextError):
+    """A recipe that does not hold, images that cannot be trained on, or training that diverged."""
+
+
 class QuantizationError(EdgeConvNextError):
     """The model cannot be quantised as asked."""
 

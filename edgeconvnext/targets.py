@@ -284,10 +284,10 @@ def parse_toml(path: Path, model: type[Model]) -> Model:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise ConfigFileError(f"{path} does not hold: {_explain(error, model)}") from error
+        raise ConfigFileError(f"{path} does not hold: {explain(error, model)}") from error
 
 
-def _explain(error: ValidationError, model: type[BaseModel]) -> str:
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """Say each problem of a pydantic validation as 'key: what is wrong', with the nearest name for a misspelt one."""
     sentences = []
     for problem in error.errors():

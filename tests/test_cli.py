@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 COMMANDS = (
-    "quantize", "export", "validate", "analyze", "bench", "inspect", "fold", "prune", "roadmap", "targets", "doctor", "data",
+    "quantize", "export", "validate", "analyze", "bench", "inspect", "fold", "prune", "roadmap", "train",
+    "targets", "doctor", "data",
 )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ class DigitsReader:
 
     in_memory: bool = True
 
-    def read(self, image_id: str) -> Image.Image:
+    def read(self, image_id: str, shorter_side: int | None = None) -> Image.Image:
         images, _ = _load()
         return Image.fromarray(images[int(image_id.rpartition("/")[2])]).convert("RGB")
 

@@ -23,8 +23,8 @@ class ImageReader(Protocol):
     def in_memory(self) -> bool:
         """Whether reading is so quick that worker processes would not pay."""
 
-    def read(self, image_id: str) -> Image.Image:
-        """Decode one image, 8-bit; raises BrokenImage."""
+    def read(self, image_id: str, shorter_side: int | None = None) -> Image.Image:
+        """Decode one image, 8-bit; shorter_side: as in `open_image`. Raises BrokenImage."""
 
     def stamp(self, image_id: str) -> str:
         """Return a text that changes when the image behind the id changes."""
@@ -37,8 +37,8 @@ class FolderReader:
     root: Path
     in_memory: bool = False
 
-    def read(self, image_id: str) -> Image.Image:
-        return open_image(self.root / image_id)
+    def read(self, image_id: str, shorter_side: int | None = None) -> Image.Image:
+        return open_image(self.root / image_id, shorter_side)
 
     def stamp(self, image_id: str) -> str:
         try:
@@ -102,9 +102,9 @@ class ImageSet:
         """Hash of the list and each file's size and modification time; it changes when any image does."""
         return self._hash(stamps=True)
 
-    def read(self, index: int) -> Image.Image:
-        """Decode one image to 8-bit RGB; raises BrokenImage."""
-        return self.reader.read(self.ids[index])
+    def read(self, index: int, shorter_side: int | None = None) -> Image.Image:
+        """Decode one image to 8-bit RGB; shorter_side: as in `open_image`. Raises BrokenImage."""
+        return self.reader.read(self.ids[index], shorter_side)
 
     def class_of(self, index: int) -> str | None:
         """Return the class name of an image, None where the set has no labels."""

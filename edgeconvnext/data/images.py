@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from pathlib import Path
 
@@ -22,8 +23,10 @@ class BrokenImage(Exception):
     """An image that cannot be decoded; the message is the reason. The loader collects these and says which."""
 
 
-def open_image(path: Path) -> Image.Image:
+def open_image(path: Path, shorter_side: int | None = None) -> Image.Image:
     """Decode a file to an upright 8-bit RGB image.
+
+    shorter_side: pixels that are enough; a JPEG may then be decoded smaller, though not below them, which is faster.
 
     EXIF orientation is applied; CMYK, grey, palette and 16-bit pixels are converted. Transparency is dropped, not
     blended: so do torchvision's and timm's loaders, and accuracy has to be comparable with theirs. Of an animation the
@@ -36,7 +39,7 @@ def open_image(path: Path) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path) as image:
-                _reduce_huge_jpeg(image)
+                _reduce_jpeg(image, shorter_side)
                 return to_rgb(ImageOps.exif_transpose(image))
     except BrokenImage:
         raise
@@ -72,13 +75,15 @@ def _sixteen_bit_to_grey(image: Image.Image) -> Image.Image:
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))
 
 
-def _reduce_huge_jpeg(image: Image.Image) -> None:
-    """Let the JPEG decoder scale a huge photograph down while it decodes, so that one image cannot fill the memory."""
+def _reduce_jpeg(image: Image.Image, shorter_side: int | None) -> None:
+    """Let the JPEG decoder scale down while it decodes: to the side that is enough, and so that no image fills the memory."""
     width, height = image.size
-    if image.format == "JPEG" and width * height > _FULL_DECODE_PIXELS:
-        scale = _REDUCED_SHORTER_SIDE / min(width, height)
+    if shorter_side is None and width * height > _FULL_DECODE_PIXELS:
+        shorter_side = _REDUCED_SHORTER_SIDE
+    if image.format == "JPEG" and shorter_side is not None:
+        scale = shorter_side / min(width, height)
         # draft() keeps the smallest size that is at least the one asked for.
-        image.draft(None, (max(1, int(width * scale)), max(1, int(height * scale))))
+        image.draft(None, (max(1, math.ceil(width * scale)), max(1, math.ceil(height * scale))))
 
 
 def _reason(path: Path, error: Exception) -> str:

@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,28 +86,33 @@ class BatchStream:
             num_workers=self.workers,
             collate_fn=_collate,
             prefetch_factor=2 if self.workers else None,
-            worker_init_fn=_leave_ctrl_c_to_the_parent,
+            worker_init_fn=leave_ctrl_c_to_the_parent,
             # Without its own generator the loader would draw from torch's, and change what the caller draws next.
             generator=torch.Generator(),
         )
-        batches = iter(loader)
-        while True:
-            try:
-                decoded = next(batches)
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                if "exited unexpectedly" not in str(error):
-                    raise
-                raise ImageSetError(
-                    f"A worker process that decoded images of {self.image_set.name} was killed, most likely because "
-                    "the memory ran out. Close other programs or use a smaller batch (this one was "
-                    f"{self.batch_size}), then run again."
-                ) from error
-            yield decoded
+        yield from from_workers(loader, self.image_set, self.batch_size)
 
 
-def _leave_ctrl_c_to_the_parent(_worker: int) -> None:
+def from_workers(loader: DataLoader, image_set: ImageSet, batch_size: int) -> Iterator[Any]:
+    """Yield what a loader gives; a worker that was killed becomes an ImageSetError."""
+    batches = iter(loader)
+    while True:
+        try:
+            decoded = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "exited unexpectedly" not in str(error):
+                raise
+            raise ImageSetError(
+                f"A worker process that decoded images of {image_set.name} was killed, most likely because "
+                "the memory ran out. Close other programs or use a smaller batch (this one was "
+                f"{batch_size}), then run again."
+            ) from error
+        yield decoded
+
+
+def leave_ctrl_c_to_the_parent(_worker: int) -> None:
     """A worker that dies of Ctrl-C while it holds a queue's lock would leave the parent waiting; the parent ends it instead."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 

@@ -161,7 +161,7 @@ class Block(NetworkBlock):
         y = self.pwconv2(y)
         if self.gamma is not None:
             y = self.gamma * y
-        return x + y.permute(0, 3, 1, 2)
+        return x + self.dropped(y.permute(0, 3, 1, 2))
 
 
 def build_stem(config: ConvNeXtConfig) -> nn.Sequential:

@@ -24,6 +24,16 @@ class NetworkBlock(nn.Module):
     """A block of a stage. operators: its convs and linears in the order data passes them, with their kind."""
 
     operators: ClassVar[dict[str, Operator]]
+    drop_path: float = 0.0
+    """Probability that an image skips the block while it is trained (stochastic depth); `train` sets it."""
+
+    def dropped(self, branch: torch.Tensor) -> torch.Tensor:
+        """Return what is added to the block's input: in training, nothing for some images and more for the others. (N, ...)"""
+        if not self.training or not self.drop_path:
+            return branch
+        keep = 1 - self.drop_path
+        kept = torch.rand(len(branch), *[1] * (branch.dim() - 1), device=branch.device) < keep
+        return branch * (kept / keep).to(branch.dtype)
 
     @property
     def is_residual(self) -> bool:

@@ -152,7 +152,7 @@ class Bottleneck(NetworkBlock):
         y = self.act(self.norm1(self.conv1(x)))
         y = self.act(self.norm2(self.conv2(y)))
         y = self.norm3(self.conv3(y))
-        return self.act(y + self.shortcut(x))
+        return self.act(self.dropped(y) + self.shortcut(x))
 
 
 class DepthwiseFirstBlock(NetworkBlock):
@@ -194,7 +194,7 @@ class DepthwiseFirstBlock(NetworkBlock):
         y = self.norm2(self.pwconv2(y))
         if self.gamma is not None:
             y = self.gamma * y
-        y = self.shortcut(x) + y.permute(0, 3, 1, 2)
+        y = self.shortcut(x) + self.dropped(y.permute(0, 3, 1, 2))
         return y if self.few_activations else self.act(y)
 
 

@@ -12,6 +12,8 @@ from edgeconvnext.model.resnet import ResNetConfig
 
 RESNET50 = ResNetConfig()
 RESNEXT50 = ResNetConfig(hidden=(128, 256, 512, 1024), groups=32)
+RESNET_ATTO = ResNetConfig(stem_dim=24, hidden=(24, 48, 96, 192), dims=(96, 192, 384, 768))
+"""ResNet-50 at 24/64 of its width: as many multiply-adds and parameters as ConvNeXt-Atto, to compare the two kinds of network."""
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ class ColouredReader:
     deadly: int | None = None
     in_memory: bool = False
 
-    def read(self, image_id: str) -> Image.Image:
+    def read(self, image_id: str, shorter_side: int | None = None) -> Image.Image:
         number = int(image_id)
         if number == self.deadly:
             os.kill(os.getpid(), signal.SIGKILL)

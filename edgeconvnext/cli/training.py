@@ -1,0 +1,160 @@
+"""Commands that train: a network from scratch, or trained weights on other classes."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+
+import typer
+
+from edgeconvnext.cli.application import app
+from edgeconvnext.cli.options import EvalOption
+
+if TYPE_CHECKING:
+    from edgeconvnext.train.training import Trained
+
+DataOption = Annotated[str, typer.Option("--data", help="Labelled training images: a set's name or a folder.")]
+FolderOption = Annotated[
+    Path, typer.Option("--output", help="Folder of the training; the same command goes on with what is in it.")
+]
+EvalEveryOption = Annotated[
+    int, typer.Option("--eval-every", help="Epochs between evaluations; the last is always one.")
+]
+PauseOption = Annotated[
+    float | None,
+    typer.Option("--budget-minutes", help="Minutes until this call saves and ends; the next one goes on."),
+]
+
+SWITCHES: dict[str, tuple[Any, str]] = {
+    "epochs": (int, "Passes over the images."),
+    "batch_size": (int, "Images per step, over all processes and accumulated parts."),
+    "accumulate": (int, "Parts that a step is computed in."),
+    "optimizer": (Literal["adamw", "sgd"], "AdamW, or SGD with momentum."),
+    "learning_rate": (float, "At --rate-batch images a step; scaled linearly with --batch-size."),
+    "rate_batch": (int, "Images a step that --learning-rate is stated for."),
+    "min_rate": (float, "Learning rate that the cosine ends at."),
+    "momentum": (float, "Of SGD."),
+    "weight_decay": (float, "Of matrices and kernels; norms, biases and layer scales have none."),
+    "clip_norm": (float, "Largest norm of all gradients together; 0: not clipped."),
+    "schedule": (Literal["cosine", "step"], "cosine, or a tenth after each third."),
+    "warm_up_epochs": (float, "Epochs of linear warm-up."),
+    "layer_decay": (float, "Learning rate of a block over that of the next one; 1: all alike."),
+    "sizes": (str, "Sides in pixels, as in 64,96,128: equal shares of the epochs; the last one stays."),
+    "crop_pct": (float, "Crop share of evaluation."),
+    "smallest_crop": (float, "Share of the area that a random crop takes at least; 1: centre crop."),
+    "flip": (float, "Probability of mirroring."),
+    "rand_augment": (float, "Magnitude of RandAugment, 0 to 10; 0: none."),
+    "rand_augment_std": (float, "Standard deviation of that magnitude."),
+    "operators": (int, "Operators that RandAugment draws for an image."),
+    "erasing": (float, "Probability of random erasing."),
+    "mixup": (float, "Alpha of mixup; 0: none."),
+    "cutmix": (float, "Alpha of cutmix; 0: none."),
+    "label_smoothing": (float, "Share of each label spread over all classes."),
+    "drop_path": (float, "Stochastic depth: probability of skipping the last block; 0: none."),
+    "layer_scale": (float, "What the layer scales start at."),
+    "ema_decay": (float, "Decay of the average of the weights; 0, or --no-ema: none."),
+    "precision": (Literal["fp32", "bf16", "fp16"], "Of multiplications; fp16 needs a GPU."),
+    "channels_last": (bool, "Memory layout of activations."),
+    "seed": (int, "Of weights, order, augmentation and skipped blocks."),
+}
+"""Switches of the recipe: type and help of the option of that name. They stand here because the recipe's module loads slowly."""
+
+
+def with_switches(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command an option for each switch; those that were given reach it by name as `changes`."""
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        switches = {name: given.pop(name) for name in (*SWITCHES, "no_ema")}
+        command(**given, changes=_changes(switches))
+
+    hints = get_type_hints(command, include_extras=True)
+    own = [
+        parameter.replace(annotation=hints[name])
+        for name, parameter in inspect.signature(command).parameters.items()
+        if name != "changes"
+    ]
+    options = [_option(name, kind, text) for name, (kind, text) in SWITCHES.items()]
+    no_ema = Annotated[bool, typer.Option("--no-ema", help="Write the last weights, not their average.")]
+    options.append(inspect.Parameter("no_ema", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=no_ema))
+    parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own] + options
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+def _option(name: str, kind: Any, text: str) -> inspect.Parameter:
+    flag = "--" + name.replace("_", "-")
+    declared = f"{flag}/--no-{flag[2:]}" if kind is bool else flag
+    # The preset decides where nothing is given.
+    annotation = Annotated[kind | None, typer.Option(declared, help=text, show_default=False)]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _changes(switches: dict[str, Any]) -> dict[str, Any]:
+    """Return the switches that were given, as the recipe has them."""
+    if switches.pop("no_ema"):
+        if switches["ema_decay"]:
+            raise typer.BadParameter("--no-ema and --ema-decay contradict each other; give one of them.")
+        switches["ema_decay"] = 0.0
+    if (sizes := switches["sizes"]) is not None:
+        try:
+            switches["sizes"] = tuple(int(part) for part in sizes.split(","))
+        except ValueError:
+            raise typer.BadParameter(
+                f"--sizes takes pixels separated by commas, as in 64,96,128; it is {sizes!r}."
+            ) from None
+    return {name: value for name, value in switches.items() if value is not None}
+
+
+@app.command()
+@with_switches
+def train(
+    architecture: Annotated[
+        str,
+        typer.Argument(
+            help="A preset (convnext_atto), a step of the roadmap, resnet_atto, or a weights file to copy the sizes of."
+        ),
+    ],
+    data: DataOption,
+    output: FolderOption,
+    changes: dict[str, Any],
+    eval_set: EvalOption = None,
+    preset: Annotated[
+        str, typer.Option("--preset", help="paper, small-data, classic, or the recipe.toml of another training.")
+    ] = "paper",
+    eval_every: EvalEveryOption = 1,
+    budget_minutes: PauseOption = None,
+) -> None:
+    """Train a network from scratch on labelled images; an interrupted training goes on exactly."""
+    from edgeconvnext.data.sets import resolve_image_set
+    from edgeconvnext.train.networks import labels_of, new_model
+    from edgeconvnext.train.recipe import choose_recipe
+    from edgeconvnext.train.training import TrainRequest, train_model
+
+    recipe = choose_recipe(preset, changes)
+    images = resolve_image_set(data)
+    request = TrainRequest(
+        images=images,
+        evaluation=None if eval_set is None else resolve_image_set(eval_set),
+        recipe=recipe,
+        output=output,
+        evaluate_every=eval_every,
+        pause_minutes=budget_minutes,
+    )
+    _finish(train_model(new_model(architecture, labels_of(images), recipe), request, _say))
+
+
+def _say(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+def _finish(trained: Trained) -> None:
+    last = trained.rows[-1] if trained.rows else None
+    if last is not None and last.top1 is not None and last.interval is not None:
+        low, high = last.interval
+        typer.echo(f"top-1 {last.top1:.2f} % ({low:.2f} to {high:.2f}, {last.right} of {last.images} images)")
+    typer.echo(f"model: {trained.path}" if trained.finished else "paused; run the same command again to go on")

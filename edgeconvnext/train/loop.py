@@ -1,0 +1,259 @@
+"""The one training loop: steps, learning rates, checkpoints, exact resume. What is learnt, and from what, is the caller's.
+
+All randomness of a step is drawn from its number, so nothing but what `Trainer.save` writes is needed to go on exactly.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from edgeconvnext.errors import EdgeConvNextError, ImageSetError, TrainingError
+from edgeconvnext.files import atomic_write
+from edgeconvnext.model.network import Network
+from edgeconvnext.progress import progress_bar
+from edgeconvnext.train.average import WeightAverage
+from edgeconvnext.train.recipe import Precision
+from edgeconvnext.train.world import World
+
+Part = TypeVar("Part")
+SAVE_EVERY_S = 60.0
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """How long, how fast, and how it is called.
+
+    rate_factor: of each group's rate, from the share of training that is done.
+    budget_minutes: ends training earlier, and the learning rate falls towards that end. Of processor time on a CPU, all threads
+    together, and of wall time on a GPU. pause_minutes: of wall time, after which this call pauses and a later one goes on.
+    clip_norm: 0 does not clip. error: raised when the loss is not finite any more, and for a checkpoint of something else.
+    """
+
+    name: str
+    epochs: int
+    steps_per_epoch: int
+    rate_factor: Callable[[float], float]
+    budget_minutes: float | None = None
+    pause_minutes: float | None = None
+    clip_norm: float = 0.0
+    precision: Precision = "fp32"
+    error: type[EdgeConvNextError] = TrainingError
+
+    @property
+    def total_steps(self) -> int:
+        return max(1, self.epochs * self.steps_per_epoch)
+
+
+@dataclass
+class Trainer(Generic[Part]):
+    """A network in training, and where training is.
+
+    loss: of one part of a step, from the part, the step's number and the part's. It computes with `module` or with `distributed`,
+    which is the same network averaging its gradients over the world's processes.
+    losses: mean loss of each epoch. notes: values of the caller's that travel with the checkpoint.
+    """
+
+    module: Network
+    optimizer: torch.optim.Optimizer
+    loss: Callable[[Part, int, int], torch.Tensor]
+    settings: LoopSettings
+    world: World
+    average: WeightAverage | None = None
+    distributed: DistributedDataParallel | None = None
+    steps: int = 0
+    spent_s: float = 0.0
+    losses: list[float] = field(default_factory=list)
+    notes: dict[str, Any] = field(default_factory=dict)
+    _epoch_loss: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._scaler = torch.amp.GradScaler(self.world.device.type, enabled=self.settings.precision == "fp16")
+        self._clock = self._now()
+        self._saved = time.monotonic()
+
+    @property
+    def epoch(self) -> int:
+        """Epochs that are complete."""
+        return self.steps // self.settings.steps_per_epoch
+
+    @property
+    def progress(self) -> float:
+        """How much of training is done, 0..1, by steps or by time, whichever is further."""
+        share, budget = self.steps / self.settings.total_steps, self.settings.budget_minutes
+        return min(1.0, share if budget is None else max(share, self.spent_s / (60 * budget)))
+
+    def run(
+        self,
+        stream: Iterator[Sequence[Part]],
+        identity: str,
+        checkpoint: Path | None = None,
+        on_epoch: Callable[[], None] = lambda: None,
+    ) -> bool:
+        """Train until the end, or until the time to pause, and say whether the end was reached.
+
+        stream: the parts of each step from number `steps` on. identity: what the checkpoint belongs to. on_epoch: called behind
+        each epoch. Ctrl-C and SIGTERM end the step that is being computed, save, and raise KeyboardInterrupt.
+        """
+        started = time.monotonic()
+        self._clock = self._now()
+        self.module.train()
+        with stop_signal() as stopped, progress_bar(self.settings.name, 1000) as advance:
+            shown = 0
+            while self.progress < 1:
+                try:
+                    parts = next(stream, None)
+                except ImageSetError:
+                    if not stopped.is_set():
+                        raise
+                    self.save(checkpoint, identity)  # a signal to the whole group ends the decoding processes first
+                    raise KeyboardInterrupt from None
+                if parts is None:
+                    break
+                self.step(parts)
+                advance(int(1000 * self.progress) - shown)
+                shown = int(1000 * self.progress)
+                if self.steps % self.settings.steps_per_epoch == 0:
+                    self._end_epoch(self.settings.steps_per_epoch)
+                    on_epoch()
+                    self.module.train()
+                    self.save(checkpoint, identity)
+                pause = self.settings.pause_minutes
+                late = pause is not None and time.monotonic() - started > 60 * pause
+                # All processes must stop at the same step, or the others would wait for the one that did.
+                asked, timely = self.world.sums(float(stopped.is_set()), float(late and self.world.leads))
+                if asked or (timely and self.progress < 1):
+                    self.save(checkpoint, identity)
+                    if asked:
+                        raise KeyboardInterrupt
+                    return False
+                if time.monotonic() - self._saved > SAVE_EVERY_S:
+                    self.save(checkpoint, identity)
+        if begun := self.steps % self.settings.steps_per_epoch:
+            self._end_epoch(begun)
+        self.save(checkpoint, identity)
+        return True
+
+    def step(self, parts: Sequence[Part]) -> None:
+        """Take one step of the optimiser; its loss is the mean over `parts`."""
+        factor = self.settings.rate_factor(self.progress)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["rate"] * factor
+        self.optimizer.zero_grad(set_to_none=True)
+        total = 0.0
+        for number, part in enumerate(parts):
+            last = number == len(parts) - 1
+            with _gradients_kept(self.distributed, kept=not last), self._autocast():
+                loss = self.loss(part, self.steps, number) / len(parts)
+                self._scaler.scale(loss).backward()
+            total += float(loss.detach())
+        (total,) = self.world.sums(total / self.world.size)
+        if not abs(total) < float("inf"):
+            raise self.settings.error(
+                f"{self.settings.name} diverged: the loss is not finite any more after {self.steps} steps. Use a smaller learning "
+                "rate."
+            )
+        if self.settings.clip_norm:
+            self._scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.settings.clip_norm)
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+        self.steps += 1
+        if self.average is not None:
+            self.average.update(self.module, self.steps)
+        self._epoch_loss += total
+        now = self._now()
+        self.spent_s += now - self._clock
+        self._clock = now
+
+    def save(self, path: Path | None, identity: str) -> None:
+        """Write everything that going on needs, whole or not at all."""
+        self._saved = time.monotonic()
+        if path is None or not self.world.leads:
+            return
+        buffer = io.BytesIO()
+        state = {
+            "identity": identity,
+            "module": self.module.state_dict(),
+            "average": None if self.average is None else self.average.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "steps": self.steps,
+            "spent_s": self.spent_s,
+            "losses": self.losses,
+            "epoch_loss": self._epoch_loss,
+            "notes": self.notes,
+        }
+        torch.save(state, buffer)
+        atomic_write(path, buffer.getvalue())
+
+    def load(self, path: Path, identity: str) -> None:
+        """Go on from a checkpoint; raises the settings' error for one of something else."""
+        try:
+            state = torch.load(path, weights_only=True, map_location=self.world.device)
+            if state["identity"] != identity:
+                raise ValueError("made from another network, other images or other options")
+            self.module.load_state_dict(state["module"])
+            if self.average is not None:
+                self.average.module.load_state_dict(state["average"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self._scaler.load_state_dict(state["scaler"])
+        except (KeyError, RuntimeError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+            name = self.settings.name.lower()
+            raise self.settings.error(f"{path} is no checkpoint of this {name}; delete it to start anew.") from error
+        self.steps, self.spent_s, self._epoch_loss = state["steps"], state["spent_s"], state["epoch_loss"]
+        self.losses, self.notes = list(state["losses"]), dict(state["notes"])
+
+    def _end_epoch(self, steps: int) -> None:
+        self.losses.append(self._epoch_loss / steps)
+        self._epoch_loss = 0.0
+
+    def _autocast(self) -> torch.autocast:
+        kind = torch.float16 if self.settings.precision == "fp16" else torch.bfloat16
+        return torch.autocast(self.world.device.type, dtype=kind, enabled=self.settings.precision != "fp32")
+
+    def _now(self) -> float:
+        return time.process_time() if self.world.device.type == "cpu" else time.monotonic()
+
+
+@contextmanager
+def stop_signal() -> Iterator[threading.Event]:
+    """Give an event that Ctrl-C and SIGTERM set in place of ending the process; the second one ends it."""
+    stopped = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
+        yield stopped
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        stopped.set()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _gradients_kept(distributed: DistributedDataParallel | None, *, kept: bool) -> Iterator[None]:
+    """Keep the gradients of this process by itself until the last part of a step."""
+    if distributed is None or not kept:
+        yield
+        return
+    with distributed.no_sync():
+        yield

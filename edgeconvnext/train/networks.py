@@ -1,0 +1,115 @@
+"""From the name of an architecture to a network with new weights, and from trained weights to other classes."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from edgeconvnext.data.image_set import ImageSet
+from edgeconvnext.data.preprocess import Preprocess
+from edgeconvnext.errors import CheckpointError, ModelConfigError, nearest
+from edgeconvnext.model.build import NetworkConfig, build
+from edgeconvnext.model.convnext import check_input_size
+from edgeconvnext.model.load import load_model, shipped_models
+from edgeconvnext.model.loaded import Labels, LoadedModel
+from edgeconvnext.model.network import Network
+from edgeconvnext.model.presets import PRESETS, find_preset
+from edgeconvnext.model.resnet import ResNetConfig
+from edgeconvnext.model.roadmap import RESNET_ATTO, STEPS
+from edgeconvnext.train.recipe import Recipe
+
+ARCHITECTURES: dict[str, NetworkConfig] = {
+    **{name: preset.config for name, preset in PRESETS.items()},
+    **{name: step.network for name, step in STEPS.items()},
+    "resnet_atto": RESNET_ATTO,
+}
+
+
+def find_architecture(name: str) -> tuple[str, NetworkConfig]:
+    """Return the name and configuration of a preset, a step of the roadmap, or a shipped model or weights file.
+
+    Raises ModelConfigError for an unknown name, CheckpointError for a file that cannot be read.
+    """
+    if preset := find_preset(name):
+        return preset.name, preset.config
+    if name in ARCHITECTURES:
+        return name, ARCHITECTURES[name]
+    try:
+        model = load_model(name)
+    except CheckpointError as error:
+        if "There is no model" not in str(error):
+            raise
+        known = [*shipped_models(), *ARCHITECTURES]
+        raise ModelConfigError(
+            f"There is no architecture {name!r}.{nearest(name, known)} Known are {', '.join(known)}, and any weights file, whose "
+            "architecture is taken without its weights."
+        ) from error
+    config = model.config
+    return model.name, replace(config, folded=False) if isinstance(config, ResNetConfig) else config
+
+
+def labels_of(images: ImageSet) -> Labels:
+    """Return the classes of a set as the labels of a network that learns them."""
+    return Labels(images.class_names, images.descriptions or images.class_names)
+
+
+def new_model(name: str, labels: Labels, recipe: Recipe) -> LoadedModel:
+    """Build a network with random weights, drawn from the recipe's seed, that tells `labels` apart."""
+    found, config = find_architecture(name)
+    config = replace(config, num_classes=len(labels))
+    size = recipe.sizes[-1]
+    for side in recipe.sizes:
+        check_input_size(config, (side, side))
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)
+        module = build(config)
+    for path, parameter in module.named_parameters():
+        if (
+            path.startswith("stages.") and path.count(".") == 3 and path.endswith(".gamma")
+        ):  # GRN's are one level deeper
+            nn.init.constant_(parameter, recipe.layer_scale)
+    channels = config.in_channels
+    preprocess = Preprocess(input_size=(size, size), crop_pct=recipe.crop_pct)
+    if channels != len(preprocess.mean):
+        preprocess = replace(preprocess, mean=(0.5,) * channels, std=(0.25,) * channels)
+    return LoadedModel(module, module.config, preprocess, labels, found, "edgeconvnext", found, sha256="")
+
+
+def with_classes(model: LoadedModel, labels: Labels, recipe: Recipe) -> LoadedModel:
+    """Return a copy of a trained model that tells `labels` apart: with a new head, unless they are its own, in its order."""
+    module: Network = copy.deepcopy(model.module).requires_grad_(True)
+    if model.labels is None or model.labels.names != labels.names:
+        config = replace(module.config, num_classes=len(labels))
+        features = module.head.in_features if isinstance(module.head, nn.Linear) else config.dims[-1]
+        with torch.random.fork_rng():
+            torch.manual_seed(recipe.seed)
+            module.head = nn.Linear(features, len(labels))
+            nn.init.trunc_normal_(module.head.weight, std=0.02)
+            nn.init.zeros_(module.head.bias)
+        module.config = config
+    for side in recipe.sizes:
+        check_input_size(module.config, (side, side))
+    size = recipe.sizes[-1]
+    preprocess = replace(model.preprocess, input_size=(size, size), crop_pct=recipe.crop_pct)
+    return replace(
+        model, module=module, config=module.config, preprocess=preprocess, labels=labels, sha256="", notes=()
+    )
+
+
+def set_drop_path(module: Network, last: float) -> None:
+    """Let images skip blocks while training: with a probability that grows linearly from 0 at the first to `last`."""
+    blocks = [block for stage in range(len(module.stages)) for block in module.blocks(stage)]
+    for index, block in enumerate(blocks):
+        block.drop_path = last * index / max(1, len(blocks) - 1)
+
+
+def weights_sha256(module: Network) -> str:
+    """Hash the names and values of all weights and statistics."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

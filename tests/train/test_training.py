@@ -1,0 +1,242 @@
+"""Training from the command line: it learns, it goes on exactly after a kill, and what it writes is a model of the toolkit."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from edgeconvnext.data.digits import digits_set
+from edgeconvnext.errors import RunDirectoryError, TrainingError
+from edgeconvnext.model.load import load_model
+from edgeconvnext.train.average import WeightAverage
+from edgeconvnext.train.networks import labels_of, new_model
+from edgeconvnext.train.optimizer import parameter_groups
+from edgeconvnext.train.recipe import Recipe, choose_recipe, recipe_toml
+from edgeconvnext.train.training import TrainRequest, train_model
+
+# Saves behind every step, which a training of minutes does each minute only, and tells the test when it did.
+EACH_STEP = "import edgeconvnext.train.loop as loop; loop.SAVE_EVERY_S = 0.0; from edgeconvnext.cli import main; main()"
+FAST = ("--preset", "small-data", "--sizes", "32", "--batch-size", "50", "--warm-up-epochs", "1", "--drop-path", "0.3")
+
+
+def start(*arguments: str | Path, code: str = EACH_STEP) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", code, "train", "digits", "--data", "digits", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    process = start(*arguments)
+    out, err = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "last.ckpt", weights_only=True)
+
+
+def steps_of(folder: Path) -> int:
+    return int(weights(folder)["steps"]) if (folder / "last.ckpt").is_file() else 0
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def assert_same(one: Path, other: Path) -> None:
+    first, second = weights(one), weights(other)
+    assert first["steps"] == second["steps"]
+    for part in ("module", "average"):
+        for name, tensor in first[part].items():
+            assert torch.equal(tensor, second[part][name]), (part, name)
+    assert first["losses"] == second["losses"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three epochs of eight steps, in one go."""
+    folder = tmp_path_factory.mktemp("training") / "whole"
+    result = run(*FAST, "--epochs", "3", "--eval", "digits_test", "--output", folder)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+@pytest.mark.parametrize(("end", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
+def test_training_goes_on_exactly_where_it_was_ended(
+    end: signal.Signals, code: int, whole: Path, tmp_path: Path
+) -> None:
+    process = start(*FAST, "--epochs", "3", "--eval", "digits_test", "--output", tmp_path / "cut")
+    wait_for(lambda: steps_of(tmp_path / "cut") >= 11, process)  # in the second epoch
+    process.send_signal(end)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert 11 <= steps_of(tmp_path / "cut") < 24
+    again = run(*FAST, "--epochs", "3", "--eval", "digits_test", "--output", tmp_path / "cut")
+    assert again.returncode == 0 and "going on at epoch" in again.stderr, again.stderr
+    assert_same(whole, tmp_path / "cut")
+    rows = [list(csv.DictReader((folder / "log.csv").open())) for folder in (whole, tmp_path / "cut")]
+    for one, other in zip(*rows, strict=True):
+        assert one | {"minutes": ""} == other | {"minutes": ""}
+
+
+def test_a_pause_loses_nothing(whole: Path, tmp_path: Path) -> None:
+    options = (*FAST, "--epochs", "3", "--eval", "digits_test", "--output", tmp_path / "cut")
+    first = run(*options, "--budget-minutes", "0.0001")
+    assert first.returncode == 0 and "paused; run the same command again" in first.stdout
+    assert steps_of(tmp_path / "cut") < 24
+    assert run(*options).returncode == 0
+    assert_same(whole, tmp_path / "cut")
+
+
+def test_a_finished_training_is_left_as_it_is(whole: Path) -> None:
+    before = (whole / "model.safetensors").read_bytes()
+    result = run(*FAST, "--epochs", "3", "--eval", "digits_test", "--output", whole)
+    assert result.returncode == 0 and "top-1" in result.stdout, result.stderr
+    assert (whole / "model.safetensors").read_bytes() == before
+
+
+def test_the_folder_holds_a_model_that_loads_with_its_labels_and_preprocessing(whole: Path) -> None:
+    assert {path.name for path in whole.iterdir()} == {
+        "recipe.toml", "log.csv", "curves.svg", "last.ckpt", "model.safetensors", "model.json", ".lock"
+    }  # fmt: skip
+    model = load_model(whole / "model.safetensors")
+    assert model.labels is not None and model.labels.names == tuple("0123456789")
+    assert model.preprocess.input_size == (32, 32) and model.notes == ()
+    for name, tensor in weights(whole)["average"].items():
+        assert torch.equal(model.module.state_dict()[name], tensor)
+    rows = list(csv.DictReader((whole / "log.csv").open()))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"] and all(row["images"] == "599" for row in rows)
+    assert "training loss" in (whole / "curves.svg").read_text()
+
+
+def quick(**changes: object) -> Recipe:
+    given = {"epochs": 2, "warm_up_epochs": 0.5, "sizes": (32,), "batch_size": 50, "rate_batch": 50, **changes}
+    return choose_recipe("small-data", given)
+
+
+def trained(folder: Path, recipe: Recipe, architecture: str = "digits") -> dict[str, torch.Tensor]:
+    images = digits_set("calibration")
+    request = TrainRequest(images, None, recipe, folder)
+    result = train_model(new_model(architecture, labels_of(images), recipe), request, lambda line: None)
+    return {name: tensor.clone() for name, tensor in result.model.module.state_dict().items()}
+
+
+def test_training_learns(tmp_path: Path) -> None:
+    """A tenth would be chance; without augmentation the digits are learnt in a few epochs."""
+    recipe = quick(
+        epochs=12, learning_rate=3e-3, mixup=0.0, cutmix=0.0, rand_augment=0.0, erasing=0.0, flip=0.0,
+        smallest_crop=0.6, drop_path=0.0, ema_decay=0.9,
+    )  # fmt: skip
+    images = digits_set("calibration")
+    request = TrainRequest(images, digits_set("test"), recipe, tmp_path / "run", evaluate_every=12)
+    result = train_model(new_model("digits", labels_of(images), recipe), request, lambda line: None)
+    assert result.finished and result.rows[-1].top1 is not None and result.rows[-1].top1 > 80
+    assert [row.right is not None for row in result.rows] == [False] * 11 + [True]
+
+
+def test_accumulated_parts_are_one_step(tmp_path: Path) -> None:
+    """Without mixing and skipping, which are drawn by part. Sums in another order: equal but for rounding."""
+    plain = {"mixup": 0.0, "cutmix": 0.0, "drop_path": 0.0, "optimizer": "sgd", "learning_rate": 0.05, "epochs": 1}
+    whole = trained(tmp_path / "one", quick(**plain))
+    parts = trained(tmp_path / "five", quick(**plain, accumulate=5))
+    for name, tensor in whole.items():
+        torch.testing.assert_close(parts[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+def test_a_seed_repeats_and_another_one_differs(tmp_path: Path) -> None:
+    first, second, other = (
+        trained(tmp_path / str(run), quick(epochs=1, seed=seed)) for run, seed in enumerate((1, 1, 2))
+    )
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    assert not all(torch.equal(tensor, other[name]) for name, tensor in first.items())
+
+
+@pytest.mark.parametrize(
+    "changes", [{"precision": "bf16"}, {"ema_decay": 0.0}, {"optimizer": "sgd", "schedule": "step"}]
+)
+def test_switches_train(changes: dict[str, object], tmp_path: Path) -> None:
+    assert all(bool(tensor.isfinite().all()) for tensor in trained(tmp_path / "run", quick(**changes)).values())
+
+
+def test_batch_norm_networks_train_and_load(tmp_path: Path) -> None:
+    trained(tmp_path / "run", quick(epochs=1), "resnet_atto")
+    model = load_model(tmp_path / "run" / "model.safetensors")
+    assert model.name == "model" and model.config.num_classes == 10
+
+
+def test_another_recipe_is_not_mixed_into_a_folder(tmp_path: Path) -> None:
+    trained(tmp_path / "run", quick(epochs=1))
+    with pytest.raises(TrainingError, match=r"epochs 1 -> 2, mixup 0.2 -> 0.0\)"):
+        trained(tmp_path / "run", quick(epochs=2, mixup=0.0))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("mine")
+    with pytest.raises(RunDirectoryError, match="left alone"):
+        trained(tmp_path / "mine", quick())
+
+
+def test_a_checkpoint_of_other_images_is_refused(tmp_path: Path) -> None:
+    recipe = quick(epochs=1)
+    trained(tmp_path / "run", recipe)
+    fewer = digits_set("calibration").take(100)
+    with pytest.raises(TrainingError, match="no checkpoint of this training"):
+        train_model(new_model("digits", labels_of(fewer), recipe), TrainRequest(fewer, None, recipe, tmp_path / "run"))
+    (tmp_path / "run" / "last.ckpt").write_bytes(b"PK broken")
+    with pytest.raises(TrainingError, match="no checkpoint of this training"):
+        trained(tmp_path / "run", recipe)
+
+
+def test_a_diverged_training_says_so(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="Training diverged"):
+        trained(tmp_path / "run", quick(learning_rate=1e30, clip_norm=0.0))
+
+
+def test_a_recipe_file_is_a_preset(whole: Path, tmp_path: Path) -> None:
+    assert (whole / "recipe.toml").read_text() == recipe_toml(choose_recipe(str(whole / "recipe.toml"), {}))
+
+
+def test_the_average_follows_the_weights() -> None:
+    module = new_model("digits", labels_of(digits_set("calibration")), quick()).module
+    average = WeightAverage(module, 0.5)
+    start = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(1.0)
+    average.update(module, steps=1000)
+    for name, tensor in average.module.state_dict().items():
+        torch.testing.assert_close(tensor, start[name] + 0.5)
+    average.update(module, steps=0)  # a decay of (1 + 0) / (10 + 0) at the start
+    for name, tensor in average.module.state_dict().items():
+        torch.testing.assert_close(tensor, start[name] + 0.5 * 0.1 + 0.9)
+
+
+def test_layers_decay_towards_the_stem_and_vectors_are_not_decayed() -> None:
+    module = load_model("digits").module
+    groups = parameter_groups(module, 1.0, 0.05, layer_decay=0.5)
+    rate = {id(p): group["rate"] for group in groups for p in group["params"]}
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    parameters = dict(module.named_parameters())
+    assert len(rate) == len(parameters)
+    assert rate[id(parameters["head.weight"])] == rate[id(parameters["norm.weight"])] == 1.0
+    assert rate[id(parameters["stages.3.0.dwconv.weight"])] == 0.5
+    assert rate[id(parameters["downsample_layers.3.1.weight"])] == 0.25
+    assert rate[id(parameters["downsample_layers.0.0.weight"])] == min(rate.values())
+    for name, parameter in parameters.items():
+        assert decay[id(parameter)] == (0.05 if parameter.dim() > 1 else 0.0), name
+    assert {group["rate"] for group in parameter_groups(module, 1.0, 0.05)} == {1.0}
