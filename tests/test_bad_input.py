@@ -311,6 +311,63 @@ def test_blanks_accents_and_more_images_than_there_are_do_no_harm(
     assert json.loads(ended.out)["quantization"]["calibration_images"] == 12
 
 
+# Training
+
+TRAIN = ("train", "digits", "--data", "digits", "--preset", "small-data", "--sizes", "32")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((*TRAIN[:1], "convnext_atoo", *TRAIN[2:]), ("no architecture 'convnext_atoo'", "Did you mean convnext_atto")),
+        ((*TRAIN, "--data", "digts"), ("Did you mean digits",)),
+        ((*TRAIN, "--eval", "digts_test"), ("Did you mean digits_test",)),
+        ((*TRAIN, "--preset", "smal-data"), ("no preset 'smal-data'", "Did you mean small-data")),
+        ((*TRAIN, "--preset", "missing.toml"), ("missing.toml cannot be read",)),
+        ((*TRAIN, "--sizes", "40"), ("multiples of 32", "40x40")),
+        ((*TRAIN, "--epochs", "3"), ("warm_up_epochs 5 must be fewer than the 3 epochs",)),
+        ((*TRAIN, "--learning-rate", "nan"), ("learning_rate",)),
+        ((*TRAIN, "--mixup", "-1"), ("mixup",)),
+        ((*TRAIN, "--batch-size", "500"), ("400 images", "--batch-size")),
+        ((*TRAIN, "--accumulate", "3"), ("must be a multiple of accumulate 3",)),
+        ((*TRAIN, "--eval-every", "0"), ("--eval-every",)),
+        ((*TRAIN, "--budget-minutes", "0"), ("--budget-minutes",)),
+        (("fine-tune", "missing.pth", "--data", "digits"), ("no weights file missing.pth",)),
+        (("fine-tune", "digits", "--data", "digits", "--layer-decay", "0"), ("layer_decay",)),
+    ],
+)
+def test_trainings_that_cannot_be_meant_are_refused(
+    arguments: tuple[str, ...], words: tuple[str, ...], command: Command, tmp_path: Path
+) -> None:
+    refused(command(*arguments, "--output", "run"), *words)
+    assert not (tmp_path / "run" / "last.ckpt").exists()
+
+
+def test_images_without_labels_or_with_one_class_cannot_be_trained_on(command: Command, tmp_path: Path) -> None:
+    digit_folder(tmp_path / "flat", 70, classes=False)
+    digit_folder(tmp_path / "single" / "zero", 70, classes=False)
+    arguments = ("train", "digits", "--preset", "small-data", "--sizes", "32", "--output", "run", "--data")
+    refused(command(*arguments, "flat"), "no labels to learn", "subfolder for each class")
+    refused(command(*arguments, "single"), "only the class zero")
+
+
+def test_options_that_contradict_each_other_are_usage_errors(command: Command) -> None:
+    assert command(*TRAIN, "--output", "run", "--no-ema", "--ema-decay", "0.9").code == 2
+    assert command(*TRAIN, "--output", "run", "--sizes", "big").code == 2
+    assert command(*TRAIN).code == 2  # no --output
+
+
+def test_broken_images_are_left_out_of_training_and_too_many_are_an_error(command: Command, tmp_path: Path) -> None:
+    images = digit_folder(tmp_path / "images", 120)
+    images[3].write_bytes(b"no image")
+    arguments = ("train", "digits", "--data", "images", "--preset", "small-data", "--sizes", "32", "--batch-size", "40")
+    short = (*arguments, "--epochs", "1", "--warm-up-epochs", "0")
+    assert command(*short, "--output", "run").code == 0
+    for image in images[4:6]:
+        image.write_bytes(b"no image")
+    refused(command(*short, "--output", "other"), "3 of 120 images", "more than the 1 %")
+
+
 # Names and files of targets and sets
 
 

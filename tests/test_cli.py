@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 COMMANDS = (
-    "quantize", "export", "validate", "analyze", "bench", "inspect", "fold", "prune", "roadmap", "train",
+    "quantize", "export", "validate", "analyze", "bench", "inspect", "fold", "prune", "roadmap", "train", "fine-tune",
     "targets", "doctor", "data",
 )  # fmt: skip
 

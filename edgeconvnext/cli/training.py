@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 import typer
 
 from edgeconvnext.cli.application import app
-from edgeconvnext.cli.options import EvalOption
+from edgeconvnext.cli.options import EvalOption, ModelArgument
 
 if TYPE_CHECKING:
-    from edgeconvnext.train.training import Trained
+    from edgeconvnext.model.loaded import LoadedModel
+    from edgeconvnext.train.recipe import Recipe
+    from edgeconvnext.train.training import TrainRequest
 
 DataOption = Annotated[str, typer.Option("--data", help="Labelled training images: a set's name or a folder.")]
 FolderOption = Annotated[
@@ -130,30 +132,64 @@ def train(
     budget_minutes: PauseOption = None,
 ) -> None:
     """Train a network from scratch on labelled images; an interrupted training goes on exactly."""
-    from edgeconvnext.data.sets import resolve_image_set
-    from edgeconvnext.train.networks import labels_of, new_model
+    from edgeconvnext.train.networks import new_model
     from edgeconvnext.train.recipe import choose_recipe
-    from edgeconvnext.train.training import TrainRequest, train_model
 
     recipe = choose_recipe(preset, changes)
-    images = resolve_image_set(data)
-    request = TrainRequest(
-        images=images,
+    request = _request(data, eval_set, recipe, output, eval_every, budget_minutes)
+    _run(new_model(architecture, request.labels, recipe), request)
+
+
+@app.command("fine-tune")
+@with_switches
+def fine_tune(
+    model: ModelArgument,
+    data: DataOption,
+    output: FolderOption,
+    changes: dict[str, Any],
+    eval_set: EvalOption = None,
+    preset: Annotated[
+        str, typer.Option("--preset", help="fine-tune, another preset, or the recipe.toml of another training.")
+    ] = "fine-tune",
+    eval_every: EvalEveryOption = 1,
+    budget_minutes: PauseOption = None,
+) -> None:
+    """Train a trained network on other classes: with a new head, and the slower the deeper a layer lies."""
+    from edgeconvnext.model.load import load_model
+    from edgeconvnext.train.networks import with_classes
+    from edgeconvnext.train.recipe import choose_recipe
+
+    loaded = load_model(model)
+    own = {"sizes": (min(loaded.preprocess.input_size),), "crop_pct": loaded.preprocess.crop_pct}
+    recipe = choose_recipe(preset, (own if preset == "fine-tune" else {}) | changes)
+    request = _request(data, eval_set, recipe, output, eval_every, budget_minutes)
+    _run(with_classes(loaded, request.labels, recipe), request)
+
+
+def _request(
+    data: str, eval_set: str | None, recipe: Recipe, output: Path, eval_every: int, budget_minutes: float | None
+) -> TrainRequest:
+    from edgeconvnext.data.sets import resolve_image_set
+    from edgeconvnext.train.training import TrainRequest
+
+    return TrainRequest(
+        images=resolve_image_set(data),
         evaluation=None if eval_set is None else resolve_image_set(eval_set),
         recipe=recipe,
         output=output,
         evaluate_every=eval_every,
         pause_minutes=budget_minutes,
     )
-    _finish(train_model(new_model(architecture, labels_of(images), recipe), request, _say))
 
 
-def _say(line: str) -> None:
-    typer.echo(line, err=True)
+def _run(model: LoadedModel, request: TrainRequest) -> None:
+    """Train, with the log on standard error, and say how it ended."""
+    from edgeconvnext.train.training import train_model
 
-
-def _finish(trained: Trained) -> None:
+    trained = train_model(model, request, lambda line: typer.echo(line, err=True))
     last = trained.rows[-1] if trained.rows else None
+    if not trained.leads:
+        return
     if last is not None and last.top1 is not None and last.interval is not None:
         low, high = last.interval
         typer.echo(f"top-1 {last.top1:.2f} % ({low:.2f} to {high:.2f}, {last.right} of {last.images} images)")

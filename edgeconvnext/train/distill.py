@@ -7,11 +7,7 @@ images. What it learns is bounded by time or epochs; it is saved every minute an
 from __future__ import annotations
 
 import copy
-import hashlib
-import io
-import math
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,14 +18,17 @@ from edgeconvnext.data.image_set import ImageSet
 from edgeconvnext.data.loader import batches
 from edgeconvnext.data.preprocess import Preprocess
 from edgeconvnext.errors import RewriteError
-from edgeconvnext.files import atomic_write
 from edgeconvnext.model.convnext import ConvNeXt
-from edgeconvnext.model.units import units_of
-from edgeconvnext.progress import progress_bar
+from edgeconvnext.model.units import Unit, units_of
 from edgeconvnext.records import json_sha256
 from edgeconvnext.rewrite.channel_norm import set_share
+from edgeconvnext.train.loop import LoopSettings, Trainer
+from edgeconvnext.train.networks import weights_sha256
+from edgeconvnext.train.optimizer import parameter_groups
+from edgeconvnext.train.schedule import rate_factor
+from edgeconvnext.train.world import World
 
-SAVE_EVERY_S = 60.0
+WARM_UP = 0.05
 LARGEST_SHIFT = 0.06
 """Random crops move by up to this share of the side."""
 
@@ -90,161 +89,79 @@ def distill(
         raise RewriteError(
             f"Recovery learns from images, and {len(chosen)} are too few; give at least 2, better thousands."
         )
-    run = _Run(copy.deepcopy(student), teacher, options, steps_per_epoch=len(chosen) // batch_size)
+    student = copy.deepcopy(student).requires_grad_(True)
+    units, teacher = units_of(teacher), teacher.eval()
+
+    def loss(images: torch.Tensor, step: int, part: int) -> torch.Tensor:
+        set_share(student, min(1.0, trainer.progress / max(options.anneal_share, 1e-9)))
+        return _loss(student, teacher, units, images, options.temperature)
+
+    settings = LoopSettings(
+        name="Recovery",
+        epochs=options.epochs,
+        steps_per_epoch=len(chosen) // batch_size,
+        rate_factor=lambda progress: rate_factor(progress, WARM_UP),
+        budget_minutes=options.budget_minutes,
+        clip_norm=1.0,
+        error=RewriteError,
+    )
+    trainer = Trainer(
+        module=student,
+        optimizer=torch.optim.AdamW(parameter_groups(student, options.learning_rate, options.weight_decay)),
+        loss=loss,
+        settings=settings,
+        world=World(0, 1, next(student.parameters()).device),
+    )
     # The student is left out: fitted anew on another number of threads it may differ in the last bit.
-    identity = json_sha256([_weights_sha256(teacher), images.fingerprint, chosen, asdict(options)])
+    identity = json_sha256([weights_sha256(teacher), images.fingerprint, chosen, asdict(options)])
     if checkpoint is not None and checkpoint.is_file():
-        run.load(checkpoint, identity)
-    with progress_bar("Recovering", 1000) as advance:
-        shown = 0
-        while run.progress < 1:
-            order = _order(chosen, options.seed, run.epoch)[run.step_in_epoch * batch_size :]
-            stream = batches(images, preprocess, batch_size, order, description="Reading images")
-            for batch in stream:
-                if len(batch.images) < 2 or run.step_in_epoch >= run.steps_per_epoch:
-                    break
-                run.step(_augmented(batch.images.contiguous(), options.seed, run.steps))
-                advance(int(1000 * min(1, run.progress)) - shown)
-                shown = int(1000 * min(1, run.progress))
-                if checkpoint is not None and run.due():
-                    run.save(checkpoint, identity)
-                if run.progress >= 1:
-                    break
-            run.end_epoch()
-    if checkpoint is not None:
-        run.save(checkpoint, identity)
-    set_share(run.student, 1.0)
-    return Distilled(run.student.eval(), run.steps, run.steps * batch_size, run.spent_s / 60, tuple(run.losses))
+        trainer.load(checkpoint, identity)
+    stream = _augmented_steps(images, preprocess, batch_size, chosen, settings, options.seed, trainer.steps)
+    trainer.run(stream, identity, checkpoint)
+    set_share(student, 1.0)
+    spent = trainer.spent_s / 60
+    return Distilled(student.eval(), trainer.steps, trainer.steps * batch_size, spent, tuple(trainer.losses))
 
 
-class _Run:
-    """Where training is; everything that a resumed one needs is in `save`'s file."""
-
-    def __init__(self, student: ConvNeXt, teacher: ConvNeXt, options: DistillOptions, steps_per_epoch: int) -> None:
-        self.student = student.train()
-        for parameter in self.student.parameters():
-            parameter.requires_grad_(True)
-        self.teacher = teacher.eval()
-        self.options = options
-        self.steps_per_epoch = steps_per_epoch
-        self.total_steps = max(1, options.epochs * steps_per_epoch)
-        self.on_gpu = next(student.parameters()).is_cuda
-        decayed = [p for p in self.student.parameters() if p.dim() > 1]
-        others = [p for p in self.student.parameters() if p.dim() <= 1]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": options.weight_decay}, {"params": others, "weight_decay": 0.0}],
-            lr=options.learning_rate,
-        )
-        self.units = units_of(teacher)
-        self.steps = 0
-        self.epoch = 0
-        self.step_in_epoch = 0
-        self.spent_s = 0.0
-        self.losses: list[float] = []
-        self._epoch_loss = 0.0
-        self._clock = self._now()
-        self._saved = time.monotonic()
-
-    @property
-    def progress(self) -> float:
-        """How much of training is done, 0..1, by steps or by time, whichever is further."""
-        share = self.steps / self.total_steps
-        budget = self.options.budget_minutes
-        return share if budget is None else max(share, self.spent_s / (60 * budget))
-
-    def step(self, images: torch.Tensor) -> None:
-        progress = self.progress
-        set_share(self.student, min(1.0, progress / max(self.options.anneal_share, 1e-9)))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.options.learning_rate * _schedule(progress)
-        loss = self._loss(images)
-        if not bool(loss.isfinite()):
-            raise RewriteError(
-                f"Recovery diverged: the loss is not finite any more after {self.steps} steps. Use a smaller learning rate."
-            )
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
-        self.optimizer.step()
-        self.steps += 1
-        self.step_in_epoch += 1
-        self._epoch_loss += float(loss.detach())
-        now = self._now()
-        self.spent_s += now - self._clock
-        self._clock = now
-
-    def _loss(self, images: torch.Tensor) -> torch.Tensor:
-        """Mean over units of the squared error relative to the teacher's variance, plus KL of the softened answers."""
-        expected = given = images
-        features: list[torch.Tensor] = []
-        for unit in self.units:
-            with torch.no_grad():
-                expected = unit.run(self.teacher, expected)
-            given = unit.run(self.student, given)
-            if unit.name != "head":
-                features.append(F.mse_loss(given, expected) / expected.var().clamp(min=1e-12))
-        temperature = self.options.temperature
-        answers = F.kl_div(
-            (given / temperature).log_softmax(1),
-            (expected / temperature).log_softmax(1),
-            reduction="batchmean",
-            log_target=True,
-        )
-        return torch.stack(features).mean() + temperature**2 * answers
-
-    def end_epoch(self) -> None:
-        self.losses.append(self._epoch_loss / max(1, self.step_in_epoch))
-        self.epoch += 1
-        self.step_in_epoch = 0
-        self._epoch_loss = 0.0
-
-    def due(self) -> bool:
-        return time.monotonic() - self._saved > SAVE_EVERY_S
-
-    def save(self, path: Path, identity: str) -> None:
-        buffer = io.BytesIO()
-        state = {
-            "identity": identity,
-            "student": self.student.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "counts": [self.steps, self.epoch, self.step_in_epoch],
-            "spent_s": self.spent_s,
-            "losses": self.losses,
-            "epoch_loss": self._epoch_loss,
-        }
-        torch.save(state, buffer)
-        atomic_write(path, buffer.getvalue())
-        self._saved = time.monotonic()
-
-    def load(self, path: Path, identity: str) -> None:
-        try:
-            state = torch.load(path, weights_only=True)
-            if state["identity"] != identity:
-                raise ValueError("made from another network, other images or other options")
-            self.student.load_state_dict(state["student"])
-            self.optimizer.load_state_dict(state["optimizer"])
-        except (KeyError, RuntimeError, ValueError, EOFError) as error:
-            raise RewriteError(f"{path} is no checkpoint of this recovery; delete it to start anew.") from error
-        self.steps, self.epoch, self.step_in_epoch = state["counts"]
-        self.spent_s, self.losses, self._epoch_loss = state["spent_s"], list(state["losses"]), state["epoch_loss"]
-
-    def _now(self) -> float:
-        return time.monotonic() if self.on_gpu else time.process_time()
+def _loss(
+    student: ConvNeXt, teacher: ConvNeXt, units: Sequence[Unit], images: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """Mean over units of the squared error relative to the teacher's variance, plus KL of the softened answers."""
+    expected = given = images
+    features: list[torch.Tensor] = []
+    for unit in units:
+        with torch.no_grad():
+            expected = unit.run(teacher, expected)
+        given = unit.run(student, given)
+        if unit.name != "head":
+            features.append(F.mse_loss(given, expected) / expected.var().clamp(min=1e-12))
+    answers = F.kl_div(
+        (given / temperature).log_softmax(1),
+        (expected / temperature).log_softmax(1),
+        reduction="batchmean",
+        log_target=True,
+    )
+    return torch.stack(features).mean() + temperature**2 * answers
 
 
-def _weights_sha256(module: ConvNeXt) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _schedule(progress: float) -> float:
-    """Linear warm-up over the first 5 %, then a cosine to zero."""
-    warm_up = 0.05
-    if progress < warm_up:
-        return max(progress / warm_up, 0.02)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - warm_up) / (1 - warm_up))))
+def _augmented_steps(
+    images: ImageSet,
+    preprocess: Preprocess,
+    batch_size: int,
+    chosen: Sequence[int],
+    settings: LoopSettings,
+    seed: int,
+    first_step: int,
+) -> Iterator[list[torch.Tensor]]:
+    """Yield the images of each step from number `first_step` on, (N, C, H, W); an epoch's last few are left out."""
+    step = first_step
+    while step < settings.total_steps:
+        epoch, begun = divmod(step, settings.steps_per_epoch)
+        order = _order(chosen, seed, epoch)[begun * batch_size : settings.steps_per_epoch * batch_size]
+        for batch in batches(images, preprocess, batch_size, order, description="Reading images"):
+            if len(batch.images) > 1:  # a BatchNorm cannot learn from one
+                yield [_augmented(batch.images.contiguous(), seed, step)]
+            step += 1
 
 
 def _order(indices: Sequence[int], seed: int, epoch: int) -> list[int]:

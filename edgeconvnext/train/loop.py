@@ -129,6 +129,7 @@ class Trainer(Generic[Part]):
                     self._end_epoch(self.settings.steps_per_epoch)
                     on_epoch()
                     self.module.train()
+                    self._clock = self._now()
                     self.save(checkpoint, identity)
                 pause = self.settings.pause_minutes
                 late = pause is not None and time.monotonic() - started > 60 * pause
@@ -141,9 +142,11 @@ class Trainer(Generic[Part]):
                     return False
                 if time.monotonic() - self._saved > SAVE_EVERY_S:
                     self.save(checkpoint, identity)
-        if begun := self.steps % self.settings.steps_per_epoch:
-            self._end_epoch(begun)
         self.save(checkpoint, identity)
+        if (
+            begun := self.steps % self.settings.steps_per_epoch
+        ):  # a budget ended it; the checkpoint holds the sum, not this mean
+            self._end_epoch(begun)
         return True
 
     def step(self, parts: Sequence[Part]) -> None:

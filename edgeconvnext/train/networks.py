@@ -9,7 +9,6 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from edgeconvnext.data.image_set import ImageSet
 from edgeconvnext.data.preprocess import Preprocess
 from edgeconvnext.errors import CheckpointError, ModelConfigError, nearest
 from edgeconvnext.model.build import NetworkConfig, build
@@ -50,11 +49,6 @@ def find_architecture(name: str) -> tuple[str, NetworkConfig]:
         ) from error
     config = model.config
     return model.name, replace(config, folded=False) if isinstance(config, ResNetConfig) else config
-
-
-def labels_of(images: ImageSet) -> Labels:
-    """Return the classes of a set as the labels of a network that learns them."""
-    return Labels(images.class_names, images.descriptions or images.class_names)
 
 
 def new_model(name: str, labels: Labels, recipe: Recipe) -> LoadedModel:

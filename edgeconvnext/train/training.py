@@ -1,4 +1,4 @@
-"""`train` and `fine-tune`: from labelled images to a network of the toolkit's own format.
+"""What `train` and `fine-tune` do: from labelled images to a network of the toolkit's own format.
 
 The folder holds `recipe.toml`, `log.csv`, `curves.svg`, `last.ckpt` and `model.safetensors` with its JSON; the same command goes
 on where an interrupted one stopped. Under torchrun several processes train one network, and the first of them writes.
@@ -25,7 +25,7 @@ from edgeconvnext.errors import TrainingError
 from edgeconvnext.files import atomic_write
 from edgeconvnext.model.build import config_json
 from edgeconvnext.model.checkpoint import save_checkpoint
-from edgeconvnext.model.loaded import LoadedModel
+from edgeconvnext.model.loaded import Labels, LoadedModel
 from edgeconvnext.records import json_sha256
 from edgeconvnext.train.average import WeightAverage
 from edgeconvnext.train.log import Curve, EpochRow, curves_svg, log_csv
@@ -37,7 +37,7 @@ from edgeconvnext.train.recipe import Recipe, differences, read_recipe, recipe_t
 from edgeconvnext.train.schedule import recipe_factor
 from edgeconvnext.train.small_images import SmallImages, delete_small_images, side_for, small_images
 from edgeconvnext.train.stream import TrainingBatch, TrainingStream, check_trainable
-from edgeconvnext.train.world import World, joined_world
+from edgeconvnext.train.world import ALONE, World, joined_world
 
 RECIPE_FILE, LOG_FILE, CURVES_FILE, CHECKPOINT_FILE = "recipe.toml", "log.csv", "curves.svg", "last.ckpt"
 MODEL_FILE, IMAGES_FILE = "model.safetensors", "images.cache"
@@ -64,15 +64,25 @@ class TrainRequest:
         if self.pause_minutes is not None and not self.pause_minutes > 0:
             raise TrainingError(f"--budget-minutes is a time above 0; it is {self.pause_minutes:g}.")
 
+    @property
+    def labels(self) -> Labels:
+        """The classes that are learnt, in the order of the outputs."""
+        names = self.images.class_names
+        return Labels(names, self.images.descriptions or names)
+
 
 @dataclass(frozen=True)
 class Trained:
-    """model: what is in `path`: the average of the weights, or without one the weights. rows: the log. finished: else paused."""
+    """model: what is in `path`: the average of the weights, or without one the weights. rows: the log. finished: else paused.
+
+    leads: whether this is the process that writes and speaks.
+    """
 
     model: LoadedModel
     path: Path
     rows: tuple[EpochRow, ...]
     finished: bool
+    leads: bool
 
 
 def train_model(model: LoadedModel, request: TrainRequest, say: Callable[[str], None] = print) -> Trained:
@@ -117,7 +127,7 @@ def _train(model: LoadedModel, request: TrainRequest, world: World, say: Callabl
         delete_small_images(folder / IMAGES_FILE)
     world.wait()
     result.module.eval()
-    return Trained(result, folder / MODEL_FILE, tuple(rows), finished)
+    return Trained(result, folder / MODEL_FILE, tuple(rows), finished, world.leads)
 
 
 def _check_folder(folder: Path, recipe: Recipe) -> None:
@@ -222,7 +232,7 @@ def _row(
 
 
 @torch.no_grad()
-def count_right(model: LoadedModel, images: ImageSet, classes: np.ndarray, world: World) -> tuple[int, int]:
+def count_right(model: LoadedModel, images: ImageSet, classes: np.ndarray, world: World = ALONE) -> tuple[int, int]:
     """Return how many images the network gets right, and how many were scored; the world's processes share the work.
 
     classes: the model's class of each image.

@@ -37,6 +37,10 @@ class World:
             dist.barrier()
 
 
+ALONE = World(0, 1, torch.device("cpu"))
+"""One process on the processor."""
+
+
 @contextmanager
 def joined_world() -> Iterator[World]:
     """Join the processes that torchrun started, over NCCL on GPUs and gloo on CPUs, and part from them at the end."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from edgeconvnext.model.convnext import ConvNeXt
 from edgeconvnext.model.load import load_model
 from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.rewrite.exact import fold_layer_scale
-from edgeconvnext.train import distill as trainer
+from edgeconvnext.train import loop
 from edgeconvnext.train.distill import DistillOptions, distill
 
 OPTIONS = DistillOptions(epochs=2, batch_size=32, learning_rate=2e-3)
@@ -69,22 +70,22 @@ def test_resumed_training_is_the_same_step_by_step(
     digits: LoadedModel, images: ImageSet, hurt: ConvNeXt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = distill(hurt, digits.module, images, digits.preprocess, OPTIONS)
-    monkeypatch.setattr(trainer, "SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(loop, "SAVE_EVERY_S", 0.0)
     steps = 0
-    step = trainer._Run.step
+    step = loop.Trainer.step
 
-    def interrupted(run: trainer._Run, batch: torch.Tensor) -> None:
+    def interrupted(trainer: loop.Trainer[torch.Tensor], parts: Sequence[torch.Tensor]) -> None:
         nonlocal steps
         if steps == 8:  # in the second epoch
             raise KeyboardInterrupt
         steps += 1
-        step(run, batch)
+        step(trainer, parts)
 
     checkpoint = tmp_path / "recovery.pt"
-    monkeypatch.setattr(trainer._Run, "step", interrupted)
+    monkeypatch.setattr(loop.Trainer, "step", interrupted)
     with pytest.raises(KeyboardInterrupt):
         distill(hurt, digits.module, images, digits.preprocess, OPTIONS, checkpoint=checkpoint)
-    monkeypatch.setattr(trainer._Run, "step", step)
+    monkeypatch.setattr(loop.Trainer, "step", step)
     resumed = distill(hurt, digits.module, images, digits.preprocess, OPTIONS, checkpoint=checkpoint)
     assert resumed.steps == whole.steps and resumed.losses == pytest.approx(whole.losses, rel=1e-12)
     for name, tensor in whole.module.state_dict().items():

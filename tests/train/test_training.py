@@ -18,7 +18,7 @@ from edgeconvnext.data.digits import digits_set
 from edgeconvnext.errors import RunDirectoryError, TrainingError
 from edgeconvnext.model.load import load_model
 from edgeconvnext.train.average import WeightAverage
-from edgeconvnext.train.networks import labels_of, new_model
+from edgeconvnext.train.networks import new_model
 from edgeconvnext.train.optimizer import parameter_groups
 from edgeconvnext.train.recipe import Recipe, choose_recipe, recipe_toml
 from edgeconvnext.train.training import TrainRequest, train_model
@@ -132,9 +132,8 @@ def quick(**changes: object) -> Recipe:
 
 
 def trained(folder: Path, recipe: Recipe, architecture: str = "digits") -> dict[str, torch.Tensor]:
-    images = digits_set("calibration")
-    request = TrainRequest(images, None, recipe, folder)
-    result = train_model(new_model(architecture, labels_of(images), recipe), request, lambda line: None)
+    request = TrainRequest(digits_set("calibration"), None, recipe, folder)
+    result = train_model(new_model(architecture, request.labels, recipe), request, lambda line: None)
     return {name: tensor.clone() for name, tensor in result.model.module.state_dict().items()}
 
 
@@ -144,9 +143,8 @@ def test_training_learns(tmp_path: Path) -> None:
         epochs=12, learning_rate=3e-3, mixup=0.0, cutmix=0.0, rand_augment=0.0, erasing=0.0, flip=0.0,
         smallest_crop=0.6, drop_path=0.0, ema_decay=0.9,
     )  # fmt: skip
-    images = digits_set("calibration")
-    request = TrainRequest(images, digits_set("test"), recipe, tmp_path / "run", evaluate_every=12)
-    result = train_model(new_model("digits", labels_of(images), recipe), request, lambda line: None)
+    request = TrainRequest(digits_set("calibration"), digits_set("test"), recipe, tmp_path / "run", evaluate_every=12)
+    result = train_model(new_model("digits", request.labels, recipe), request, lambda line: None)
     assert result.finished and result.rows[-1].top1 is not None and result.rows[-1].top1 > 80
     assert [row.right is not None for row in result.rows] == [False] * 11 + [True]
 
@@ -194,9 +192,9 @@ def test_another_recipe_is_not_mixed_into_a_folder(tmp_path: Path) -> None:
 def test_a_checkpoint_of_other_images_is_refused(tmp_path: Path) -> None:
     recipe = quick(epochs=1)
     trained(tmp_path / "run", recipe)
-    fewer = digits_set("calibration").take(100)
+    fewer = TrainRequest(digits_set("calibration").take(100), None, recipe, tmp_path / "run")
     with pytest.raises(TrainingError, match="no checkpoint of this training"):
-        train_model(new_model("digits", labels_of(fewer), recipe), TrainRequest(fewer, None, recipe, tmp_path / "run"))
+        train_model(new_model("digits", fewer.labels, recipe), fewer)
     (tmp_path / "run" / "last.ckpt").write_bytes(b"PK broken")
     with pytest.raises(TrainingError, match="no checkpoint of this training"):
         trained(tmp_path / "run", recipe)
@@ -212,7 +210,7 @@ def test_a_recipe_file_is_a_preset(whole: Path, tmp_path: Path) -> None:
 
 
 def test_the_average_follows_the_weights() -> None:
-    module = new_model("digits", labels_of(digits_set("calibration")), quick()).module
+    module = new_model("digits", load_model("digits").labels, quick()).module
     average = WeightAverage(module, 0.5)
     start = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     with torch.no_grad():
