@@ -89,3 +89,11 @@ def test_the_papers_schedule_ends_at_its_smallest_rate() -> None:
 def test_sizes_share_the_epochs() -> None:
     recipe = choose_recipe("paper", {"sizes": (64, 96, 128), "epochs": 30, "warm_up_epochs": 1.0})
     assert [recipe.size_of_epoch(epoch) for epoch in (0, 9, 10, 19, 20, 29)] == [64, 64, 96, 96, 128, 128]
+
+
+def test_the_page_shows_every_preset_as_it_is() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "recipe.md").read_text(encoding="utf-8")
+    columns = [dict(line.split(" = ", 1) for line in recipe_toml(recipe).splitlines()) for recipe in PRESETS.values()]
+    for name in Recipe.model_fields:
+        values = " | ".join(column[name].strip('"') for column in columns)
+        assert f"| `{name}` | {values} |" in page, name

@@ -126,6 +126,15 @@ def test_the_folder_holds_a_model_that_loads_with_its_labels_and_preprocessing(w
     assert "training loss" in (whole / "curves.svg").read_text()
 
 
+def test_what_was_trained_is_exported_like_any_other_model(whole: Path, tmp_path: Path) -> None:
+    export = "from edgeconvnext.cli import main; main()"
+    arguments = ("export", "--target", "onnx", "--model", str(whole / "model.safetensors"), "--calib", "digits")
+    quickly = ("--num-images", "30", "--effort", "quick", "--no-latency", "--output", str(tmp_path / "run"))
+    result = subprocess.run([sys.executable, "-c", export, *arguments, *quickly], capture_output=True, text=True)
+    assert result.returncode in (0, 3), result.stderr  # 3: too short a training may lose more than a gate allows
+    assert (tmp_path / "run" / "model.onnx").is_file()
+
+
 def quick(**changes: object) -> Recipe:
     given = {"epochs": 2, "warm_up_epochs": 0.5, "sizes": (32,), "batch_size": 50, "rate_batch": 50, **changes}
     return choose_recipe("small-data", given)
