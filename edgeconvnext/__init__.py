@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from edgeconvnext.api import analyze, compress, export, fold, prune, quantize, validate
     from edgeconvnext.model.load import load_model
 
-__version__ = metadata.version("edgeconvnext")
 __all__ = ["__version__", "analyze", "compress", "export", "fold", "load_model", "prune", "quantize", "validate"]
 
 _HOMES = {"load_model": "edgeconvnext.model.load"} | dict.fromkeys(
@@ -22,6 +21,8 @@ _HOMES = {"load_model": "edgeconvnext.model.load"} | dict.fromkeys(
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":  # asked of the installation, which a checkout on PYTHONPATH has not
+        return metadata.version("edgeconvnext")
     if name not in _HOMES:
         raise AttributeError(f"module 'edgeconvnext' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

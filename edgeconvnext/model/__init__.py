@@ -1,7 +1,24 @@
-"""ConvNeXt V1 and V2: the network, the checkpoints it comes in, and what it costs."""
+"""ConvNeXt V1 and V2: the network, the checkpoints it comes in, and what it costs.
 
-from edgeconvnext.model.convnext import ConvNeXt, ConvNeXtConfig
-from edgeconvnext.model.load import load_model
-from edgeconvnext.model.loaded import Labels, LoadedModel
+Names are imported where they are first used: the network alone needs torch and nothing else.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgeconvnext.model.convnext import ConvNeXt, ConvNeXtConfig
+    from edgeconvnext.model.load import load_model
+    from edgeconvnext.model.loaded import Labels, LoadedModel
 
 __all__ = ["ConvNeXt", "ConvNeXtConfig", "Labels", "LoadedModel", "load_model"]
+
+_HOMES = {"ConvNeXt": "convnext", "ConvNeXtConfig": "convnext", "Labels": "loaded", "LoadedModel": "loaded"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'edgeconvnext.model' has no attribute {name!r}")
+    return getattr(import_module(f"edgeconvnext.model.{_HOMES.get(name, 'load')}"), name)

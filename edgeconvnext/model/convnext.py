@@ -20,10 +20,10 @@ from torch import nn
 
 from edgeconvnext.errors import ModelConfigError
 from edgeconvnext.model.network import Network, NetworkBlock
-from edgeconvnext.targets import Operator
 
 if TYPE_CHECKING:
     from edgeconvnext.model.build import NetworkConfig
+    from edgeconvnext.targets import Operator
 
 Stem = Literal["patch", "overlap", "overlap_tiered"]
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
 
 from edgeconvnext.model.network import Network
-from edgeconvnext.targets import Operator
+
+if TYPE_CHECKING:
+    from edgeconvnext.targets import Operator
 
 
 def weighted_layers(module: Network) -> dict[str, Operator]:

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import torch
 from torch import nn
 
-from edgeconvnext.targets import Operator
-
 if TYPE_CHECKING:
     from edgeconvnext.model.build import NetworkConfig
+    from edgeconvnext.targets import Operator
 
 
 class NetworkBlock(nn.Module):

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -23,7 +23,9 @@ from torch import nn
 from edgeconvnext.errors import ModelConfigError
 from edgeconvnext.model.convnext import LayerNorm2d, initialise_truncated_normal
 from edgeconvnext.model.network import Network, NetworkBlock
-from edgeconvnext.targets import Operator
+
+if TYPE_CHECKING:
+    from edgeconvnext.targets import Operator
 
 
 @dataclass(frozen=True)

@@ -39,15 +39,21 @@ def quantize_output(module: Network, layer: str, qparams: QParams) -> RemovableH
     return found.register_forward_hook(lambda _module, _args, output: round_activation(output, qparams))
 
 
+def quantize_activations(module: Network, plan: QuantPlan) -> list[RemovableHandle]:
+    """Round all activations that `plan` names until the handles are removed; weights are left as they are."""
+    handles = []
+    for name, activation in plan.activations.items():
+        layer, _, side = name.partition(":")
+        attach = quantize_input if side == "input" else quantize_output
+        handles.append(attach(module, layer, activation.qparams))
+    return handles
+
+
 @contextmanager
 def fake_quantized(module: Network, plan: QuantPlan) -> Iterator[None]:
     """Round all activations that `plan` names inside the block; the weights of `module` are left as they are."""
-    handles = []
+    handles = quantize_activations(module, plan)
     try:
-        for name, activation in plan.activations.items():
-            layer, _, side = name.partition(":")
-            attach = quantize_input if side == "input" else quantize_output
-            handles.append(attach(module, layer, activation.qparams))
         yield
     finally:
         for handle in handles:
