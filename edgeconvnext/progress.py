@@ -61,3 +61,14 @@ def progress_bar(
             yield lambda amount: bar.advance(task, amount)
     finally:
         _bar_is_shown = False
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Show no bar inside: of several processes on one terminal, one draws."""
+    global _bar_is_shown
+    before, _bar_is_shown = _bar_is_shown, True
+    try:
+        yield
+    finally:
+        _bar_is_shown = before

@@ -331,6 +331,7 @@ TRAIN = ("train", "digits", "--data", "digits", "--preset", "small-data", "--siz
         ((*TRAIN, "--batch-size", "500"), ("400 images", "--batch-size")),
         ((*TRAIN, "--accumulate", "3"), ("must be a multiple of accumulate 3",)),
         ((*TRAIN, "--eval-every", "0"), ("--eval-every",)),
+        ((*TRAIN, "--precision", "fp16"), ("needs a GPU", "--precision bf16")),
         ((*TRAIN, "--budget-minutes", "0"), ("--budget-minutes",)),
         (("fine-tune", "missing.pth", "--data", "digits"), ("no weights file missing.pth",)),
         (("fine-tune", "digits", "--data", "digits", "--layer-decay", "0"), ("layer_decay",)),

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from edgeconvnext.progress import progress_bar, track
+from edgeconvnext.progress import progress_bar, track, without_bars
 
 
 class Terminal(io.StringIO):
@@ -40,3 +40,13 @@ def test_an_inner_bar_stays_silent_and_the_outer_one_comes_back(monkeypatch: pyt
     with progress_bar("Bytes", 10, unit="bytes") as advance:
         advance(10)
     assert "Bytes" in terminal.getvalue()
+
+
+def test_without_bars_nothing_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    with without_bars():
+        assert list(track(range(2), "Hidden")) == [0, 1]
+    assert terminal.getvalue() == ""
+    assert list(track(range(2), "Shown")) == [0, 1] and "Shown" in terminal.getvalue()

@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -86,7 +87,7 @@ class BatchStream:
             num_workers=self.workers,
             collate_fn=_collate,
             prefetch_factor=2 if self.workers else None,
-            worker_init_fn=leave_ctrl_c_to_the_parent,
+            worker_init_fn=leave_signals_to_the_parent,
             # Without its own generator the loader would draw from torch's, and change what the caller draws next.
             generator=torch.Generator(),
         )
@@ -112,9 +113,18 @@ def from_workers(loader: DataLoader, image_set: ImageSet, batch_size: int) -> It
         yield decoded
 
 
-def leave_ctrl_c_to_the_parent(_worker: int) -> None:
-    """A worker that dies of Ctrl-C while it holds a queue's lock would leave the parent waiting; the parent ends it instead."""
+def leave_signals_to_the_parent(_worker: int) -> None:
+    """Let the parent end a worker when Ctrl-C or SIGTERM go to the whole group.
+
+    A worker that dies of Ctrl-C while it holds a queue's lock would leave the parent waiting; one that dies of SIGTERM raises an
+    error in the midst of what the parent computes. The second SIGTERM, which Python sends at its exit, ends it.
+    """
+
+    def pass_once(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, pass_once)
 
 
 def check_broken(image_set: ImageSet, skipped: Sequence[SkippedImage], asked: int | None = None) -> None:

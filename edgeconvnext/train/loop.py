@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from edgeconvnext.errors import EdgeConvNextError, ImageSetError, TrainingError
+from edgeconvnext.errors import EdgeConvNextError, TrainingError
 from edgeconvnext.files import atomic_write
 from edgeconvnext.model.network import Network
 from edgeconvnext.progress import progress_bar
@@ -113,14 +113,7 @@ class Trainer(Generic[Part]):
         with stop_signal() as stopped, progress_bar(self.settings.name, 1000) as advance:
             shown = 0
             while self.progress < 1:
-                try:
-                    parts = next(stream, None)
-                except ImageSetError:
-                    if not stopped.is_set():
-                        raise
-                    self.save(checkpoint, identity)  # a signal to the whole group ends the decoding processes first
-                    raise KeyboardInterrupt from None
-                if parts is None:
+                if (parts := next(stream, None)) is None:
                     break
                 self.step(parts)
                 advance(int(1000 * self.progress) - shown)
@@ -143,9 +136,8 @@ class Trainer(Generic[Part]):
                 if time.monotonic() - self._saved > SAVE_EVERY_S:
                     self.save(checkpoint, identity)
         self.save(checkpoint, identity)
-        if (
-            begun := self.steps % self.settings.steps_per_epoch
-        ):  # a budget ended it; the checkpoint holds the sum, not this mean
+        # Where a budget ended it inside an epoch, the checkpoint holds the sum of the losses, and not yet their mean.
+        if begun := self.steps % self.settings.steps_per_epoch:
             self._end_epoch(begun)
         return True
 
@@ -158,8 +150,9 @@ class Trainer(Generic[Part]):
         total = 0.0
         for number, part in enumerate(parts):
             last = number == len(parts) - 1
-            with _gradients_kept(self.distributed, kept=not last), self._autocast():
-                loss = self.loss(part, self.steps, number) / len(parts)
+            with _gradients_kept(self.distributed, kept=not last):
+                with self._autocast():
+                    loss = self.loss(part, self.steps, number) / len(parts)
                 self._scaler.scale(loss).backward()
             total += float(loss.detach())
         (total,) = self.world.sums(total / self.world.size)

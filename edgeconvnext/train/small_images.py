@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from edgeconvnext.data.image_set import ImageSet
 from edgeconvnext.data.images import BrokenImage
-from edgeconvnext.data.loader import default_workers, from_workers, leave_ctrl_c_to_the_parent
+from edgeconvnext.data.loader import default_workers, from_workers, leave_signals_to_the_parent
 from edgeconvnext.files import TEMPORARY_PREFIX, atomic_write, storage_errors
 from edgeconvnext.progress import progress_bar
 
@@ -106,7 +106,7 @@ def _decode_all(image_set: ImageSet, side: int, file: Path) -> list[tuple[int, i
         batch_size=_BATCH,
         num_workers=default_workers(image_set, len(image_set)),
         collate_fn=list,
-        worker_init_fn=leave_ctrl_c_to_the_parent,
+        worker_init_fn=leave_signals_to_the_parent,
     )
     shapes: list[tuple[int, int]] = []
     temporary = file.with_name(TEMPORARY_PREFIX + file.name)

@@ -17,7 +17,7 @@ from edgeconvnext.data.loader import (
     check_broken,
     default_workers,
     from_workers,
-    leave_ctrl_c_to_the_parent,
+    leave_signals_to_the_parent,
 )
 from edgeconvnext.data.preprocess import Preprocess
 from edgeconvnext.errors import ImageSetError, TrainingError
@@ -61,7 +61,7 @@ class TrainingStream:
             batch_sampler=_Sampler(self, step),
             num_workers=-(-workers // self.world.size),
             collate_fn=_collate,
-            worker_init_fn=leave_ctrl_c_to_the_parent,
+            worker_init_fn=leave_signals_to_the_parent,
             # Without its own generator the loader would draw from torch's, and change what the caller draws next.
             generator=torch.Generator(),
         )

@@ -7,7 +7,6 @@ on where an interrupted one stopped. Under torchrun several processes train one 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from edgeconvnext.files import atomic_write
 from edgeconvnext.model.build import config_json
 from edgeconvnext.model.checkpoint import save_checkpoint
 from edgeconvnext.model.loaded import Labels, LoadedModel
+from edgeconvnext.progress import without_bars
 from edgeconvnext.records import json_sha256
 from edgeconvnext.train.average import WeightAverage
 from edgeconvnext.train.log import Curve, EpochRow, curves_svg, log_csv
@@ -91,10 +91,11 @@ def train_model(model: LoadedModel, request: TrainRequest, say: Callable[[str], 
     Raises TrainingError for images or recipes that do not fit together, and for a folder that holds another training.
     """
     with joined_world() as world:
+        _check_precision(request.recipe, world)
         if world.leads:
             claim_folder(request.output)
         world.wait()
-        with hold(request.output) if world.leads else nullcontext():
+        with hold(request.output) if world.leads else without_bars():
             return _train(model, request, world, say if world.leads else lambda line: None)
 
 
@@ -126,8 +127,13 @@ def _train(model: LoadedModel, request: TrainRequest, world: World, say: Callabl
     if finished and world.leads:
         delete_small_images(folder / IMAGES_FILE)
     world.wait()
-    result.module.eval()
+    result.module.eval().cpu()
     return Trained(result, folder / MODEL_FILE, tuple(rows), finished, world.leads)
+
+
+def _check_precision(recipe: Recipe, world: World) -> None:
+    if recipe.precision == "fp16" and world.device.type == "cpu":
+        raise TrainingError("Training in fp16 needs a GPU, and there is none here. Use --precision bf16 or fp32.")
 
 
 def _check_folder(folder: Path, recipe: Recipe) -> None:

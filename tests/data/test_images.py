@@ -169,3 +169,16 @@ def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.ones((8, 8), np.float32)).save(path)
     with pytest.raises(BrokenImage, match="floating point"):
         open_image(path)
+
+
+@pytest.mark.parametrize(("size", "side", "decoded"), [((400, 300), 100, (200, 150)), ((300, 400), 160, (300, 400))])
+def test_a_jpeg_is_decoded_smaller_where_less_is_enough(
+    tmp_path: Path, size: tuple[int, int], side: int, decoded: tuple[int, int]
+) -> None:
+    """The decoder halves; a third is not among its sizes, and never is it less than what is enough."""
+    two_tone(*size).save(tmp_path / "image.jpg", quality=95)
+    image = open_image(tmp_path / "image.jpg", side)
+    assert image.size == decoded
+    assert np.abs(colour(image, 4, 16) - RED).max() <= 8
+    two_tone(*size).save(tmp_path / "image.png")
+    assert open_image(tmp_path / "image.png", side).size == size

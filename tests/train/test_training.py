@@ -28,9 +28,10 @@ EACH_STEP = "import edgeconvnext.train.loop as loop; loop.SAVE_EVERY_S = 0.0; fr
 FAST = ("--preset", "small-data", "--sizes", "32", "--batch-size", "50", "--warm-up-epochs", "1", "--drop-path", "0.3")
 
 
-def start(*arguments: str | Path, code: str = EACH_STEP) -> subprocess.Popen[str]:
+def start(*arguments: str | Path, start_new_session: bool = False) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", code, "train", "digits", "--data", "digits", *map(str, arguments)],
+        [sys.executable, "-c", EACH_STEP, "train", "digits", "--data", "digits", *map(str, arguments)],
+        start_new_session=start_new_session,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -94,6 +95,20 @@ def test_training_goes_on_exactly_where_it_was_ended(
     rows = [list(csv.DictReader((folder / "log.csv").open())) for folder in (whole, tmp_path / "cut")]
     for one, other in zip(*rows, strict=True):
         assert one | {"minutes": ""} == other | {"minutes": ""}
+
+
+def test_a_signal_to_the_whole_group_saves_too(tmp_path: Path) -> None:
+    """As torchrun and schedulers send it: the processes that decode end before the one that trains."""
+    digits = digits_set("calibration")
+    for index in range(200):
+        (tmp_path / "images" / str(digits.class_of(index))).mkdir(parents=True, exist_ok=True)
+        digits.read(index).save(tmp_path / "images" / str(digits.class_of(index)) / f"{index}.png")
+    options = ("--data", tmp_path / "images", *FAST, "--epochs", "2000", "--output", tmp_path / "cut")
+    process = start(*options, start_new_session=True)
+    wait_for(lambda: steps_of(tmp_path / "cut") >= 2, process)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "interrupted; run the same command again" in err, err
 
 
 def test_a_pause_loses_nothing(whole: Path, tmp_path: Path) -> None:
