@@ -413,7 +413,7 @@ def _unbudgeted_onnx(job: Job, folded: StageResult, planned: StageResult, path: 
         program = with_batch(program, job.target.input.batch[0])
     metadata = ArtifactMetadata(job.model.name, None, job.model.preprocess, job.target.input.value_range, "")
     assert job.target.opset is not None
-    return export_onnx(program, path, opset=job.target.opset, metadata=metadata)
+    return export_onnx(program, path, opset=job.target.opset, metadata=metadata, layout=job.target.layout)
 
 
 def analysis(run: RunDirectory, job: Job, folded: StageResult, planned: StageResult) -> StageResult:

@@ -121,6 +121,17 @@ class QuantizeSection(Section):
     prepare: PrepareSection = PrepareSection()
 
 
+class LayoutSection(Section):
+    """In which form a network is written for onnxruntime; what is fastest depends on the processor.
+
+    linears: "gemm", with the bias in it; "matmul", and Add; "conv", 1 x 1 between two transposes. residual: how the sums that
+    blocks add to lie in memory.
+    """
+
+    linears: Literal["gemm", "matmul", "conv"] = "gemm"
+    residual: Literal["channels_last", "channels_first"] = "channels_last"
+
+
 class RuntimeSection(Section):
     """The runtime that executes the artifact, and the oldest version it is written for."""
 
@@ -174,6 +185,7 @@ class Target(Section):
     minimum_os: str | None = None
     input: InputSection = InputSection()
     quantize: QuantizeSection
+    layout: LayoutSection = LayoutSection()
     runtime: RuntimeSection
     gates: GateSection = GateSection()
     # Left out of every dump and hash: what is known of a device changes nothing that is made for it.
@@ -200,6 +212,8 @@ class Target(Section):
             raise ValueError(
                 f'quantize.weights.block_size is written to ONNX only; exporter "{self.exporter}" has none'
             )
+        if self.layout != LayoutSection() and self.exporter != "onnx":
+            raise ValueError(f'[layout] is about files for onnxruntime; exporter "{self.exporter}" has no choice there')
         if self.quantize.weights.palette_bits is not None and self.exporter != "coreml":
             raise ValueError(
                 f'quantize.weights.palette_bits is written to Core ML only; exporter "{self.exporter}" has no palettes'

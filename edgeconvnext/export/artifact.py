@@ -115,8 +115,8 @@ def _write_onnx(target: Target, programs: Programs, folder: Path, metadata: Arti
     assert target.opset is not None
     model, baseline = folder / ARTIFACTS["onnx"], folder / FLOAT_ONNX
     baseline.parent.mkdir()
-    export_onnx(programs.quantized, model, opset=target.opset, metadata=metadata)
-    export_onnx(programs.floating, baseline, opset=target.opset, metadata=metadata)
+    for program, path in ((programs.quantized, model), (programs.floating, baseline)):
+        export_onnx(program, path, opset=target.opset, metadata=metadata, layout=target.layout)
     return Exported([_stands_in(model, programs), _saturation_check(model, programs.images)], {})
 
 

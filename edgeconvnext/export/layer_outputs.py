@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch.fx import GraphModule, Interpreter, Node
 
+from edgeconvnext.export.onnx_layout import CHANNELS_LAST
+
 COMPARED_IMAGES = 4
 COMPARED_VALUES = 512
 """Values compared of each block and image, evenly spread: enough for a ratio in dB, and little to carry."""
@@ -20,7 +22,7 @@ COMPARED_VALUES = 512
 class LayerOutput:
     """The output of one block. tensor: its name in the ONNX file; size: values of an image; values: (images, samples) float32.
 
-    Sample i of n is the value at position i * size // n of the flattened (C, H, W) tensor.
+    Sample i of n is the value at position i * size // n of the flattened tensor, in the file's order of axes.
     """
 
     name: str
@@ -58,7 +60,8 @@ def layer_outputs(simulation: GraphModule, model: Path, images: np.ndarray) -> l
         Recorder(simulation).run(torch.from_numpy(np.ascontiguousarray(images[:COMPARED_IMAGES])))
     found = []
     for block, node in last_of_block.items():
-        flat = kept[block].reshape(len(kept[block]), -1)
+        output = kept[block].transpose(0, 2, 3, 1) if tensors[node].endswith(CHANNELS_LAST) else kept[block]
+        flat = output.reshape(len(output), -1)
         found.append(LayerOutput(block, tensors[node], flat.shape[1], sample(flat)))
     return found
 

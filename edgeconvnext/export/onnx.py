@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from edgeconvnext.errors import ExportError
 from edgeconvnext.export.metadata import ArtifactMetadata
 from edgeconvnext.files import atomic_write
+from edgeconvnext.targets import LayoutSection
 
 if TYPE_CHECKING:
     import onnx
@@ -22,22 +23,33 @@ if TYPE_CHECKING:
 _LARGEST_FILE_BYTES = 2**31 - 2**20
 
 
-def export_onnx(program: ExportedProgram, path: Path, *, opset: int, metadata: ArtifactMetadata) -> Path:
-    """Write `program` as one ONNX file, checked, with labels and preprocessing in its metadata.
+def export_onnx(
+    program: ExportedProgram,
+    path: Path,
+    *,
+    opset: int,
+    metadata: ArtifactMetadata,
+    layout: LayoutSection = LayoutSection(),  # noqa: B008  (frozen)
+) -> Path:
+    """Write `program` as one ONNX file for onnxruntime, checked, with labels and preprocessing in its metadata.
 
     program: one input image, (N, C, H, W), one output logits, (N, classes); Q/DQ stays where it is, with int8 weights.
     opset: from 20 on GELU is one node, below it is x * (1 + erf(x / sqrt 2)) / 2, which TensorRT fuses back.
     Raises ExportError where the file would exceed what a single ONNX file can hold.
     """
-    return save_onnx(build_onnx(program, opset=opset), path, metadata=metadata)
+    return save_onnx(build_onnx(program, opset=opset, layout=layout), path, metadata=metadata)
 
 
-def build_onnx(program: ExportedProgram, *, opset: int) -> ir.Model:
-    """Translate `program` to an ONNX graph with readable names: input image, output logits, free axis batch."""
+def build_onnx(program: ExportedProgram, *, opset: int, layout: LayoutSection | None = None) -> ir.Model:
+    """Translate `program` to an ONNX graph with readable names: input image, output logits, free axis batch.
+
+    layout: the forms that onnxruntime fuses; None leaves those of torch's exporter.
+    """
     import onnx_ir.passes.common as passes
     import torch
 
     from edgeconvnext.export import onnx_graph
+    from edgeconvnext.export.onnx_layout import lay_out
     from edgeconvnext.export.onnx_quantized_ops import translations
 
     with _quiet_exporter():
@@ -61,6 +73,8 @@ def build_onnx(program: ExportedProgram, *, opset: int) -> ir.Model:
     onnx_graph.store_linear_weights_transposed(model.graph)
     passes.RemoveUnusedNodesPass()(model)
     onnx_graph.name_after_layers(model.graph)
+    if layout is not None:
+        lay_out(model, layout)
     onnx_graph.drop_origins(model)
     return model
 

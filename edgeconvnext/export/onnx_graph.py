@@ -11,6 +11,8 @@ import re
 import numpy as np
 import onnx_ir as ir
 
+from edgeconvnext.export.onnx_edit import array_of, is_stored, store
+
 # "p.inner.stages.0.1.pwconv1.bias": the part that names the layer starts at one of ConvNeXt's own children.
 _LAYER_PATH = re.compile(r"(?:^|\.)((?:downsample_layers|stages)\.\d+\..+|(?:norm|head)\.(?:weight|bias))$")
 _PARAMETER_TYPES = {"Conv", "MatMul", "Gemm", "LayerNormalization"}
@@ -19,9 +21,9 @@ _PARAMETER_TYPES = {"Conv", "MatMul", "Gemm", "LayerNormalization"}
 def fold_constant_casts(graph: ir.Graph) -> None:
     """Replace Cast(initializer) by an initializer of that type: scales, zero points and nothing else reach here."""
     for node in list(graph):
-        if node.op_type == "Cast" and _is_initializer(node.inputs[0]):
+        if node.op_type == "Cast" and is_stored(node.inputs[0]):
             dtype = ir.DataType(node.attributes["to"].as_int())
-            _replace_by_array(graph, node, _array(node.inputs[0]).astype(dtype.numpy()))
+            _replace_by_array(graph, node, array_of(node.inputs[0]).astype(dtype.numpy()))
 
 
 def block_dequantize(graph: ir.Graph) -> None:
@@ -31,14 +33,14 @@ def block_dequantize(graph: ir.Graph) -> None:
     """
     for node in list(graph):
         source = node.inputs[0].producer() if node.op_type == "Reshape" and node.inputs[0] is not None else None
-        if source is None or source.op_type != "DequantizeLinear" or not _is_initializer(source.inputs[0]):
+        if source is None or source.op_type != "DequantizeLinear" or not is_stored(source.inputs[0]):
             continue
-        out, columns = (int(side) for side in _array(node.inputs[1]))
-        block = _array(source.inputs[0]).shape[1]
+        out, columns = (int(side) for side in array_of(node.inputs[1]))
+        block = array_of(source.inputs[0]).shape[1]
         for value, shape in zip(
             source.inputs, ((out, columns), (out, columns // block), (out, columns // block)), strict=True
         ):
-            _store(value, _array(value).reshape(shape))
+            store(value, array_of(value).reshape(shape))
         source.attributes["axis"] = ir.AttrInt64("axis", 1)
         source.attributes["block_size"] = ir.AttrInt64("block_size", block)
         source.outputs[0].shape = ir.Shape((out, columns))
@@ -59,13 +61,9 @@ def store_linear_weights_transposed(graph: ir.Graph) -> None:
         if source is None:
             continue
         dequantize = source.producer()
-        if _is_initializer(source):
-            _replace_by_array(graph, node, np.ascontiguousarray(_array(source).T))
-        elif (
-            dequantize is not None
-            and dequantize.op_type == "DequantizeLinear"
-            and _is_initializer(dequantize.inputs[0])
-        ):
+        if is_stored(source):
+            _replace_by_array(graph, node, np.ascontiguousarray(array_of(source).T))
+        elif dequantize is not None and dequantize.op_type == "DequantizeLinear" and is_stored(dequantize.inputs[0]):
             _transpose_dequantized(graph, dequantize)
             node.outputs[0].replace_all_uses_with(source)
             graph.remove(node, safe=True)
@@ -116,7 +114,7 @@ def _layer_path(node: ir.Node) -> str | None:
     if node.op_type == "MatMul":
         biases = [value for user, _ in node.outputs[0].uses() if user.op_type == "Add" for value in user.inputs]
     for bias in biases:
-        if bias is not None and _is_initializer(bias) and (bias.name or "").endswith(".bias"):
+        if bias is not None and is_stored(bias) and (bias.name or "").endswith(".bias"):
             return str(bias.name).removesuffix(".bias")
     return None
 
@@ -137,7 +135,7 @@ def _name_input_pair(node: ir.Node, path: str) -> None:
 
 def _name_own(value: ir.Value | None, owners: set[ir.Node], name: str) -> None:
     """Name a stored tensor that only `owners` use; the exporter shares equal zero points between layers."""
-    if value is not None and _is_initializer(value) and {user for user, _ in value.uses()} <= owners:
+    if value is not None and is_stored(value) and {user for user, _ in value.uses()} <= owners:
         value.name = name
 
 
@@ -157,11 +155,11 @@ def _transpose_dequantized(graph: ir.Graph, dequantize: ir.Node) -> None:
     codes = dequantize.inputs[0]
     if codes is None or len(codes.uses()) != 1 or len(dequantize.outputs[0].uses()) != 1:
         raise AssertionError(f"{dequantize.name} shares its weight; every linear of a ConvNeXt has its own")
-    array = np.ascontiguousarray(_array(codes).T)
-    _store(codes, array)
+    array = np.ascontiguousarray(array_of(codes).T)
+    store(codes, array)
     if "block_size" in dequantize.attributes:
         for value in dequantize.inputs[1:]:
-            _store(value, np.ascontiguousarray(_array(value).T))
+            store(value, np.ascontiguousarray(array_of(value).T))
     dequantize.outputs[0].shape = ir.Shape(array.shape)
     dequantize.attributes["axis"] = ir.AttrInt64("axis", 1 - dequantize.attributes["axis"].as_int())
 
@@ -179,20 +177,3 @@ def _replace_by_array(graph: ir.Graph, node: ir.Node, array: np.ndarray) -> None
         graph.register_initializer(constant)
     result.replace_all_uses_with(graph.initializers[name])
     graph.remove(node, safe=True)
-
-
-def _store(value: ir.Value | None, array: np.ndarray) -> None:
-    """Replace a stored tensor's contents, in its own element type."""
-    assert value is not None and value.const_value is not None
-    value.const_value = ir.tensor(array, dtype=value.const_value.dtype, name=value.name)
-    value.shape = ir.Shape(array.shape)
-
-
-def _is_initializer(value: ir.Value | None) -> bool:
-    return value is not None and value.is_initializer() and value.const_value is not None
-
-
-def _array(value: ir.Value | None) -> np.ndarray:
-    if value is None or value.const_value is None:
-        raise AssertionError("not a stored tensor")
-    return np.asarray(value.const_value.numpy())

@@ -101,9 +101,10 @@ def _graph(module: nn.Module, x: np.ndarray) -> bytes:
     import onnx_ir as ir
 
     from edgeconvnext.export.onnx import build_onnx
+    from edgeconvnext.targets import LayoutSection
 
     program = torch.export.export(module, (torch.from_numpy(x),))
-    return ir.to_proto(build_onnx(program, opset=OPSET)).SerializeToString()
+    return ir.to_proto(build_onnx(program, opset=OPSET, layout=LayoutSection())).SerializeToString()
 
 
 def _medians_ms(

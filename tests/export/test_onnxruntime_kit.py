@@ -88,16 +88,17 @@ def test_layers_say_what_ran_in_which_precision(tmp_path: Path) -> None:
     assert run_script(kit).returncode == 0
     layers = json.loads((kit / "layers.json").read_text())
     integer = [layer for layer in layers["artifact"] if layer["precision"] == "int8"]
-    # Two linears in each of three blocks; the head's product is one as well.
-    assert len(integer) >= 6 and all("Integer" in layer["kind"] or "QL" in layer["kind"] for layer in integer)
+    # Two linears in each of three blocks, and the head.
+    assert [layer["kind"] for layer in integer] == ["QGemm"] * 7
     assert {layer["precision"] for layer in layers["baseline"]} == {"float32"}
     assert all(layer["median_ms"] >= 0 for layer in layers["artifact"])
 
 
 def test_the_block_that_computes_something_else_is_named(tmp_path: Path) -> None:
     model = onnx.load_from_string(onnx_bytes("onnx"))
-    (bias,) = [tensor for tensor in model.graph.initializer if tensor.name == "stages.1.0.pwconv2.bias"]
-    spoilt = numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32(0.5), bias.name)
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    bias, step = stored["stages.1.0.pwconv2.bias"], numpy_helper.to_array(stored["stages.1.0.pwconv2.bias_scale"])
+    spoilt = numpy_helper.from_array(numpy_helper.to_array(bias) + np.rint(0.5 / step).astype(np.int32), bias.name)
     bias.CopyFrom(spoilt)
     kit = make_kit(tmp_path, GateSection(min_fidelity_db=30.0), artifact=model.SerializeToString())
     assert run_script(kit).returncode == 3
