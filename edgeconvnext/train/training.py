@@ -95,7 +95,9 @@ def train_model(model: LoadedModel, request: TrainRequest, say: Callable[[str], 
         if world.leads:
             claim_folder(request.output)
         world.wait()
-        with hold(request.output) if world.leads else without_bars():
+        # The caller's random numbers stay what they would be without training.
+        generators = torch.random.fork_rng([world.device] if world.device.type == "cuda" else [])
+        with hold(request.output) if world.leads else without_bars(), generators:
             return _train(model, request, world, say if world.leads else lambda line: None)
 
 

@@ -183,9 +183,12 @@ def test_accumulated_parts_are_one_step(tmp_path: Path) -> None:
 
 
 def test_a_seed_repeats_and_another_one_differs(tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    before = torch.random.get_rng_state()
     first, second, other = (
         trained(tmp_path / str(run), quick(epochs=1, seed=seed)) for run, seed in enumerate((1, 1, 2))
     )
+    assert torch.equal(torch.random.get_rng_state(), before)  # the caller's random numbers are left alone
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
     assert not all(torch.equal(tensor, other[name]) for name, tensor in first.items())
 
