@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from edgeconvnext.search.analysis import Analysis, Setting
     from edgeconvnext.validate.latency import LatencyResult
 
-BATCH = 16
+# On a CPU, batches of 8 are as fast as larger ones, and a Tiny at 224 takes 200 MiB less than with 16.
+BATCH = 8
 # Exact rewrites are proven on so many real images.
 PROOF_IMAGES = 16
 COMPRESSED = "compressed.safetensors"
@@ -521,5 +522,5 @@ def _example(job: Job) -> torch.Tensor:
 
 
 def _max_batch(job: Job) -> int:
-    """Largest batch of the graph. It is dynamic for every target, because evaluation runs BATCH images at a time."""
-    return max(job.target.input.batch[2], BATCH)
+    """Largest batch of the graph, dynamic for every target: evaluation runs BATCH images at a time, proofs all of theirs."""
+    return max(job.target.input.batch[2], BATCH, PROOF_IMAGES)
