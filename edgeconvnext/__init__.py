@@ -10,13 +10,24 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgeconvnext.api import analyze, compress, export, fold, prune, quantize, validate
+    from edgeconvnext.api import analyze, compress, export, fold, prune, quantize, search, validate
     from edgeconvnext.model.load import load_model
 
-__all__ = ["__version__", "analyze", "compress", "export", "fold", "load_model", "prune", "quantize", "validate"]
+__all__ = [
+    "__version__",
+    "analyze",
+    "compress",
+    "export",
+    "fold",
+    "load_model",
+    "prune",
+    "quantize",
+    "search",
+    "validate",
+]
 
 _HOMES = {"load_model": "edgeconvnext.model.load"} | dict.fromkeys(
-    ("analyze", "compress", "export", "fold", "prune", "quantize", "validate"), "edgeconvnext.api"
+    ("analyze", "compress", "export", "fold", "prune", "quantize", "search", "validate"), "edgeconvnext.api"
 )
 
 

@@ -32,6 +32,7 @@ from edgeconvnext.rewrite.prune_channels import Score
 from edgeconvnext.rewrite.sparsity import SparseResult, sparsify
 from edgeconvnext.search.compress import Compressed, CompressOptions, compressed_model
 from edgeconvnext.search.compress import compress as run_compress
+from edgeconvnext.search.placement_search import PlacementFound
 from edgeconvnext.targets import load_target
 
 PROOF_IMAGES = 16
@@ -222,6 +223,37 @@ def compress(
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
     return result
+
+
+def search(
+    model: str | Path | LoadedModel,
+    *,
+    calib: str | Path,
+    target: str = "onnx",
+    num_images: int = 96,
+    budget_minutes: float = 20.0,
+    threads: int = 1,
+    resolution: int | None = None,
+    output: str | Path | None = None,
+) -> tuple[PlacementFound, Path]:
+    """Search the placement that is fastest on this machine and accurate enough; return it, and the folder it was written to.
+
+    The folder (searches/<model>-<target> where none is named) gets target.toml, front.svg, search.json, and measured.jsonl, from
+    which a later search goes on. num_images: a third of them is held out to judge accuracy on.
+    """
+    from edgeconvnext.report.placement_front import render_front_svg
+    from edgeconvnext.report.placement_toml import placement_toml
+    from edgeconvnext.search.placement_search import search_placement
+
+    loaded = model if isinstance(model, LoadedModel) else load_model(model, resolution=resolution)
+    named = load_target(target)
+    folder = Path("searches") / f"{Path(loaded.name).stem}-{named.name}" if output is None else Path(output)
+    images = resolve_image_set(calib).take(num_images)
+    found = search_placement(loaded, named, images, folder, budget_minutes=budget_minutes, threads=threads)
+    atomic_write(folder / "target.toml", placement_toml(found))
+    atomic_write(folder / "front.svg", render_front_svg(found))
+    atomic_write(folder / "search.json", found.model_dump_json(indent=2) + "\n")
+    return found, folder
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ def statistics(run: RunDirectory, job: Job, folded: StageResult) -> StageResult:
 
         module, preprocess = folded_model(folded, job).module, job.model.preprocess
         if value_range != "normalized":
-            module, _ = _with_input_range(folded_model(folded, job), job)
+            module, _ = _for_target(folded_model(folded, job), job)
             preprocess = preprocess.with_value_range(value_range)
         fit = batches(job.calibration, preprocess, BATCH, job.fit, description="Calibrating")
         held_out = batches(job.calibration, preprocess, BATCH, job.held_out, description="Calibrating (held out)")
@@ -155,7 +155,7 @@ def plan(run: RunDirectory, job: Job, folded: StageResult, gathered: StageResult
         from edgeconvnext.quantize.planning import build_plan
         from edgeconvnext.quantize.statistics import Statistics
 
-        module, error = _with_input_range(folded_model(folded, job), job)
+        module, error = _for_target(folded_model(folded, job), job)
         request = job.request
         budget: dict[str, Any] | None = None
         if gathered is None:
@@ -196,6 +196,7 @@ def _what_a_plan_reads(target: Target) -> dict[str, Any]:
         "float_type": target.float_type,
         "value_range": target.input.value_range,
         "quantize": target.quantize.model_dump(mode="json"),
+        "gelu": target.layout.gelu,
     }
 
 
@@ -262,7 +263,7 @@ def quantized(run: RunDirectory, job: Job, folded: StageResult, planned: StageRe
         from edgeconvnext.quantize.statistics import Statistics
         from edgeconvnext.report.layers import layer_errors, scheme
 
-        module, _ = _with_input_range(folded_model(folded, job), job)
+        module, _ = _for_target(folded_model(folded, job), job)
         chosen, prepared = load_plan(planned.path(PLAN), module)
         program = quantize_program(export_program(prepared, _example(job), max_batch=_max_batch(job)), chosen)
         # Through memory: on a full disk torch's own writer ends the whole process.
@@ -301,7 +302,7 @@ def float_program(job: Job, folded: StageResult) -> ExportedProgram:
     else:
         module = fold_exact(job.model.module, proof_images(job)).module
         model = replace(job.model, module=module, config=module.config)
-    module, _ = _with_input_range(model, job)
+    module, _ = _for_target(model, job)
     return export_program(module, _example(job), max_batch=_max_batch(job))
 
 
@@ -407,7 +408,7 @@ def _unbudgeted_onnx(job: Job, folded: StageResult, planned: StageResult, path: 
     from edgeconvnext.quantize.plan_storage import load_plan
     from edgeconvnext.quantize.program import export_program, quantize_program, with_batch
 
-    module, _ = _with_input_range(folded_model(folded, job), job)
+    module, _ = _for_target(folded_model(folded, job), job)
     chosen, prepared = load_plan(planned.path(UNBUDGETED_PLAN), module)
     program = quantize_program(export_program(prepared, _example(job), max_batch=_max_batch(job)), chosen)
     if not job.target.input.dynamic_batch:
@@ -427,7 +428,7 @@ def analysis(run: RunDirectory, job: Job, folded: StageResult, planned: StageRes
         from edgeconvnext.search.analysis import load_planned, measure
         from edgeconvnext.search.suspicions import with_suspicions
 
-        module, _ = _with_input_range(folded_model(folded, job), job)
+        module, _ = _for_target(folded_model(folded, job), job)
         chosen, prepared = load_planned(planned.path(PLAN), module)
         stored = Statistics.load(planned.path(PLAN_STATISTICS))
         preprocess = job.model.preprocess.with_value_range(job.target.input.value_range)
@@ -505,15 +506,16 @@ def _images(stream: BatchStream) -> Iterator[torch.Tensor]:
     return (batch.images for batch in stream)
 
 
-def _with_input_range(model: LoadedModel, job: Job) -> tuple[Network, float]:
-    """Fold the input normalisation for targets that take raw pixels; return the relative error that was measured."""
+def _for_target(model: LoadedModel, job: Job) -> tuple[Network, float]:
+    """Fold the input normalisation where the target takes raw pixels, give GELUs its form; return the error of the fold."""
     from edgeconvnext.rewrite.exact import fold_exact
+    from edgeconvnext.rewrite.gelu import with_gelu
 
-    value_range = job.target.input.value_range
+    value_range, gelu = job.target.input.value_range, job.target.layout.gelu
     if value_range == "normalized":
-        return model.module, 0.0
+        return with_gelu(model.module, gelu), 0.0
     result = fold_exact(model.module, proof_images(job), preprocess=model.preprocess, value_range=value_range)
-    return result.module, result.errors["input_normalization"]
+    return with_gelu(result.module, gelu), result.errors["input_normalization"]
 
 
 def _example(job: Job) -> torch.Tensor:

@@ -16,6 +16,7 @@ from edgeconvnext.resources import resource_dir
 Model = TypeVar("Model", bound=BaseModel)
 Operator = Literal["stem", "depthwise", "pointwise1", "pointwise2", "downsample", "head", "conv", "projection"]
 CONVNEXT_OPERATORS: tuple[Operator, ...] = ("stem", "depthwise", "pointwise1", "pointwise2", "downsample", "head")
+GeluForm = Literal["erf", "tanh"]
 Exporter = Literal["onnx", "tensorrt-onnx", "tensorrt-rtx", "tensorrt", "coreml"]
 
 
@@ -111,25 +112,36 @@ class QuantizeSection(Section):
 
     operators: of ConvNeXt blocks depthwise, pointwise1 and pointwise2; of ResNet blocks "conv", which feeds another conv through
     ReLU, and "projection", the last conv and the shortcut's, which feed the addition; stem, downsample and head.
-    outputs: operators whose output gets a Q/DQ pair as well.
+    outputs: operators whose output gets a Q/DQ pair as well. float_layers: layers of these operators, by path, that stay float.
     """
 
     operators: list[Operator] = Field(min_length=1)
     outputs: list[Operator] = []
+    float_layers: list[str] = []
     activations: ActivationSection = ActivationSection()
     weights: WeightSection = WeightSection()
     prepare: PrepareSection = PrepareSection()
+
+    def takes(self, layer: str, operator: Operator) -> bool:
+        """Whether a layer's input and weights are quantised."""
+        return operator in self.operators and layer not in self.float_layers
+
+    def takes_output(self, layer: str, operator: Operator) -> bool:
+        """Whether a layer's output is quantised."""
+        return operator in self.outputs and layer not in self.float_layers
 
 
 class LayoutSection(Section):
     """In which form a network is written for onnxruntime; what is fastest depends on the processor.
 
     linears: "gemm", with the bias in it; "matmul", and Add; "conv", 1 x 1 between two transposes. residual: how the sums that
-    blocks add to lie in memory.
+    blocks add to lie in memory. gelu: by the error function, or by tanh, which is at most 0.0005 away; it is the
+    network's, so that calibration, simulation and the float baseline have it as well.
     """
 
     linears: Literal["gemm", "matmul", "conv"] = "gemm"
     residual: Literal["channels_last", "channels_first"] = "channels_last"
+    gelu: GeluForm = "erf"
 
 
 class RuntimeSection(Section):

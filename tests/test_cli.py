@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 COMMANDS = (
-    "quantize", "export", "validate", "analyze", "bench", "inspect", "fold", "prune", "roadmap", "train", "fine-tune",
+    "quantize", "export", "validate", "analyze", "bench", "inspect", "fold", "prune", "roadmap", "search", "train",
+    "fine-tune",
     "targets", "doctor", "data",
 )  # fmt: skip
 
@@ -67,9 +68,13 @@ def test_validate_prints_a_summary_and_ends_0(exported: tuple[Path, dict]) -> No
 
 
 def test_bench_times_the_artifact_of_a_run(exported: tuple[Path, dict]) -> None:
-    result = run("bench", str(exported[0]), "--seconds", "0.2", "--json")
+    result = run("bench", str(exported[0]), "--seconds", "0.2", "--profile", "--json")
     assert result.returncode == 0, result.stderr
     times = json.loads(result.stdout)
+    floating, artifact = times["profiles"]["model_fp32.onnx"], times["profiles"]["model.onnx"]
+    assert all(share["ms"] > 0 for share in floating["shares"] + artifact["shares"])
+    linears = {share["kind"]: share["operators"] for share in artifact["shares"]}["linears"]
+    assert list(linears) == ["QGemm"] and artifact["fell_back"] == []
     assert times["latency"]["artifact"]["median_ms"] > 0
     assert times["latency"]["fp32"]["runs"] >= 10
     assert times["speedup"]["low"] <= times["speedup"]["value"] <= times["speedup"]["high"]

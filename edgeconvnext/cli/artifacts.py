@@ -262,12 +262,18 @@ def bench(
     ] = None,
     threads: ThreadsOption = 1,
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Measured time of each model.")] = 3.0,
+    profile: Annotated[
+        bool,
+        typer.Option(
+            "--profile", help="Also show what onnxruntime's operators take, and layers that fell back to float."
+        ),
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Time an artifact in its runtime, interleaved with its float baseline."""
     from edgeconvnext.bench import bench_artifact, render_bench
 
-    result = bench_artifact(artifact, against, batch=batch, threads=threads, seconds=seconds)
+    result = bench_artifact(artifact, against, batch=batch, threads=threads, seconds=seconds, profile=profile)
     if json:
         sys.stdout.write(result.model_dump_json(indent=2) + "\n")
     else:

@@ -73,7 +73,10 @@ def linears_to_gemm(graph: ir.Graph) -> None:
 
 
 def join_reshapes(graph: ir.Graph) -> None:
-    """Keep rows as rows between two Gemms: Gemm, Reshape, GELU, QuantizeLinear, Reshape loses both Reshapes."""
+    """Keep rows as rows between two Gemms: Gemm, Reshape, GELU, QuantizeLinear, Reshape loses both Reshapes.
+
+    Of two Reshapes in a row, the first goes.
+    """
     for node in list(graph):
         if node.op_type != "Reshape":
             continue
@@ -83,6 +86,9 @@ def join_reshapes(graph: ir.Graph) -> None:
             between.append(step)
             step = maker(step.inputs[0])
         rows = step.inputs[0] if step is not None and step.op_type == "Reshape" else None
+        if rows is not None and not between and len(rows.shape or ()) != 2:
+            node.replace_input_with(0, rows)
+            continue
         wanted = node.outputs[0].shape
         if rows is None or rows.shape is None or wanted is None or not len(rows.shape) == len(wanted) == 2:
             continue

@@ -87,7 +87,7 @@ def build_plan(
             else:
                 limit = weight_limit(target, precision.weights)
                 weights[layer] = weight_grid(weight, limit, float16_scale=float16, search=effort != "quick")
-        if operator in target.quantize.outputs:
+        if target.quantize.takes_output(layer, operator):
             name = f"{layer}:output"
             activations[name] = plan_activation(name, statistics, activation_grid(target), estimators, steps)
     return QuantPlan(activations, weights)

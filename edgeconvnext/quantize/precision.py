@@ -101,10 +101,16 @@ def resolve_precision(module: Network, target: Target, plan: BitPlan) -> dict[st
             f"{', '.join(list(layers)[:4])} and so on (see: edgeconvnext analyze)."
         )
     quantize = target.quantize
+    foreign = [layer for layer in quantize.float_layers if layer not in layers]
+    if foreign:
+        raise QuantizationError(
+            f"Target {target.name} keeps {foreign[0]} float, which this network does not have.{nearest(foreign[0], layers)} Its "
+            "quantize.float_layers was found for another network; leave it out, or search again for this one."
+        )
     result: dict[str, Precision] = {}
     for layer, operator in layers.items():
         entry = plan.layers.get(layer, LayerEntry())
-        if entry.float or operator not in quantize.operators:
+        if entry.float or not quantize.takes(layer, operator):
             continue
         weights = entry.weights or plan.weights or quantize.weights.bits
         activations = entry.activations or plan.activations or quantize.activations.bits

@@ -197,7 +197,7 @@ class _Engine:
             if layer in self.precisions:
                 self._solve_layer(unit, layer, evaluation)
                 advance(1)
-            if self.kinds[layer] in self.target.quantize.outputs:
+            if self.target.quantize.takes_output(layer, self.kinds[layer]):
                 self._solve_output(unit, layer)
                 advance(1)
         # AdaRound moves codes to the next whole number, which a palette may not hold.

@@ -61,9 +61,7 @@ def onnx_latency(
     """
     source = "photographs"
     if images is None:
-        source = "grey ramp"
-        ramp = np.linspace(-2, 2, input_size[0] * input_size[1], dtype=np.float32).reshape(1, 1, *input_size)
-        images = np.repeat(ramp, in_channels, axis=1)
+        source, images = "grey ramp", grey_ramp(input_size, in_channels)
     inputs = images[np.arange(batch) % len(images)]
 
     paths = {"artifact": artifact_path} if fp32_path is None else {"fp32": fp32_path, "artifact": artifact_path}
@@ -88,6 +86,12 @@ def onnx_latency(
         },
     )
     return LatencyResult(comparison, speedup(samples["fp32"], samples["artifact"]) if "fp32" in samples else None)
+
+
+def grey_ramp(input_size: tuple[int, int], in_channels: int = 3) -> np.ndarray:
+    """Return one image to time networks on where there is none, (1, C, H, W), from -2 to 2."""
+    ramp = np.linspace(-2, 2, input_size[0] * input_size[1], dtype=np.float32).reshape(1, 1, *input_size)
+    return np.repeat(ramp, in_channels, axis=1)
 
 
 def time_interleaved(

@@ -62,15 +62,17 @@ class OnnxRunner:
     """An ONNX file in onnxruntime on the CPU, all optimisations on.
 
     Input name, fixed batch, element type and the value range of the pixels are read from the file.
-    threads: intra-op threads; None leaves the choice to onnxruntime.
+    threads: intra-op threads; None leaves the choice to onnxruntime. optimised, profile: see `onnx_session`.
     """
 
-    def __init__(self, path: Path, threads: int | None = None) -> None:
+    def __init__(
+        self, path: Path, threads: int | None = None, *, optimised: Path | None = None, profile: Path | None = None
+    ) -> None:
         import onnxruntime
 
         self.name = path.name
         self.runtime = f"onnxruntime {onnxruntime.__version__}"
-        self._session = onnx_session(path, threads)
+        self._session = onnx_session(path, threads, optimised=optimised, profile=profile)
         self._input = self._session.get_inputs()[0]
         if self._input.type not in _ELEMENT_TYPES:
             raise ExportError(f"{path} takes {self._input.type}; images can be given as float32 or float16.")
@@ -100,6 +102,10 @@ class OnnxRunner:
                 f"{self.name} takes inputs of shape {self._input.shape} and does not run on {list(inputs.shape)}: "
                 f"{_first_line(error)}. Give images of the resolution it was exported for."
             ) from error
+
+    def end_profile(self) -> Path:
+        """Stop profiling and return the file of events, JSON."""
+        return Path(self._session.end_profiling())
 
 
 _ELEMENT_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -152,9 +158,12 @@ def _evaluated(path: Path) -> Callable[[np.ndarray], np.ndarray]:
     return lambda pixels: in_fixed_batches(run, pixels, evaluator.batch)
 
 
-def onnx_session(path: Path, threads: int | None = None) -> Any:
+def onnx_session(
+    path: Path, threads: int | None = None, *, optimised: Path | None = None, profile: Path | None = None
+) -> Any:
     """Open an ONNX file in onnxruntime on the CPU with all optimisations.
 
+    optimised: where onnxruntime writes the graph that it runs. profile: start of the name of the file that it writes times to.
     Raises ExportError for a file that is missing or that onnxruntime does not take.
     """
     import onnxruntime
@@ -165,6 +174,10 @@ def onnx_session(path: Path, threads: int | None = None) -> Any:
     options.log_severity_level = 3
     if threads is not None:
         options.intra_op_num_threads = threads
+    if optimised is not None:
+        options.optimized_model_filepath = str(optimised)
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     # Threads that still spin for work after a run would take the cores from the network timed next.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     try:

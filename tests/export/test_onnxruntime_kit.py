@@ -88,8 +88,8 @@ def test_layers_say_what_ran_in_which_precision(tmp_path: Path) -> None:
     assert run_script(kit).returncode == 0
     layers = json.loads((kit / "layers.json").read_text())
     integer = [layer for layer in layers["artifact"] if layer["precision"] == "int8"]
-    # Two linears in each of three blocks, and the head.
-    assert [layer["kind"] for layer in integer] == ["QGemm"] * 7
+    # Two linears in each of three blocks, the downsampling conv, and the head.
+    assert [layer["kind"] for layer in integer] == ["QGemm"] * 8
     assert {layer["precision"] for layer in layers["baseline"]} == {"float32"}
     assert all(layer["median_ms"] >= 0 for layer in layers["artifact"])
 
