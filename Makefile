@@ -52,7 +52,9 @@ check: $(INSTALLED)  ## Run ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(INSTALLED)  ## Measure time and memory of every stage, into benchmarks/results
+bench: $(INSTALLED)  ## Measure speed, calibration and stages on this machine, into benchmarks/results and benchmarks/README.md
+	$(BIN)/python -m benchmarks.speed --again
+	$(BIN)/python -m benchmarks.calibration --again
 	$(BIN)/python -m benchmarks.pipeline --again
 
 clean:  ## Remove .venv, build output and caches; runs/ stays

@@ -27,7 +27,7 @@ import numpy as np
 from pydantic import BaseModel
 
 import edgeconvnext
-from benchmarks.accuracy import DATA
+from benchmarks.accuracy import AS_EXPORTED, DATA
 from benchmarks.csv_rows import read_rows, write_rows
 from benchmarks.peers.grid import SUFFIXES, Configuration
 from benchmarks.peers.protocol import Task, peak_mib
@@ -217,7 +217,7 @@ def _prepared(checkpoint: Path, images: int) -> tuple[Path, Path, Path]:
             few = torch.from_numpy(np.array(array[:4]))
             exported = export_program(fold_exact(loaded.module, few).module, few[:1], max_batch=32)
             metadata = ArtifactMetadata(loaded.name, None, loaded.preprocess, "normalized", edgeconvnext.__version__)
-            export_onnx(exported, onnx, opset=20, metadata=metadata)
+            export_onnx(exported, onnx, opset=20, metadata=metadata, layout=AS_EXPORTED)
             torch.export.save(exported, program)
         calibration.with_suffix(".part.npy").rename(calibration)
     return onnx, program, calibration
