@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from edgeconvnext.data.digits import digits_set
+from edgeconvnext.data.sets import resolve_image_set
 from edgeconvnext.errors import RunDirectoryError, TrainingError
 from edgeconvnext.model.load import load_model
 from edgeconvnext.train.average import WeightAverage
@@ -198,6 +199,27 @@ def test_a_seed_repeats_and_another_one_differs(tmp_path: Path) -> None:
 )
 def test_switches_train(changes: dict[str, object], tmp_path: Path) -> None:
     assert all(bool(tensor.isfinite().all()) for tensor in trained(tmp_path / "run", quick(**changes)).values())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_gpu_trains_and_what_it_wrote_loads_anywhere(precision: str, tmp_path: Path) -> None:
+    tensors = trained(tmp_path / "run", quick(precision=precision))
+    assert all(tensor.device.type == "cpu" and bool(tensor.isfinite().all()) for tensor in tensors.values())
+    assert load_model(tmp_path / "run" / "model.safetensors").config.num_classes == 10
+
+
+@pytest.mark.data
+def test_photographs_are_trained_on(photographs: Path, tmp_path: Path) -> None:
+    images = resolve_image_set(photographs / "imagenette2-160" / "train").take(128)
+    recipe = quick(epochs=2, sizes=(32, 64), batch_size=32, precision="bf16")
+    request = TrainRequest(images, images.take(20), recipe, tmp_path / "run")
+    result = train_model(new_model("convnext_atto", request.labels, recipe), request, lambda line: None)
+    assert [(row.size, row.images) for row in result.rows] == [(32, 20), (64, 20)]
+    model = load_model(result.path)
+    assert model.labels is not None and model.labels.descriptions[0] == "tench"
+    assert not (tmp_path / "run" / "images.cache").exists()
 
 
 def test_batch_norm_networks_train_and_load(tmp_path: Path) -> None:
