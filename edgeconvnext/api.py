@@ -17,6 +17,8 @@ from edgeconvnext.files import atomic_write
 from edgeconvnext.job import DEFAULT_IMAGES, Request
 from edgeconvnext.model.checkpoint import prepare_output, save_checkpoint
 from edgeconvnext.model.convnext import ConvNeXt
+from edgeconvnext.model.heads import Head, require_answers
+from edgeconvnext.model.input_size import Size
 from edgeconvnext.model.load import load_model
 from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.pipeline import Analyzed, Outcome
@@ -42,6 +44,7 @@ DEFAULT_MULTIPLE = 8
 def quantize(
     model: str | Path | None = None,
     *,
+    head: Head = "classifier",
     calib: str | Path | None = None,
     eval: str | Path | None = None,
     target: str = "onnx",
@@ -55,16 +58,18 @@ def quantize(
     rounding: Rounding = "auto",
     max_drop: float | None = None,
     compress: CompressOptions | None = None,
-    resolution: int | None = None,
+    resolution: int | Size | None = None,
     output: str | Path | None = None,
 ) -> Outcome:
     """Fold, calibrate and quantise a model, and measure the simulated INT8 graph; writes a run directory.
 
-    model: a weights file, folder, hub name or preset. calib, eval: a set's name or a folder of images. See `Request`.
+    model: a weights file, folder, hub name or preset. head: "features", "none" or "gap" make a backbone of it. calib, eval: a
+    set's name or a folder of images. See `Request`.
     """
     return pipeline.quantize(
         Request(
             model=_text(model),
+            head=head,
             target=target,
             calibration=_text(calib),
             evaluation=_text(eval),
@@ -88,6 +93,7 @@ def export(
     model: str | Path | None = None,
     *,
     target: str,
+    head: Head = "classifier",
     calib: str | Path | None = None,
     eval: str | Path | None = None,
     from_run: str | Path | None = None,
@@ -101,7 +107,7 @@ def export(
     rounding: Rounding = "auto",
     max_drop: float | None = None,
     compress: CompressOptions | None = None,
-    resolution: int | None = None,
+    resolution: int | Size | None = None,
     latency: bool = True,
     output: str | Path | None = None,
 ) -> Outcome:
@@ -112,6 +118,7 @@ def export(
     return pipeline.export(
         Request(
             model=_text(model),
+            head=head,
             target=target,
             calibration=_text(calib),
             evaluation=_text(eval),
@@ -211,6 +218,7 @@ def compress(
     """
     loaded = model if isinstance(model, LoadedModel) else load_model(model)
     options.check()
+    require_answers(loaded)
     named = load_target(target)
     checkpoint = None
     if output is not None:
@@ -233,7 +241,7 @@ def search(
     num_images: int = 96,
     budget_minutes: float = 20.0,
     threads: int = 1,
-    resolution: int | None = None,
+    resolution: int | Size | None = None,
     output: str | Path | None = None,
 ) -> tuple[PlacementFound, Path]:
     """Search the placement that is fastest on this machine and accurate enough; return it, and the folder it was written to.
@@ -246,6 +254,7 @@ def search(
     from edgeconvnext.search.placement_search import search_placement
 
     loaded = model if isinstance(model, LoadedModel) else load_model(model, resolution=resolution)
+    require_answers(loaded)
     named = load_target(target)
     folder = Path("searches") / f"{Path(loaded.name).stem}-{named.name}" if output is None else Path(output)
     images = resolve_image_set(calib).take(num_images)
@@ -291,6 +300,7 @@ def prune(
     loaded = model if isinstance(model, LoadedModel) else load_model(model)
     if not isinstance(loaded.module, ConvNeXt):
         raise RewriteError(f"{loaded.name} is no ConvNeXt; hidden channels are pruned in ConvNeXt blocks only.")
+    require_answers(loaded)
     budget = _budget(macs, size, latency, blocks, sparsity)
     if torch_code is not None:
         check_torch_code_path(Path(torch_code))

@@ -15,6 +15,8 @@ from edgeconvnext.data.sets import resolve_image_set, set_files
 from edgeconvnext.data.subset import split_held_out
 from edgeconvnext.errors import CheckpointError, LabelMismatchError, QuantizationError
 from edgeconvnext.manifest import load_run
+from edgeconvnext.model.heads import Head
+from edgeconvnext.model.input_size import Size
 from edgeconvnext.model.load import load_model
 from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.quantize.planning import Calibrator, Effort
@@ -37,7 +39,8 @@ EVALUATED_OF_CALIBRATION_SET = 1000
 class Request:
     """What the user asked for, before any name is looked up.
 
-    model: None takes EDGECONVNEXT_MODEL, else the hub's convnext_tiny. calibration, evaluation: a set's name or a folder.
+    model: None takes EDGECONVNEXT_MODEL, else the hub's convnext_tiny. head: what the network ends with; all but "classifier" make
+    a backbone of it, which is judged by its outputs and needs no labels. calibration, evaluation: a set's name or a folder.
     num_images: calibration images in all, a third of which is held out. weights, activations: bits; None takes the plan file's,
     then the target's. plan: a plan file with bits by layer. preparation, rounding, bias_correction, adaround_minutes: see
     `ReconstructionOptions`. max_drop: points of top-1 (of agreement without labels) that may be lost on held-out calibration
@@ -47,6 +50,7 @@ class Request:
     """
 
     model: str | None = None
+    head: Head = "classifier"
     target: str | Target = "onnx"
     calibration: str | None = None
     evaluation: str | None = None
@@ -62,7 +66,7 @@ class Request:
     adaround_minutes: float = DEFAULT_ADAROUND_MINUTES
     max_drop: float | None = None
     compress: CompressOptions | None = None
-    resolution: int | None = None
+    resolution: int | Size | None = None
     crop_pct: float | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -117,6 +121,7 @@ class Job:
         return {
             "model": {
                 "name": self.model.name,
+                "head": request.head,
                 "source": _from_anywhere(self.model.source),
                 "sha256": self.model.sha256,
                 "input_size": list(self.model.preprocess.input_size),
@@ -170,6 +175,8 @@ def resolve(request: Request) -> Job:
         )
     bits = _bits(request)
     _check_method(request, target)
+    if not model.config.num_classes:
+        _check_backbone(request, model)
     if request.compress is not None:
         request.compress.check()
         if request.evaluation is None:
@@ -231,6 +238,21 @@ def _check_method(request: Request, target: Target) -> None:
             )
 
 
+def _check_backbone(request: Request, model: LoadedModel) -> None:
+    """Refuse what is judged by answers, which a network without classifier does not give."""
+    ends = ", ".join(model.module.output_names)
+    if request.max_drop is not None:
+        raise QuantizationError(
+            f"--max-drop counts points of top-1, and this network ends with {ends}. Find the layers that need more bits with the "
+            "classifier, and give its run's plan.toml with --plan."
+        )
+    if request.compress is not None:
+        raise QuantizationError(
+            f"Pruning, replacing LayerNorms and recovery are judged by a classifier's logits, and this network ends with {ends}. "
+            "Change the classifier first (edgeconvnext prune, or fold --replace-norm), and give the file it writes with --model."
+        )
+
+
 def _calibration_labels(
     calibration: ImageSet, model: LoadedModel, held_out: int, max_drop: float, notes: list[str]
 ) -> np.ndarray | None:
@@ -262,6 +284,7 @@ def _named_model(request: Request) -> LoadedModel:
     try:
         return load_model(
             named or DEFAULT_MODEL,
+            head=request.head,
             resolution=request.resolution,
             crop_pct=request.crop_pct,
             mean=request.mean,
@@ -281,15 +304,19 @@ def _evaluation(
 ) -> Evaluation:
     """Take the evaluation set; without one, the calibration set's images that no range was fitted on.
 
-    Labels that do not match the model are an error where the user asked for this evaluation, else a reason.
+    Labels that do not match the model are an error where the user asked for this evaluation, else a reason. A network without
+    classifier needs none.
     """
+    unlabelled = None if model.config.num_classes else "the network has no classifier; see outputs"
     if request.evaluation is not None:
         images = resolve_image_set(request.evaluation)
-        return Evaluation(images, _labels_of(images, model), None, images.name)
+        return Evaluation(images, None if unlabelled else _labels_of(images, model), unlabelled, images.name)
     fitted = {calibration.ids[index] for index in fit}
     rest = [index for index, image_id in enumerate(whole.ids) if image_id not in fitted]
     images = whole.select(rest).take(request.most_evaluated) if rest else calibration
     description = f"{whole.name} (images that ranges were not fitted on)"
+    if unlabelled:
+        return Evaluation(images, None, unlabelled, description)
     try:
         return Evaluation(images, _labels_of(images, model), None, description)
     except LabelMismatchError as error:
@@ -297,11 +324,6 @@ def _evaluation(
 
 
 def _labels_of(images: ImageSet, model: LoadedModel) -> np.ndarray:
-    if not model.config.num_classes:
-        raise LabelMismatchError(
-            f"{model.name} has no classifier: it ends with its features, so top-1 and the labels of {images.name} "
-            "say nothing about it. Without --eval, SQNR and fidelity are measured on the features."
-        )
     classes = match_labels(images, model.labels, model.config.num_classes)
     assert images.labels is not None
     return classes[np.array(images.labels, dtype=np.int64)]
@@ -317,12 +339,17 @@ def _from_run(request: Request, path: Path, notes: list[str]) -> tuple[Request, 
         "std": tuple(stored["std"]),
     }
     height, width = stored["input_size"]
-    size = height if height == width else None  # --resolution is square; another size is the checkpoint's own
+    size, head = (height, width), stored.get("head", "classifier")
+    if request.head not in ("classifier", head):
+        raise QuantizationError(
+            f"{path} was made with --head {head}, and --from takes the head over with the model. Leave out --head "
+            f"{request.head}, or name the model with --model."
+        )
     source = stored["source"]
     try:
         # A hub source ends in @commit; a path may hold an @ of its own.
         name = source if Path(source).exists() else source.partition("@")[0]
-        model = load_model(name, resolution=size, **preprocessing)
+        model = load_model(name, head=head, resolution=size, **preprocessing)
         if model.sha256 != stored["sha256"]:
             raise CheckpointError(f"{source} has changed since {path} was made")
     except CheckpointError as error:
@@ -334,6 +361,7 @@ def _from_run(request: Request, path: Path, notes: list[str]) -> tuple[Request, 
         )
     merged = replace(
         request,
+        head=head,
         calibration=request.calibration or config["calibration"]["set"],
         evaluation=request.evaluation or config["evaluation"]["set"],
         num_images=_own(request.num_images, DEFAULT_IMAGES, config["calibration"]["images"]),

@@ -17,6 +17,7 @@ from edgeconvnext.export.metadata import ArtifactMetadata
 from edgeconvnext.export.sparse_onnx import sparsity_checks
 from edgeconvnext.job import Job, Request, named_target, resolve
 from edgeconvnext.manifest import FinishedRun, load_run, package_versions
+from edgeconvnext.model.heads import require_answers
 from edgeconvnext.progress import progress_bar
 from edgeconvnext.report.schema import Report
 from edgeconvnext.runs import RunDirectory, StageResult, default_run_path, run_key
@@ -184,6 +185,7 @@ def analyze_model(request: Request) -> Analyzed:
         if request.model is None or Path(request.model).is_file():
             raise
         raise CheckpointError(f"{error} It is no run directory either.") from error
+    require_answers(job.model)
     with _open_run(job, "analyze") as run:
         done: dict[str, StageResult] = {}
         _plan(run, job, done)
@@ -200,6 +202,7 @@ def analyze_run(path: Path) -> Analyzed:
     finished = load_run(path)
     target = Target.model_validate(finished.config["target"]["definition"])
     job = resolve(Request(target=target, output=path, reuse_from=path))
+    require_answers(job.model)
     images = finished.config["calibration"]
     if job.calibration.list_sha256 != images["list_sha256"]:
         raise RunDirectoryError(
@@ -242,6 +245,9 @@ def _quantize(run: RunDirectory, job: Job, done: dict[str, StageResult]) -> None
 
 
 def _measure(run: RunDirectory, job: Job, done: dict[str, StageResult], artifact: StageResult | None) -> None:
+    if not job.model.config.num_classes:
+        done["outputs"] = stages.outputs(run, job, done["quantized"], artifact)
+        return
     done["reference"] = stages.reference(run, job)
     done["accuracy"] = stages.evaluated(run, job, done["quantized"], artifact)
 
@@ -276,7 +282,7 @@ def _programs(job: Job, done: dict[str, StageResult]) -> Programs:
     )
     module = stages.simulation(job, done["quantized"])
     with torch.inference_mode():
-        simulated = TorchRunner(module)(images)
+        simulated = TorchRunner(module).outputs(images)
     return Programs(
         stages.quantized_program(done["quantized"]), stages.float_program(job, done["fold"]), images, simulated
     )
@@ -289,6 +295,7 @@ def _metadata(job: Job) -> ArtifactMetadata:
         preprocess=job.model.preprocess,
         value_range=job.target.input.value_range,
         edgeconvnext_version=edgeconvnext.__version__,
+        outputs=job.model.module.output_names,
         notes={
             "calibration_set": job.calibration.name,
             "calibration_images": str(len(job.calibration)),
@@ -299,28 +306,11 @@ def _metadata(job: Job) -> ArtifactMetadata:
 
 def _device_kit(run: RunDirectory, job: Job, done: dict[str, StageResult]) -> StageResult:
     def make(folder: Path) -> dict[str, Any]:
-        import numpy as np
-
-        from edgeconvnext.data.loader import batches
+        from edgeconvnext.check_vectors import check_vectors
         from edgeconvnext.export.artifact import kit_baseline
-        from edgeconvnext.export.device_kit import MOST_VECTORS, CheckVectors, KitNetworks, write_device_kit
-        from edgeconvnext.export.layer_outputs import LayerOutput, layer_outputs
+        from edgeconvnext.export.device_kit import KitNetworks, write_device_kit
 
-        with np.load(done["reference"].path("reference.npz")) as file:
-            fp32, positions = file["fp32"], file["positions"]
-        with np.load(done["accuracy"].path("logits.npz")) as file:
-            simulated = file["simulated"]
-        # Evenly spread, so that the vectors cover the classes of a sorted set.
-        rows = np.unique(np.linspace(0, len(positions) - 1, min(MOST_VECTORS, len(positions))).round().astype(int))
-        stream = batches(job.evaluation.images, job.model.preprocess, indices=positions[rows].tolist())
-        images = np.concatenate([batch.images.contiguous().numpy() for batch in stream])
-        labels = None if job.evaluation.labels is None else job.evaluation.labels[positions[rows]]
-        inputs = to_value_range(images, job.model.preprocess, job.target.input.value_range)
-        layers: list[LayerOutput] = []
-        if job.target.runtime.name == "onnxruntime":
-            module = stages.simulation(job, done["quantized"])
-            layers = layer_outputs(module, done["artifact"].path("model.onnx"), inputs)
-        vectors = CheckVectors(inputs, fp32[rows], simulated[rows], labels, tuple(layers))
+        vectors = check_vectors(job, done)
         with kit_baseline(
             job.target, done["artifact"].folder, lambda: _programs(job, done), _metadata(job)
         ) as baseline:
@@ -331,12 +321,11 @@ def _device_kit(run: RunDirectory, job: Job, done: dict[str, StageResult]) -> St
                 baseline_form="FP32" if job.target.float_type == "float32" else "FP16",
             )
             write_device_kit(folder / KIT, vectors, networks, model_name=job.model.name, target=job.target)
-        return {"vectors": len(rows)}
+        return {"vectors": len(vectors.images)}
 
     inputs = {
         "artifact": done["artifact"].key,
-        "accuracy": done["accuracy"].key,
-        "reference": done["reference"].key,
+        "measured": [done[stage].key for stage in ("accuracy", "reference", "outputs") if stage in done],
         "target": job.target.model_dump(mode="json"),
         "name": job.model.name,
     }

@@ -23,7 +23,8 @@ from edgeconvnext.job import Request
 from edgeconvnext.manifest import package_versions
 from edgeconvnext.model.build import NetworkConfig, build
 from edgeconvnext.model.checkpoint import save_checkpoint
-from edgeconvnext.model.convnext import ConvNeXtConfig, check_input_size
+from edgeconvnext.model.convnext import ConvNeXtConfig
+from edgeconvnext.model.input_size import check_input_size
 from edgeconvnext.model.load import load_model
 from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.model.macs import count_macs, count_parameters

@@ -1,7 +1,8 @@
 """The stages of a run: each a function from what it reads to files in the run directory.
 
-(compress ->) fold -> (statistics ->) plan -> quantized -> artifact, and reference + artifact -> accuracy -> latency -> device. A
-stage whose inputs did not change is taken over from this run or another one beside it.
+(compress ->) fold -> (statistics ->) plan -> quantized -> artifact, and reference + artifact -> accuracy -> latency -> device; a
+network without classifier has "outputs" in place of reference and accuracy. A stage whose inputs did not change is taken over
+from this run or another one beside it.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from edgeconvnext.quantize.reconstruct import Reconstructed
     from edgeconvnext.search.analysis import Analysis, Setting
     from edgeconvnext.validate.latency import LatencyResult
+    from edgeconvnext.validate.runners import Runner
 
 # On a CPU, batches of 8 are as fast as larger ones, and a Tiny at 224 takes 200 MiB less than with 16.
 BATCH = 8
@@ -336,30 +338,65 @@ def evaluated(run: RunDirectory, job: Job, program: StageResult, artifact: Stage
     """Run the simulated graph, and the artifact where its runtime is here, over the evaluation images, decoded once."""
 
     def make(folder: Path) -> dict[str, Any]:
-        from edgeconvnext.validate.runners import Runner, TorchRunner, artifact_runner, collect
+        from edgeconvnext.validate.runners import collect
 
-        module = simulation(job, program)
-        preprocess, value_range = job.model.preprocess, job.target.input.value_range
-
-        def simulate(images: torch.Tensor) -> torch.Tensor:
-            return module(torch.from_numpy(to_value_range(images.numpy(), preprocess, value_range)))
-
-        runners: dict[str, Runner] = {"simulated": TorchRunner(simulate)}
-        if artifact is not None:
-            runners["artifact"] = artifact_runner(artifact.path(ARTIFACTS[job.target.exporter]))
+        simulated, found = _quantized_runners(job, program, artifact)
+        runners = {"simulated": simulated} | ({} if found is None else {"artifact": found})
         stream = _stream(job, job.evaluation.images, None, "Evaluating INT8")
         logits, positions = collect(runners, stream)
         np.savez(folder / "logits.npz", allow_pickle=False, positions=positions, **logits)
         return {"runtimes": {name: runner.runtime for name, runner in runners.items()}}
 
-    inputs = {
+    return run.stage("accuracy", _evaluation_key(job, program, artifact), make)
+
+
+def _quantized_runners(job: Job, program: StageResult, artifact: StageResult | None) -> tuple[Runner, Runner | None]:
+    """Return what runs the simulated graph, and the artifact where it runs here."""
+    from edgeconvnext.validate.runners import TorchRunner, artifact_runner
+
+    module = simulation(job, program)
+    preprocess, value_range = job.model.preprocess, job.target.input.value_range
+
+    def simulate(images: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        return module(torch.from_numpy(to_value_range(images.numpy(), preprocess, value_range)))
+
+    found = None if artifact is None else artifact_runner(artifact.path(ARTIFACTS[job.target.exporter]))
+    return TorchRunner(simulate), found
+
+
+def _evaluation_key(job: Job, program: StageResult, artifact: StageResult | None) -> dict[str, Any]:
+    return {
         "program": program.key,
         "artifact": None if artifact is None else artifact.key,
         # What an artifact computes may depend on the processor: int8 products saturate on some.
         "device": None if artifact is None else describe_device(),
         "images": job.evaluation.images.fingerprint,
     }
-    return run.stage("accuracy", inputs, make)
+
+
+def outputs(run: RunDirectory, job: Job, program: StageResult, artifact: StageResult | None) -> StageResult:
+    """Compare all outputs of a network without classifier with FP32's, image by image, keeping none of them.
+
+    Values: outputs (report.schema.OutputRecord), images, skipped, runtimes.
+    """
+
+    def make(folder: Path) -> dict[str, Any]:
+        from edgeconvnext.validate.outputs import compare_outputs
+        from edgeconvnext.validate.runners import TorchRunner
+
+        simulated, found = _quantized_runners(job, program, artifact)
+        stream = _stream(job, job.evaluation.images, None, "Comparing outputs")
+        names = job.model.module.output_names
+        records, images = compare_outputs(names, TorchRunner(job.model.module), simulated, found, stream)
+        runtimes = {"simulated": simulated.runtime} | ({} if found is None else {"artifact": found.runtime})
+        return {
+            "outputs": [record.model_dump() for record in records],
+            "images": images,
+            "skipped": [f"{image.id}: {image.reason}" for image in stream.skipped],
+            "runtimes": runtimes,
+        }
+
+    return run.stage("outputs", {"model": model_key(job), **_evaluation_key(job, program, artifact)}, make)
 
 
 def latency(

@@ -14,7 +14,7 @@ import torch
 
 from edgeconvnext import pipeline
 from edgeconvnext.bench import bench_artifact
-from edgeconvnext.errors import LabelMismatchError, RuntimeMissingError
+from edgeconvnext.errors import RuntimeMissingError
 from edgeconvnext.job import Request
 from edgeconvnext.model.convnext import ConvNeXt, ConvNeXtConfig
 from edgeconvnext.pipeline import Outcome
@@ -177,11 +177,12 @@ def test_a_network_without_classifier_is_measured_by_its_features(runs: Path, tm
     asked = replace(DIGITS, model=str(weights), evaluation=None, resolution=32, output=runs / "features")
     outcome = pipeline.export(asked)
     accuracy, reasons = outcome.report.accuracy, outcome.report.not_measured
+    assert [output.name for output in outcome.report.outputs] == ["embedding"]
     assert accuracy.agreement is None
     assert accuracy.flips == []
     assert "no classifier" in reasons["accuracy.agreement"]
     assert "no classifier" in reasons["accuracy.fp32"]
-    assert accuracy.sqnr_db is not None
+    assert accuracy.sqnr_db == outcome.report.outputs[0].sqnr_db
     assert outcome.report.fidelity_db is not None
-    with pytest.raises(LabelMismatchError, match="no classifier"):
-        pipeline.export(replace(asked, evaluation="digits_test"))
+    named = pipeline.export(replace(asked, evaluation="digits_test"))
+    assert named.report.accuracy.dataset == "digits_test", "its labels are not looked at"

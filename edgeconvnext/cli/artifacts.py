@@ -22,6 +22,8 @@ from edgeconvnext.cli.options import (
     EffortOption,
     EpochsOption,
     EvalOption,
+    HeadName,
+    HeadOption,
     ImagesOption,
     JsonOption,
     LatencyOption,
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
 @app.command()
 def quantize(
     model: ModelOption = None,
+    head: HeadOption = "classifier",
     calib: CalibOption = None,
     eval_set: EvalOption = None,
     target: TargetOption = "onnx",
@@ -90,7 +93,7 @@ def quantize(
     from edgeconvnext import pipeline
 
     request = _request(
-        model, calib, eval_set, target, num_images, calibrator, effort, resolution, crop_pct, mean, std, output
+        model, head, calib, eval_set, target, num_images, calibrator, effort, resolution, crop_pct, mean, std, output
     )
     method = _method(weights, activations, plan, prepare, rounding, bias_correction, adaround_minutes, max_drop)
     compress = _compress(prune_macs, replace_norm, norms, norm_drop, recover, epochs, budget_minutes)
@@ -103,6 +106,7 @@ def export(
         str, typer.Option("--target", help="Target by name, or a TOML file (see: edgeconvnext targets).")
     ],
     model: ModelOption = None,
+    head: HeadOption = "classifier",
     calib: CalibOption = None,
     eval_set: EvalOption = None,
     from_run: Annotated[
@@ -145,7 +149,7 @@ def export(
             "--from names a run and its model; leave out --model, --resolution, --crop-pct, --mean and --std."
         )
     request = _request(
-        model, calib, eval_set, target, num_images, calibrator, effort, resolution, crop_pct, mean, std, output
+        model, head, calib, eval_set, target, num_images, calibrator, effort, resolution, crop_pct, mean, std, output
     )
     method = _method(weights, activations, plan, prepare, rounding, bias_correction, adaround_minutes, max_drop)
     compress = _compress(
@@ -282,29 +286,32 @@ def bench(
 
 def _request(
     model: str | None,
+    head: HeadName,
     calib: str | None,
     eval_set: str | None,
     target: str,
     num_images: int,
     calibrator: CalibratorName,
     effort: EffortName,
-    resolution: int | None,
+    resolution: str | None,
     crop_pct: float | None,
     mean: str | None,
     std: str | None,
     output: Path | None,
 ) -> Request:
     from edgeconvnext.job import Request
+    from edgeconvnext.model.input_size import parse_size
 
     return Request(
         model=model,
+        head=head,
         target=target,
         calibration=calib,
         evaluation=eval_set,
         num_images=num_images,
         calibrator=calibrator,
         effort=effort,
-        resolution=resolution,
+        resolution=None if resolution is None else parse_size(resolution),
         crop_pct=crop_pct,
         mean=_numbers("--mean", mean),
         std=_numbers("--std", std),

@@ -38,9 +38,11 @@ def inspect(
     from json import dumps
 
     from edgeconvnext.model.describe import describe, render
+    from edgeconvnext.model.input_size import parse_size
     from edgeconvnext.model.load import load_model
 
-    description = describe(load_model(model, resolution=resolution))
+    size = None if resolution is None else parse_size(resolution)
+    description = describe(load_model(model, resolution=size))
     if json:
         sys.stdout.write(dumps(asdict(description), indent=2) + "\n")
     else:

@@ -12,6 +12,7 @@ PreparationName = Literal["auto", "none", "force"]
 RoundingName = Literal["auto", "nearest", "gptq", "adaround"]
 NormScopeName = Literal["all", "blocks"]
 EffortName = Literal["quick", "default", "best"]
+HeadName = Literal["classifier", "features", "none", "gap"]
 ScoreName = Literal["auto", "elimination", "magnitude", "energy", "taylor"]
 
 ModelArgument = Annotated[str, typer.Argument(help="Weights file, folder, hub name, preset, or 'digits'.")]
@@ -21,8 +22,16 @@ ModelOption = Annotated[
         "--model", help="Weights file, folder, hub name or preset. Default: $EDGECONVNEXT_MODEL, else convnext_tiny."
     ),
 ]
+HeadOption = Annotated[
+    HeadName,
+    typer.Option(
+        "--head", help="What the network ends with. features: all stage outputs; none: the last one; gap: an embedding."
+    ),
+]
 CalibOption = Annotated[str | None, typer.Option("--calib", help="Calibration images: a set's name or a folder.")]
-EvalOption = Annotated[str | None, typer.Option("--eval", help="Labelled evaluation images: a set's name or a folder.")]
+EvalOption = Annotated[
+    str | None, typer.Option("--eval", help="Evaluation images, labelled for a classifier: a set's name or a folder.")
+]
 TargetOption = Annotated[
     str, typer.Option("--target", help="Target by name, or a TOML file (see: edgeconvnext targets).")
 ]
@@ -95,7 +104,10 @@ ChangeImagesOption = Annotated[
     int, typer.Option("--num-images", help="Images that layers are re-fitted on; a third is held out.")
 ]
 ResolutionOption = Annotated[
-    int | None, typer.Option("--resolution", help="Input side in pixels. Default: the checkpoint's own.")
+    str | None,
+    typer.Option(
+        "--resolution", help="Input side in pixels, or HEIGHTxWIDTH as in 224x320. Default: the checkpoint's own."
+    ),
 ]
 CropOption = Annotated[
     float | None, typer.Option("--crop-pct", help="Crop share of evaluation. Default: the checkpoint's.")

@@ -39,6 +39,7 @@ def search(
     Run again, it goes on from what was measured before.
     """
     from edgeconvnext.api import search as run_search
+    from edgeconvnext.model.input_size import parse_size
     from edgeconvnext.report.placement_terminal import render_search
 
     found, folder = run_search(
@@ -48,7 +49,7 @@ def search(
         num_images=num_images,
         budget_minutes=budget_minutes,
         threads=threads,
-        resolution=resolution,
+        resolution=None if resolution is None else parse_size(resolution),
         output=output,
     )
     if json:

@@ -1,4 +1,4 @@
-"""Write a Core ML package: an image in; class label, probabilities and logits out; int8 and float16 inside."""
+"""Write a Core ML package: an image in; class label, probabilities and logits, or features out; int8 and float16 inside."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ _LEFT_OUT = {
     "common::fuse_elementwise_to_batchnorm",
     "common::canonicalize_quantized_lut_pattern",
 }
+_OUTPUTS = {"logits": "One score per class, before softmax", "embedding": "The image as one vector"}
 _LICENCE_NOTE = "The weights keep the licence of the checkpoint they were made from."
 
 
@@ -49,7 +50,8 @@ def export_coreml(
     program: float32 with int8 Q/DQ, or without any for a float16 baseline; one input (N, 1 or 3, H, W) holding what
     `metadata.value_range` says, which must not be "normalized": Core ML's image input has one scale for all channels.
     palette_bits: int8 weights that use no more than 2^palette_bits codes are stored as indices (from iOS 18 on).
-    The package takes one image and gives "logits"; with labels also "classLabel" and "classLabel_probs" (softmax).
+    The package takes one image and gives the outputs that `metadata` names; with labels also "classLabel" and "classLabel_probs"
+    (softmax).
     What was written is read back and compared with `program` before it appears at `path`, in one rename.
 
     Raises ExportError for a model or target that Core ML cannot take, RuntimeMissingError without coremltools.
@@ -60,7 +62,7 @@ def export_coreml(
     target = deployment_target(ct, minimum_os)
     image = _image_type(ct, program, metadata)
     labels = _class_labels(program, metadata)
-    single = single_image_program(program, probabilities=labels is not None)
+    single = single_image_program(program, probabilities=labels is not None, outputs=metadata.outputs)
     model = _convert(ct, single, image, labels, target, palette_bits)
     _describe(model, metadata, numbers=_numbers(program))
     with _replacing(path) as partial:
@@ -174,7 +176,8 @@ def _describe(model: Any, metadata: ArtifactMetadata, *, numbers: str) -> None:
     import torch
 
     height, width = metadata.preprocess.input_size
-    model.short_description = f"{metadata.model_name}: ConvNeXt image classifier, {numbers}"
+    kind = "image classifier" if metadata.outputs == ("logits",) else "backbone"
+    model.short_description = f"{metadata.model_name}: ConvNeXt {kind}, {numbers}"
     model.version = metadata.edgeconvnext_version
     model.license = metadata.notes.get("license", _LICENCE_NOTE)
     properties = model.user_defined_metadata
@@ -183,7 +186,8 @@ def _describe(model: Any, metadata: ArtifactMetadata, *, numbers: str) -> None:
     model.input_description["image"] = (
         f"Image of {width} x {height} pixels: resize and crop as the metadata's preprocess says"
     )
-    model.output_description["logits"] = "One score per class, before softmax"
+    for name in metadata.outputs:
+        model.output_description[name] = _OUTPUTS.get(name, "Feature map of a stage, channels first")
     if metadata.labels is not None:
         properties["com.apple.coreml.model.preview.type"] = "imageClassifier"
         model.output_description["classLabel"] = "The most likely class"

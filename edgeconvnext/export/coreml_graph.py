@@ -42,7 +42,7 @@ class LayerWeight:
     bias: torch.Tensor
 
 
-class _ImageClassifier(nn.Module):
+class _ImageNetwork(nn.Module):
     """The network with its input named "image", and class probabilities in front of the logits where asked for."""
 
     def __init__(self, network: nn.Module, probabilities: bool) -> None:
@@ -51,12 +51,16 @@ class _ImageClassifier(nn.Module):
         self.probabilities = probabilities
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        logits = self.network(image)
-        return (logits.softmax(dim=-1), logits) if self.probabilities else (logits,)
+        found = self.network(image)
+        if self.probabilities:
+            return found.softmax(dim=-1), found
+        return found if isinstance(found, tuple) else (found,)
 
 
-def single_image_program(program: ExportedProgram, *, probabilities: bool) -> ExportedProgram:
-    """Return `program` for one image, channels first and safe in float16: "logits", behind "probabilities" if asked for.
+def single_image_program(
+    program: ExportedProgram, *, probabilities: bool, outputs: tuple[str, ...] = ("logits",)
+) -> ExportedProgram:
+    """Return `program` for one image, channels first and safe in float16: `outputs`, behind "probabilities" if asked for.
 
     program: float32, with or without Q/DQ, one input (N, C, H, W). It is left as it was.
     Raises ExportError where a weight does not fit float16, or an operator is none of a ConvNeXt's.
@@ -72,10 +76,10 @@ def single_image_program(program: ExportedProgram, *, probabilities: bool) -> Ex
     image = torch.zeros(1, *example.shape[1:])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        single = torch.export.export(
-            _ImageClassifier(module, probabilities), (image,), strict=False
-        ).run_decompositions({})
-    names = ("probabilities", "logits") if probabilities else ("logits",)
+        single = torch.export.export(_ImageNetwork(module, probabilities), (image,), strict=False).run_decompositions(
+            {}
+        )
+    names = ("probabilities", *outputs) if probabilities else outputs
     (output,) = (node for node in single.graph.nodes if node.op == "output")
     for node, name in zip(output.args[0], names, strict=True):
         former, node.name = node.name, name

@@ -43,12 +43,12 @@ def runs_here() -> bool:
 
 
 class CoreMLModel:
-    """An .mlpackage in Core ML, on the compute units Core ML chooses.
+    """An .mlpackage in Core ML, on the compute units Core ML chooses. outputs: names of the outputs that are wanted.
 
     runtime: name and version of what runs it. Raises RuntimeMissingError anywhere but on macOS, and without coremltools.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, outputs: tuple[str, ...] = ("logits",)) -> None:
         if not runs_here():
             raise RuntimeMissingError(
                 f"{path} runs in Core ML, which exists on Apple devices only; this machine runs {platform.system()}. "
@@ -58,11 +58,14 @@ class CoreMLModel:
         self._model = import_coremltools().models.MLModel(str(path))
         (feature,) = self._model.get_spec().description.input
         self._input: str = feature.name
+        self._outputs = outputs
 
-    def predict(self, pixels: np.ndarray) -> np.ndarray:
-        """Return logits, (N, num_classes) float32, for whole pixel values 0..255, (N, C, H, W); one image after the other."""
-        rows = [self._model.predict({self._input: _picture(image)})["logits"] for image in pixels]
-        return np.concatenate([np.asarray(row, dtype=np.float32).reshape(1, -1) for row in rows])
+    def predict(self, pixels: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Return the outputs, (N, ...) float32 each, for whole pixel values 0..255, (N, C, H, W); one image after the other."""
+        rows = [self._model.predict({self._input: _picture(image)}) for image in pixels]
+        return tuple(
+            np.concatenate([np.asarray(row[name], dtype=np.float32) for row in rows]) for name in self._outputs
+        )
 
 
 def whole_pixels(images: np.ndarray) -> np.ndarray:

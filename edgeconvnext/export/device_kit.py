@@ -6,13 +6,14 @@ import ast
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from edgeconvnext.errors import ExportError
-from edgeconvnext.export.layer_outputs import LayerOutput, added_outputs
+from edgeconvnext.export.layer_outputs import LayerOutput, added_outputs, sample
 from edgeconvnext.files import atomic_write, tree_files, tree_sha256
 from edgeconvnext.targets import Target
 
@@ -23,6 +24,8 @@ RESULTS_FILE = "device.json"
 ADDED_OUTPUTS_FILE = "added_outputs.pb"
 LAYER_VALUES_FILE = "layer_values.bin"
 MOST_VECTORS = 32
+COMPARED_VALUES = 4093
+"""Values compared of each feature map and image: a prime, so that their steps do not fall on the same columns of every row."""
 
 _PARTS = Path(__file__).parent / "device"
 SWIFT = _PARTS / "classify.swift"
@@ -62,12 +65,25 @@ Exit code 0: every gate met; 1: a file is missing or broken; 3: a gate missed; 4
 
 
 @dataclass(frozen=True)
+class KitOutput:
+    """One output of a network without classifier. size: values of an image; samples: how many of them are compared.
+
+    Sample i of n is the value at position i * size // n of the flattened output.
+    """
+
+    name: str
+    size: int
+    samples: int
+
+
+@dataclass(frozen=True)
 class CheckVectors:
     """Images with the answers the artifact must give.
 
     images: (N, C, H, W) float32, as the artifact takes them. fp32, simulated: logits (N, classes) float32 of the FP32
-    network and of the quantised simulation. labels: (N,) class numbers, None where unknown. layers: outputs of single blocks
-    for the first few images, where the runtime can be asked for them.
+    network and of the quantised simulation; of a network without classifier the samples of its `outputs`, one behind the other
+    (`compared_values`). labels: (N,) class numbers, None where unknown. layers: outputs of single blocks for the first few images,
+    where the runtime can be asked for them.
     """
 
     images: np.ndarray
@@ -75,20 +91,34 @@ class CheckVectors:
     simulated: np.ndarray
     labels: np.ndarray | None = None
     layers: tuple[LayerOutput, ...] = ()
+    outputs: tuple[KitOutput, ...] = ()
 
     def __post_init__(self) -> None:
         count = len(self.images)
         if not count or self.fp32.shape != self.simulated.shape or len(self.fp32) != count:
             raise ExportError(
-                f"Check vectors need as many logits as images, at least one; there are {count} images, FP32 "
-                f"logits {self.fp32.shape} and simulated logits {self.simulated.shape}."
+                f"Check vectors need as many answers as images, at least one; there are {count} images, FP32 "
+                f"answers {self.fp32.shape} and simulated answers {self.simulated.shape}."
             )
+        if self.outputs and sum(output.samples for output in self.outputs) != self.fp32.shape[1]:
+            raise ExportError(f"Check vectors hold {self.fp32.shape[1]} values an image; their outputs name others.")
         if self.labels is not None and len(self.labels) != count:
             raise ExportError(f"Check vectors have {count} images and {len(self.labels)} labels.")
 
     def first(self, count: int) -> CheckVectors:
         labels = None if self.labels is None else self.labels[:count]
-        return CheckVectors(self.images[:count], self.fp32[:count], self.simulated[:count], labels, self.layers)
+        kept = (self.images[:count], self.fp32[:count], self.simulated[:count])
+        return CheckVectors(*kept, labels, self.layers, self.outputs)
+
+
+def compared_values(names: Sequence[str], outputs: Sequence[np.ndarray]) -> tuple[np.ndarray, tuple[KitOutput, ...]]:
+    """Return what a kit compares of several outputs, (N, values) float32, and which values these are. outputs: (N, ...) each."""
+    rows = [output.reshape(len(output), -1) for output in outputs]
+    samples = [sample(flat, COMPARED_VALUES) for flat in rows]
+    kept = zip(names, rows, samples, strict=True)
+    return np.concatenate(samples, axis=1), tuple(
+        KitOutput(name, flat.shape[1], part.shape[1]) for name, flat, part in kept
+    )
 
 
 @dataclass(frozen=True)
@@ -109,9 +139,9 @@ def write_device_kit(
 ) -> list[Path]:
     """Write script, networks, check vectors and README into `folder`; return the script, kit.json, README and what else is new.
 
-    At most 32 vectors are kept. Core ML's kit has a Swift snippet as well. Networks are hard links to the run's own files
-    where the disk allows. kit.json lists the sha256 of every file, so that what comes back can be told from another run's
-    results.
+    At most 32 vectors are kept. Core ML's kit of a classifier has a Swift snippet as well. Networks are hard links to the
+    run's own files where the disk allows. kit.json lists the sha256 of every file, so that what comes back can be told from
+    another run's results.
     """
     folder.mkdir(parents=True, exist_ok=True)
     script, kept = SCRIPTS[target.runtime.name], vectors.first(MOST_VECTORS)
@@ -123,12 +153,17 @@ def write_device_kit(
     atomic_write(folder / VECTORS_FILE, b"".join(array.tobytes() for array in numbers))
     names.append(VECTORS_FILE)
     if kept.layers:
-        atomic_write(folder / ADDED_OUTPUTS_FILE, added_outputs(list(kept.layers)))
+        there = frozenset(output.name for output in kept.outputs)
+        atomic_write(folder / ADDED_OUTPUTS_FILE, added_outputs(list(kept.layers), there))
         values = (np.ascontiguousarray(layer.values, dtype="<f4").tobytes() for layer in kept.layers)
         atomic_write(folder / LAYER_VALUES_FILE, b"".join(values))
         names += [ADDED_OUTPUTS_FILE, LAYER_VALUES_FILE]
+    outputs = kept.outputs or (KitOutput("logits", kept.fp32.shape[1], kept.fp32.shape[1]),)
+    gates = {"min_fidelity_db": target.gates.min_fidelity_db, "min_speedup": target.gates.min_speedup}
+    if kept.outputs:
+        gates["min_feature_sqnr_db"] = target.gates.min_feature_sqnr_db
     about = {
-        "format": 2,
+        "format": 3,
         "model": model_name,
         "target": target.name,
         "script": script.name,
@@ -140,11 +175,12 @@ def write_device_kit(
         "baseline_form": networks.baseline_form,
         "count": len(kept.images),
         "image_shape": list(kept.images.shape[1:]),
-        "classes": int(kept.fp32.shape[1]),
+        "classes": 0 if kept.outputs else int(kept.fp32.shape[1]),
+        "outputs": [asdict(output) for output in outputs],
         "labels": None if kept.labels is None else [int(label) for label in kept.labels],
         "batch": list(target.input.batch),
-        "gates": {"min_fidelity_db": target.gates.min_fidelity_db, "min_speedup": target.gates.min_speedup},
-        "layout": "vectors.bin: little-endian float32: images, FP32 logits, simulated logits, each in row-major order",
+        "gates": gates,
+        "layout": "vectors.bin: little-endian float32: images, FP32's answers, the simulation's, each in row-major order",
         "layers": [
             {"name": layer.name, "tensor": layer.tensor, "size": layer.size, "samples": layer.values.shape[1]}
             for layer in kept.layers
@@ -155,7 +191,7 @@ def write_device_kit(
     written = [folder / name for name in (script.name, KIT_FILE, "README.txt")]
     atomic_write(written[0], assemble_script(script.part))
     written[0].chmod(0o755)
-    if target.runtime.name == "coreml":
+    if target.runtime.name == "coreml" and not kept.outputs:
         written.append(folder / SWIFT.name)
         atomic_write(written[-1], SWIFT.read_bytes())
     atomic_write(written[1], json.dumps(about, indent=1) + "\n")

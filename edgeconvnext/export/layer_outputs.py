@@ -66,15 +66,15 @@ def layer_outputs(simulation: GraphModule, model: Path, images: np.ndarray) -> l
     return found
 
 
-def sample(flat: np.ndarray) -> np.ndarray:
-    """Return COMPARED_VALUES evenly spread values of each row, or all where there are fewer. flat: (N, size)."""
+def sample(flat: np.ndarray, most: int = COMPARED_VALUES) -> np.ndarray:
+    """Return `most` evenly spread values of each row, or all where there are fewer. flat: (N, size)."""
     size = flat.shape[1]
-    count = min(COMPARED_VALUES, size)
+    count = min(most, size)
     return flat[:, [index * size // count for index in range(count)]].astype(np.float32)
 
 
-def added_outputs(outputs: list[LayerOutput]) -> bytes:
-    """Return bytes that, put behind an ONNX file's, make these tensors outputs of it.
+def added_outputs(outputs: list[LayerOutput], there: frozenset[str] = frozenset()) -> bytes:
+    """Return bytes that, put behind an ONNX file's, make these tensors outputs of it. there: outputs that it has already.
 
     A serialized protobuf message that is appended to another is merged into it: repeated fields, as the outputs of a graph, grow
     (https://protobuf.dev/programming-guides/encoding/#last-one-wins). So a board needs no onnx package for it.
@@ -83,6 +83,8 @@ def added_outputs(outputs: list[LayerOutput]) -> bytes:
 
     part = onnx.ModelProto()
     for output in outputs:
+        if output.tensor in there:
+            continue
         part.graph.output.append(onnx.ValueInfoProto(name=output.tensor))
     return part.SerializeToString()
 

@@ -1,4 +1,4 @@
-"""What travels inside every artifact: whose logits these are, and how an image must be prepared."""
+"""What travels inside every artifact: whose outputs these are, and how an image must be prepared."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ class ArtifactMetadata:
     labels: one readable name per class, in the order of the logits; None where the checkpoint had none.
     value_range: what the input tensor holds. "normalized" means `(x / 255 - mean) / std`; otherwise the network does
         that itself.
+    outputs: names of the artifact's outputs, in their order.
     notes: further key and text pairs, such as the calibration set or the measured fidelity.
     """
 
@@ -25,6 +26,7 @@ class ArtifactMetadata:
     preprocess: Preprocess
     value_range: ValueRange
     edgeconvnext_version: str
+    outputs: tuple[str, ...] = ("logits",)
     notes: dict[str, str] = field(default_factory=dict)
 
     def properties(self) -> dict[str, str]:
@@ -34,6 +36,7 @@ class ArtifactMetadata:
             "preprocess": json.dumps(asdict(self.preprocess)),
             "value_range": self.value_range,
             "edgeconvnext_version": self.edgeconvnext_version,
+            "outputs": ",".join(self.outputs),
         }
         if self.labels is not None:
             pairs["labels"] = json.dumps(list(self.labels), ensure_ascii=False)
@@ -42,7 +45,7 @@ class ArtifactMetadata:
     @classmethod
     def from_properties(cls, properties: Mapping[str, str]) -> ArtifactMetadata:
         """Rebuild the metadata from what `properties` gave; raises KeyError where one of its keys is missing."""
-        known = {"model_name", "labels", "preprocess", "value_range", "edgeconvnext_version"}
+        known = {"model_name", "labels", "preprocess", "value_range", "edgeconvnext_version", "outputs"}
         stored: dict[str, Any] = json.loads(properties["preprocess"])
         values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in stored.items()}
         value_range = properties["value_range"]
@@ -54,5 +57,6 @@ class ArtifactMetadata:
             preprocess=Preprocess(**values),
             value_range=value_range,  # type: ignore[arg-type]
             edgeconvnext_version=properties["edgeconvnext_version"],
+            outputs=tuple(properties.get("outputs", "logits").split(",")),
             notes={key: text for key, text in properties.items() if key not in known},
         )

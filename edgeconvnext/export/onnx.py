@@ -33,15 +33,22 @@ def export_onnx(
 ) -> Path:
     """Write `program` as one ONNX file for onnxruntime, checked, with labels and preprocessing in its metadata.
 
-    program: one input image, (N, C, H, W), one output logits, (N, classes); Q/DQ stays where it is, with int8 weights.
+    program: one input image, (N, C, H, W), and the outputs that `metadata` names; Q/DQ stays where it is, with int8 weights.
     opset: from 20 on GELU is one node, below it is x * (1 + erf(x / sqrt 2)) / 2, which TensorRT fuses back.
     Raises ExportError where the file would exceed what a single ONNX file can hold.
     """
-    return save_onnx(build_onnx(program, opset=opset, layout=layout), path, metadata=metadata)
+    model = build_onnx(program, opset=opset, outputs=metadata.outputs, layout=layout)
+    return save_onnx(model, path, metadata=metadata)
 
 
-def build_onnx(program: ExportedProgram, *, opset: int, layout: LayoutSection | None = None) -> ir.Model:
-    """Translate `program` to an ONNX graph with readable names: input image, output logits, free axis batch.
+def build_onnx(
+    program: ExportedProgram,
+    *,
+    opset: int,
+    outputs: tuple[str, ...] = ("logits",),
+    layout: LayoutSection | None = None,
+) -> ir.Model:
+    """Translate `program` to an ONNX graph with readable names: input image, the given outputs, free axis batch.
 
     layout: the forms that onnxruntime fuses; None leaves those of torch's exporter.
     """
@@ -59,7 +66,7 @@ def build_onnx(program: ExportedProgram, *, opset: int, layout: LayoutSection | 
             dynamo=True,
             opset_version=opset,
             input_names=["image"],
-            output_names=["logits"],
+            output_names=list(outputs),
             custom_translation_table=translations(),
             optimize=False,
             verbose=False,
@@ -75,6 +82,8 @@ def build_onnx(program: ExportedProgram, *, opset: int, layout: LayoutSection | 
     onnx_graph.name_after_layers(model.graph)
     if layout is not None:
         lay_out(model, layout)
+        for value, name in zip(model.graph.outputs, outputs, strict=True):
+            value.name = name  # a transpose may stand in front of a stage's output now
     onnx_graph.drop_origins(model)
     return model
 

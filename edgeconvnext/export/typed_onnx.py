@@ -66,7 +66,7 @@ def export_typed_onnx(program: ExportedProgram, path: Path, *, opset: int, metad
             f"opset {opset} has no FP16 scales for QuantizeLinear, which a typed ONNX needs; "
             f"set opset = {LOWEST_OPSET} in the target file."
         )
-    model = build_onnx(program, opset=opset)
+    model = build_onnx(program, opset=opset, outputs=metadata.outputs)
     check_typed(model)
     return save_onnx(model, path, metadata=metadata)
 

@@ -19,10 +19,9 @@ import torch
 from torch import nn
 
 from edgeconvnext.errors import ModelConfigError
-from edgeconvnext.model.network import Network, NetworkBlock
+from edgeconvnext.model.network import EndsWith, Network, NetworkBlock
 
 if TYPE_CHECKING:
-    from edgeconvnext.model.build import NetworkConfig
     from edgeconvnext.targets import Operator
 
 Stem = Literal["patch", "overlap", "overlap_tiered"]
@@ -34,6 +33,7 @@ class ConvNeXtConfig:
 
     depths, dims: blocks and channels of each stage.
     num_classes: 0 builds a network that ends with the pooled, normalised features.
+    ends_with: "stages" gives the output of every stage, "last_stage" that of the last one, both without head norm and classifier.
     version: 1 (layer scale) or 2 (Global Response Normalization).
     stem: "patch" is one `patch_size` x `patch_size` conv with that stride; "overlap" and "overlap_tiered" are timm's two 3x3
         stride-2 convs, the first one to dims[0] or to dims[0] // 2 rounded to a multiple of 8.
@@ -58,6 +58,7 @@ class ConvNeXtConfig:
     norm_eps: float = 1e-6
     head_norm_eps: float = 1e-6
     identity_norms: tuple[str, ...] = ()
+    ends_with: EndsWith = "head"
     hidden_widths: tuple[tuple[int, ...], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -72,6 +73,7 @@ class ConvNeXtConfig:
                 f"in_channels ({self.in_channels}) and patch_size ({self.patch_size}) must be at least 1, "
                 f"num_classes ({self.num_classes}) at least 0."
             )
+        check_end(self.ends_with, self.num_classes)
         if self.kernel_size % 2 == 0:
             raise ModelConfigError(
                 f"kernel_size must be odd, so that a block keeps its size; it is {self.kernel_size}."
@@ -94,7 +96,7 @@ class ConvNeXtConfig:
             stem = "downsample_layers.0.1" if self.stem == "patch" else "downsample_layers.0.2"
             paths.append(f"downsample_layers.{stage}.0" if stage else stem)
             paths += [f"stages.{stage}.{block}.norm" for block in range(depth)]
-        return (*paths, "norm")
+        return (*paths, "norm") if self.ends_with == "head" else tuple(paths)
 
     @property
     def stem_stride(self) -> int:
@@ -104,6 +106,14 @@ class ConvNeXtConfig:
     def total_stride(self) -> int:
         """Input pixels per position of the last stage; input sizes must be multiples of it (32 for the paper's networks)."""
         return self.stem_stride * 2 ** (len(self.dims) - 1)
+
+
+def check_end(ends_with: EndsWith, num_classes: int) -> None:
+    """Raise ModelConfigError where a network that ends with its stages is to have a classifier."""
+    if ends_with != "head" and num_classes:
+        raise ModelConfigError(
+            f'ends_with "{ends_with}" leaves the classifier out, so num_classes must be 0; it is {num_classes}.'
+        )
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -189,7 +199,6 @@ class ConvNeXt(Network):
     """The network: logits (N, num_classes) from images (N, in_channels, H, W)."""
 
     config: ConvNeXtConfig
-    norm: nn.LayerNorm
 
     def __init__(self, config: ConvNeXtConfig) -> None:
         super().__init__()
@@ -204,7 +213,8 @@ class ConvNeXt(Network):
             for dim, widths in zip(config.dims, config.hidden_widths, strict=True)
         )
         norm_type = LayerNorm2d if config.head_norm == "before_pool" else nn.LayerNorm
-        self.norm: nn.Module = norm_type(config.dims[-1], eps=config.head_norm_eps)
+        has_norm = config.ends_with == "head"
+        self.norm: nn.Module = norm_type(config.dims[-1], eps=config.head_norm_eps) if has_norm else nn.Identity()
         self.head = nn.Linear(config.dims[-1], config.num_classes) if config.num_classes else nn.Identity()
         self.apply(initialise_truncated_normal)
         for path in config.identity_norms:
@@ -222,23 +232,3 @@ def initialise_truncated_normal(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-LARGEST_SIDE = 4096
-"""Pixels; at this input the first stage of the smallest ConvNeXt alone holds 168 MB per image and activation."""
-
-
-def check_input_size(config: NetworkConfig, size: tuple[int, int]) -> None:
-    """Raise ModelConfigError unless height and width are multiples of the network's total stride, up to LARGEST_SIDE."""
-    stride = config.total_stride
-    if max(size) > LARGEST_SIDE:
-        raise ModelConfigError(
-            f"Input size {size[0]}x{size[1]} is larger than {LARGEST_SIDE} pixels a side, beyond what fits in memory. "
-            "Use a smaller --resolution."
-        )
-    if any(side < stride or side % stride for side in size):
-        lower = tuple(max(stride, side // stride * stride) for side in size)
-        raise ModelConfigError(
-            f"Input size {size[0]}x{size[1]} does not fit this network: height and width must be multiples of {stride}. "
-            f"Use --resolution {lower[0]} or {lower[0] + stride}."
-        )

@@ -113,6 +113,8 @@ def _norm_rows(model: LoadedModel) -> list[NormRow]:
             path = f"stages.{stage}.{block}"
             rows.append(_row(model, f"{path}.norm", config.dims[stage], f"{path}.pwconv1", "a linear layer follows"))
     pooled_after = config.head_norm == "before_pool"
+    if config.ends_with != "head":
+        return rows
     if not config.num_classes:
         followed = "average pooling, output" if pooled_after else "output"
         rows.append(

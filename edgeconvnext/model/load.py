@@ -14,10 +14,12 @@ from edgeconvnext.errors import CheckpointError, ConfigFileError, ModelConfigErr
 from edgeconvnext.files import tree_sha256
 from edgeconvnext.model.build import NetworkConfig, build_empty
 from edgeconvnext.model.checkpoint import WEIGHTS_SUFFIXES, Checkpoint, read_checkpoint
-from edgeconvnext.model.convnext import ConvNeXtConfig, check_input_size
+from edgeconvnext.model.convnext import ConvNeXtConfig
 from edgeconvnext.model.foreign import looks_like
+from edgeconvnext.model.heads import Head, with_head
 from edgeconvnext.model.hub import fetch, parse_hub_name
 from edgeconvnext.model.infer import check_tensors, infer_config, listed
+from edgeconvnext.model.input_size import Size, check_input_size
 from edgeconvnext.model.layouts import Renamed, rename
 from edgeconvnext.model.loaded import Labels, LoadedModel
 from edgeconvnext.model.network import Network
@@ -44,15 +46,16 @@ class ModelFiles:
 def load_model(
     path_or_name: str | Path,
     *,
-    resolution: int | None = None,
+    head: Head = "classifier",
+    resolution: int | Size | None = None,
     crop_pct: float | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> LoadedModel:
     """Load a trained ConvNeXt, ResNet or ResNeXt from a weights file, a folder, a hub or preset name, or a shipped model.
 
-    resolution: side of the square input in pixels; crop_pct, mean, std: as in Preprocess. They override what the
-    checkpoint says.
+    head: what the network ends with; all but "classifier" make a backbone of it (`heads.with_head`). resolution: side of a square
+    input in pixels, or (height, width); crop_pct, mean, std: as in Preprocess. They override what the checkpoint says.
 
     Raises CheckpointError for weights that cannot be read as a ConvNeXt, ConfigFileError for a JSON that does not hold,
     and ModelConfigError for an input size the network cannot take.
@@ -63,10 +66,10 @@ def load_model(
     module, layout = _build(checkpoint, pretrained, files.source)
     overrides: dict[str, Any] = {"crop_pct": crop_pct, "mean": mean and tuple(mean), "std": std and tuple(std)}
     if resolution is not None:
-        overrides["input_size"] = (resolution, resolution)
+        overrides["input_size"] = (resolution, resolution) if isinstance(resolution, int) else resolution
     overrides = {name: value for name, value in overrides.items() if value is not None}
     preprocess, notes = _preprocess(pretrained, overrides, module.config, files)
-    return LoadedModel(
+    loaded = LoadedModel(
         module=module,
         config=module.config,
         preprocess=preprocess,
@@ -77,6 +80,7 @@ def load_model(
         sha256=tree_sha256(files.weights),
         notes=(*checkpoint.notes, *notes),
     )
+    return with_head(loaded, head)
 
 
 def shipped_models() -> dict[str, Path]:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from edgeconvnext.model.build import NetworkConfig, build_empty
-from edgeconvnext.model.convnext import check_input_size
+from edgeconvnext.model.input_size import check_input_size
 from edgeconvnext.model.layers import weighted_layers
 from edgeconvnext.model.network import Network
 

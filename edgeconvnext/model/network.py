@@ -4,12 +4,12 @@
 export and validation need to know no more than this:
 
     downsample_layers.0    stem       downsample_layers.i    in front of stage i; an identity where blocks stride themselves
-    stages.s.b             blocks     norm, head             behind the last stage
+    stages.s.b             blocks     norm, head             behind the last stage, identities in a backbone
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import torch
 from torch import nn
@@ -17,6 +17,8 @@ from torch import nn
 if TYPE_CHECKING:
     from edgeconvnext.model.build import NetworkConfig
     from edgeconvnext.targets import Operator
+
+EndsWith = Literal["head", "last_stage", "stages"]
 
 
 class NetworkBlock(nn.Module):
@@ -41,7 +43,7 @@ class NetworkBlock(nn.Module):
 
 
 class Network(nn.Module):
-    """Logits (N, num_classes) from images (N, in_channels, H, W)."""
+    """From images (N, in_channels, H, W) to logits (N, num_classes), or to what `config.ends_with` says."""
 
     config: NetworkConfig
     downsample_layers: nn.ModuleList
@@ -69,5 +71,21 @@ class Network(nn.Module):
         """Return the logits for the last stage's output."""
         raise NotImplementedError
 
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """What each output is called in artifacts and reports: "logits", "embedding", or "stage1" and so on."""
+        stages = tuple(f"stage{number}" for number in range(1, len(self.stages) + 1))
+        pooled = ("logits" if self.config.num_classes else "embedding",)
+        return {"head": pooled, "last_stage": stages[-1:], "stages": stages}[self.config.ends_with]
+
+    def outputs(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return every output, in the order of `output_names`."""
+        stages = self.forward_stages(x)
+        if self.config.ends_with == "stages":
+            return tuple(stages)
+        return (stages[-1] if self.config.ends_with == "last_stage" else self.forward_head(stages[-1]),)
+
     def forward(self, x: torch.Tensor) -> Any:
-        return self.forward_head(self.forward_stages(x)[-1])
+        """Return the only output, or all of them as a tuple."""
+        outputs = self.outputs(x)
+        return outputs if len(outputs) > 1 else outputs[0]

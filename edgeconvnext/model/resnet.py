@@ -21,8 +21,8 @@ import torch
 from torch import nn
 
 from edgeconvnext.errors import ModelConfigError
-from edgeconvnext.model.convnext import LayerNorm2d, initialise_truncated_normal
-from edgeconvnext.model.network import Network, NetworkBlock
+from edgeconvnext.model.convnext import LayerNorm2d, check_end, initialise_truncated_normal
+from edgeconvnext.model.network import EndsWith, Network, NetworkBlock
 
 if TYPE_CHECKING:
     from edgeconvnext.targets import Operator
@@ -40,6 +40,7 @@ class ResNetConfig:
     few_norms: one in front of the 1x1 convs in place of one behind every conv.
     separate_downsampling: norm and 2x2 stride-2 conv between stages, and a norm behind pooling, in place of strides in blocks.
     layer_scale: whether blocks multiply by `gamma`. folded: whether BatchNorms were folded into the convs in front of them.
+    ends_with: as in `ConvNeXtConfig`.
     """
 
     depths: tuple[int, ...] = (3, 4, 6, 3)
@@ -59,6 +60,7 @@ class ResNetConfig:
     separate_downsampling: bool = False
     layer_scale: bool = False
     folded: bool = False
+    ends_with: EndsWith = "head"
 
     def __post_init__(self) -> None:
         sizes = (self.depths, self.dims, self.hidden)
@@ -85,6 +87,7 @@ class ResNetConfig:
             )
         if self.folded and self.norm != "batch":
             raise ModelConfigError('Only BatchNorms fold into convs: folded needs norm "batch".')
+        check_end(self.ends_with, self.num_classes)
 
     @property
     def total_stride(self) -> int:
@@ -232,7 +235,8 @@ class ResNet(Network):
             first = block(channels, dim, hidden, stride, config)
             self.stages.append(nn.Sequential(first, *(block(dim, dim, hidden, 1, config) for _ in range(depth - 1))))
             channels = dim
-        self.norm = nn.LayerNorm(channels, eps=1e-6) if config.separate_downsampling else nn.Identity()
+        has_norm = config.separate_downsampling and config.ends_with == "head"
+        self.norm = nn.LayerNorm(channels, eps=1e-6) if has_norm else nn.Identity()
         self.head = nn.Linear(channels, config.num_classes) if config.num_classes else nn.Identity()
         self.apply(_initialise_he if config.norm == "batch" else initialise_truncated_normal)
 

@@ -103,6 +103,7 @@ def as_convnext(config: ResNetConfig) -> ConvNeXtConfig | None:
         in_channels=config.in_channels,
         kernel_size=config.kernel_size,
         layer_scale=config.layer_scale,
+        ends_with=config.ends_with,
     )
 
 

@@ -1,4 +1,7 @@
-"""The network cut into units that are quantised one after the other: stem, blocks, downsampling layers, head."""
+"""The network cut into units that are quantised one after the other: stem, blocks, downsampling layers, and a head if it has one.
+
+Stage outputs need no unit of their own: each is the output of its stage's last block, which is fitted to the float network's.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,8 @@ def units_of(module: Network) -> list[Unit]:
     for stage in range(len(module.stages)):
         names.append((f"downsample_layers.{stage}", False))
         names += [(f"stages.{stage}.{index}", block.is_residual) for index, block in enumerate(module.blocks(stage))]
-    names.append(("head", False))
+    if module.config.ends_with == "head":
+        names.append(("head", False))
     layers = list(weighted_layers(module))
     return [
         Unit(name, tuple(layer for layer in layers if layer == name or layer.startswith(f"{name}.")), residual)

@@ -16,7 +16,7 @@ _SUMS_OF_SQUARES = {torch.ops.aten.square.default, torch.ops.aten.pow.Tensor_Sca
 
 
 def to_float16(program: ExportedProgram) -> ExportedProgram:
-    """Return `program` with its float side in float16; images and logits stay float32.
+    """Return `program` with its float side in float16; images and outputs stay float32.
 
     program: float32, with or without Q/DQ, one input image (N, C, H, W). Weights stay int8; scales are rounded to
     float16, because a typed ONNX stores them so. Sums of squares (GRN) stay float32, which float16 could not hold.
@@ -78,7 +78,7 @@ def _round_scale(module: GraphModule, node: Node) -> None:
 
 
 def _cast_ends(module: GraphModule) -> None:
-    """Cast the image to float16 at the entrance and the logits back to float32."""
+    """Cast the image to float16 at the entrance and the outputs back to float32."""
     graph = module.graph
     image = next(node for node in graph.nodes if node.op == "placeholder")
     last = next(iter(image.users))
@@ -86,10 +86,10 @@ def _cast_ends(module: GraphModule) -> None:
         half = graph.call_function(torch.ops.aten.to.dtype, (image, torch.float16))
     image.replace_all_uses_with(half, delete_user_cb=lambda user: user is not half)
     output = next(node for node in graph.nodes if node.op == "output")
-    (logits,) = torch.utils._pytree.tree_leaves(output.args)
-    with graph.inserting_before(output):
-        single = graph.call_function(torch.ops.aten.to.dtype, (logits, torch.float32))
-    output.replace_input_with(logits, single)
+    for result in torch.utils._pytree.tree_leaves(output.args):
+        with graph.inserting_before(output):
+            single = graph.call_function(torch.ops.aten.to.dtype, (result, torch.float32))
+        output.replace_input_with(result, single)
 
 
 def _keep_sums_of_squares(module: GraphModule) -> None:

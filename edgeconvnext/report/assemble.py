@@ -20,6 +20,7 @@ from edgeconvnext.report.schema import (
     Interval,
     LatencyComparison,
     ModelRecord,
+    OutputRecord,
     PreprocessRecord,
     QuantizationRecord,
     Report,
@@ -29,7 +30,8 @@ from edgeconvnext.runs import RunDirectory, StageResult, tree_size
 from edgeconvnext.validate.accuracy import compare, not_measured
 from edgeconvnext.validate.device import describe_device
 from edgeconvnext.validate.fidelity import fidelity_db
-from edgeconvnext.validate.gates import judge, passed
+from edgeconvnext.validate.gates import gate_reasons, judge, passed
+from edgeconvnext.validate.outputs import worst
 
 SHOWN_FLIPS = 24
 SHOWN_SKIPPED = 5
@@ -42,11 +44,12 @@ def assemble(run: RunDirectory, job: Job, stages: dict[str, StageResult], artifa
     stages: by name; "artifact" and "latency" may be absent. artifact_name: the artifact's file in the run directory.
     """
     artifact = None if artifact_name is None else run.path / artifact_name
-    accuracy, fidelity = _accuracy(job, stages)
+    outputs = [OutputRecord.model_validate(output) for output in _values(stages, "outputs").get("outputs", [])]
+    accuracy, fidelity = _backbone_accuracy(job, stages, outputs) if outputs else _accuracy(job, stages)
     reasons = _reasons(job, accuracy, fidelity, stages, artifact_name)
     timings = stages["latency"].values if "latency" in stages else {}
     interval = Interval.model_validate(timings["speedup"]) if timings.get("speedup") else None
-    gates = judge(job.target, accuracy, fidelity, interval, _gate_reasons(reasons))
+    gates = judge(job.target, accuracy, fidelity, interval, gate_reasons(reasons), outputs)
     checks = [ExportCheck.model_validate(check) for check in _values(stages, "artifact").get("checks", [])]
     return Report(
         target=job.target.name,
@@ -57,6 +60,7 @@ def assemble(run: RunDirectory, job: Job, stages: dict[str, StageResult], artifa
         compression=_compression(stages),
         quantization=_quantization_record(job, stages),
         accuracy=accuracy,
+        outputs=outputs,
         fidelity_db=fidelity,
         latency=LatencyComparison.model_validate(timings.get("latency", {})),
         speedup=None if interval is None else interval.value,
@@ -90,13 +94,27 @@ def _accuracy(job: Job, stages: dict[str, StageResult]) -> tuple[Accuracy, float
         evaluation.description,
         stages["accuracy"].values["runtimes"].get("artifact"),
     )
-    if not job.model.config.num_classes:
-        # Features have no top-1: which of them is largest says nothing.
-        result = result.model_copy(update={"agreement": None, "flips": []})
     where = {evaluation.images.ids[position]: int(position) for position in positions}
     for flip in result.flips[:SHOWN_FLIPS]:
         flip.thumbnail = _thumbnail(job, where[flip.image])
     return result, None if artifact is None else fidelity_db(artifact, simulated)
+
+
+def _backbone_accuracy(
+    job: Job, stages: dict[str, StageResult], outputs: list[OutputRecord]
+) -> tuple[Accuracy, float | None]:
+    """Sum up the outputs of a network without classifier by the worst one; fidelity is None where the artifact did not run."""
+    values = stages["outputs"].values
+    runtime = values["runtimes"].get("artifact")
+    accuracy = Accuracy(
+        dataset=job.evaluation.description,
+        images=values["images"],
+        sqnr_db=worst(outputs, "sqnr_db"),
+        simulated_sqnr_db=worst(outputs, "simulated_sqnr_db"),
+        measured_on="simulation" if runtime is None else "artifact",
+        runtime=runtime,
+    )
+    return accuracy, worst(outputs, "fidelity_db")
 
 
 def _thumbnail(job: Job, position: int) -> str:
@@ -201,7 +219,7 @@ def _skipped_notes(job: Job, stages: dict[str, StageResult]) -> list[str]:
     """Name the images that could not be read, with their count."""
     read = (
         ("calibration", "plan", len(job.calibration)),
-        ("evaluation", "reference", len(job.evaluation.images)),
+        ("evaluation", "outputs" if "outputs" in stages else "reference", len(job.evaluation.images)),
     )
     notes = []
     for use, stage, total in read:
@@ -211,16 +229,6 @@ def _skipped_notes(job: Job, stages: dict[str, StageResult]) -> list[str]:
             named = "; ".join(skipped[:SHOWN_SKIPPED])
             notes.append(f"{len(skipped)} of {total} {use} images could not be read and were skipped: {named}{more}.")
     return notes
-
-
-def _gate_reasons(reasons: dict[str, str]) -> dict[str, str]:
-    """Translate reasons by report key to reasons by gate."""
-    gates = {
-        "top1_drop_pp": reasons.get("accuracy.artifact"),
-        "min_speedup": reasons.get("speedup"),
-        "min_fidelity_db": reasons.get("fidelity_db"),
-    }
-    return {name: reason for name, reason in gates.items() if reason}
 
 
 def _values(stages: dict[str, StageResult], name: str) -> dict[str, Any]:

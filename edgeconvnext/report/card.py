@@ -14,7 +14,7 @@ from edgeconvnext.report.verdict import aside, gate_text, missing_results, place
 from edgeconvnext.targets import Exporter
 
 _BY_SUFFIX: dict[str, Exporter] = {".onnx": "onnx", ".mlpackage": "coreml", ".engine": "tensorrt"}
-_FILTERS = ("percent", "share", "points", "decibel", "ratio", "milliseconds", "size", "count", "macs", "error")
+_FILTERS = ("percent", "share", "points", "decibel", "ratio", "milliseconds", "size", "count", "macs", "error", "shape")
 
 
 def render_card(report: Report) -> str:

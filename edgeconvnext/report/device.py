@@ -18,8 +18,7 @@ def device_facts(device: DeviceRecord) -> list[tuple[str, str | None]]:
     facts: list[tuple[str, str | None]] = [
         ("device", f"{machine_name(device)}, {device.runtime}{_setting(device.latency)}"),
         ("  fidelity", _fidelity(device)),
-        ("  agreement", None if device.agreement is None else f"{format.percent(device.agreement)} of them"),
-        ("  top-1", _top1(device)),
+        *(_outputs(device) if device.outputs else _answers(device)),
         (f"  latency {device.baseline_form}", None if device.latency is None else _times(device.latency.baseline)),
         (f"  latency {device.artifact_form}", None if device.latency is None else _times(device.latency.artifact)),
         ("  speed-up", None if device.speedup is None else _interval(device.speedup)),
@@ -37,6 +36,21 @@ def worst_layers(device: DeviceRecord, count: int) -> list[tuple[str, str]]:
     """Return the layers whose outputs are furthest from the simulation's, worst first, with their SQNR in words."""
     order = sorted(device.layer_fidelity, key=lambda one: -1e9 if one.sqnr_db is None else one.sqnr_db)
     return [(one.layer, "not finite" if one.sqnr_db is None else format.decibel(one.sqnr_db)) for one in order[:count]]
+
+
+def _answers(device: DeviceRecord) -> list[tuple[str, str | None]]:
+    return [
+        ("  agreement", None if device.agreement is None else f"{format.percent(device.agreement)} of them"),
+        ("  top-1", _top1(device)),
+    ]
+
+
+def _outputs(device: DeviceRecord) -> list[tuple[str, str | None]]:
+    """Return a line for each output of a network without classifier."""
+    return [
+        (f"  {output.name}", f"SQNR {format.decibel(output.sqnr_db)}, fidelity {format.decibel(output.fidelity_db)}")
+        for output in device.outputs
+    ]
 
 
 def _setting(latency: DeviceLatency | None) -> str:

@@ -62,6 +62,11 @@ def count(value: int) -> str:
     return f"{value:,}"
 
 
+def shape(sides: tuple[int, ...]) -> str:
+    """Format the shape of one image's output: 40x32x32."""
+    return "x".join(map(str, sides))
+
+
 def macs(value: int) -> str:
     """Format multiply-adds of one image: 4.46 GMACs, 89.1 MMACs."""
     return f"{significant(value / 1e9)} GMACs" if value >= 1e9 else f"{significant(value / 1e6)} MMACs"

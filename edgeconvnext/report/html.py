@@ -25,7 +25,7 @@ from edgeconvnext.report.layer_charts import (
     marker,
 )
 from edgeconvnext.report.schema import Accuracy, ClassChange, Flip, LayerError, Report
-from edgeconvnext.report.verdict import gate_text, missing_results, place, reason, verdict
+from edgeconvnext.report.verdict import gate_text, missing_results, place, reason, verdict, worst_output
 
 WORST_LAYERS = 8
 SHOWN_FLIPS = 48
@@ -95,7 +95,7 @@ def render_html(report: Report) -> str:
 
 
 def summary_tiles(report: Report) -> list[Tile]:
-    """Return the six figures on top, in the order a reader asks for them."""
+    """Return the figures on top, in the order a reader asks for them: six, four of them of a network without classifier."""
     accuracy, sizes = report.accuracy, report.size_bytes
     best = accuracy.artifact or accuracy.simulated
     where = " of the simulation" if best and not accuracy.artifact else ""
@@ -111,7 +111,7 @@ def summary_tiles(report: Report) -> list[Tile]:
         from_size = f"FP32 {format.size(sizes.fp32)}, {format.against_size(sizes.artifact, sizes.fp32)}"
     top1 = None if best is None else format.percent(best.top1)
     size = None if sizes.artifact is None else format.size(sizes.artifact)
-    return [
+    answers = [
         _tile(report, f"Top-1{where}", "accuracy.artifact", top1, [fp32, drop]),
         _tile(
             report,
@@ -120,12 +120,16 @@ def summary_tiles(report: Report) -> list[Tile]:
             None if accuracy.agreement is None else format.percent(accuracy.agreement),
             [f"{format.count(accuracy.images)} images", on],
         ),
+    ]
+    lowest = worst_output(report)
+    return [
+        *([] if report.outputs else answers),
         _tile(
             report,
-            "Logit SQNR",
+            "Logit SQNR" if lowest is None else "Feature SQNR",
             "accuracy.sqnr_db",
             None if accuracy.sqnr_db is None else format.decibel(accuracy.sqnr_db),
-            ["against FP32", on],
+            ["against FP32", f"worst in {lowest.name}" if lowest else None, on],
         ),
         _tile(
             report,
@@ -205,6 +209,7 @@ def page_environment() -> Environment:
         "size",
         "count",
         "macs",
+        "shape",
         "duration",
         "error",
     ]:

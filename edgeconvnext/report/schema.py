@@ -84,7 +84,8 @@ class Accuracy(Record):
     """FP32, the simulated quantised graph, and the artifact in its runtime, on the same images.
 
     drop_pp: FP32 top-1 minus artifact top-1 (simulated, where there is no artifact result), points, with a paired 95 %
-    interval. agreement: per cent of images with FP32's top-1. sqnr_db: logit SQNR over all images and classes.
+    interval. agreement: per cent of images with FP32's top-1. sqnr_db: logit SQNR over all images and classes; of a network
+    without classifier, that of its worst output.
     `measured_on` says whether drop, agreement, sqnr, flips and classes are the artifact's or the simulation's; `runtime` what ran
     the artifact: its own runtime, or REFERENCE_EVALUATOR.
     """
@@ -107,6 +108,20 @@ class Accuracy(Record):
     def evaluated(self) -> bool:
         """Whether the artifact's figures come from the reference evaluator, not from its own runtime."""
         return self.runtime is not None and self.runtime.startswith(REFERENCE_EVALUATOR)
+
+
+class OutputRecord(Record):
+    """One output of a network without classifier: an embedding, or the feature map of a stage.
+
+    shape: of one image, (C, H, W) or (C,). sqnr_db: against FP32 over all images and values, of the artifact where it ran, else
+    of the simulation; fidelity_db: the artifact against the simulation.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    sqnr_db: Decibel
+    simulated_sqnr_db: Decibel
+    fidelity_db: Decibel | None
 
 
 class Latency(Record):
@@ -387,6 +402,14 @@ class LayerFidelity(Record):
     sqnr_db: Decibel | None
 
 
+class DeviceOutput(Record):
+    """One output of a network without classifier on the device, against FP32 and against the simulation, on the check vectors."""
+
+    name: str
+    sqnr_db: Decibel
+    fidelity_db: Decibel
+
+
 class DeviceLatency(Record):
     """Interleaved runs on the device of the float baseline in the target's float type, and of the artifact."""
 
@@ -412,7 +435,8 @@ class DevicePower(Record):
 class DeviceRecord(Record):
     """What the device kit measured where the artifact runs, on the check vectors of this very export.
 
-    Accuracies are computed here from the logits that came back. fidelity_db is null where they are not finite.
+    Accuracies are computed here from the answers that came back. fidelity_db is null where they are not finite; of a network
+    without classifier, sqnr_db and fidelity_db are those of the worst of its outputs.
     """
 
     runtime: str
@@ -427,6 +451,7 @@ class DeviceRecord(Record):
     agreement: float | None = None
     sqnr_db: Decibel | None = None
     fidelity_db: Decibel | None = None
+    outputs: list[DeviceOutput] = []
     latency: DeviceLatency | None = None
     speedup: Interval | None = None
     power: DevicePower | None = None
@@ -459,6 +484,7 @@ class Report(Record):
     compression: CompressionRecord | None = None
     quantization: QuantizationRecord
     accuracy: Accuracy
+    outputs: list[OutputRecord] = Field(default=[], description="of a network without classifier")
     fidelity_db: Decibel | None = None
     latency: LatencyComparison
     speedup: float | None = None

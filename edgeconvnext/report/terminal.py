@@ -49,6 +49,8 @@ def render_summary(report: Report) -> RenderableType:
 
 def _accuracy(report: Report) -> RenderableType:
     accuracy = report.accuracy
+    if report.outputs:
+        return _outputs(report)
     rows = (("FP32", accuracy.fp32), ("simulated", accuracy.simulated), ("artifact", accuracy.artifact))
     if not any(scores for _, scores in rows):
         return Text("Top-1 not measured" + _because(report, "accuracy.fp32"))
@@ -57,6 +59,24 @@ def _accuracy(report: Report) -> RenderableType:
         table.add_column(name, justify="left" if not name else "right", no_wrap=True)
     for name, scores in rows:
         table.add_row(name, *_scores(scores))
+    return table
+
+
+def _outputs(report: Report) -> Table:
+    """Return a row for each output of a network without classifier."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for name in ("output", "shape", "SQNR to FP32", "simulated", "fidelity"):
+        table.add_column(name, justify="left" if name == "output" else "right", no_wrap=True)
+    for output in report.outputs:
+        fidelity = "not measured" if output.fidelity_db is None else format.decibel(output.fidelity_db)
+        measured = report.accuracy.measured_on == "artifact"
+        table.add_row(
+            output.name,
+            format.shape(output.shape),
+            format.decibel(output.sqnr_db) if measured else "not measured",
+            format.decibel(output.simulated_sqnr_db),
+            fidelity,
+        )
     return table
 
 
@@ -79,10 +99,13 @@ def _facts(report: Report) -> Table:
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, value in (
+    answers = [
         ("top-1 drop", drop),
         ("agreement", agreement),
         ("logit SQNR", None if accuracy.sqnr_db is None else format.decibel(accuracy.sqnr_db) + on),
+    ]
+    for name, value in (
+        *([("images", f"{format.count(accuracy.images)}{on}")] if report.outputs else answers),
         *([] if report.quantization.budget is None else [("budget", _budget(report.quantization.budget))]),
         ("fidelity", None if report.fidelity_db is None else format.decibel(report.fidelity_db) + on),
         ("latency FP32", _times(report.latency.fp32)),

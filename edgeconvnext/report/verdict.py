@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edgeconvnext.report import format
-from edgeconvnext.report.schema import REFERENCE_EVALUATOR, Accuracy, Gate, Report
+from edgeconvnext.report.schema import REFERENCE_EVALUATOR, Accuracy, Gate, OutputRecord, Report
 
 Outcome = Literal["passed", "missed", "open"]
 
@@ -26,6 +26,15 @@ RESULTS = {
     "size_bytes.artifact": "size of the artifact",
 }
 """The results every report is expected to hold, by their dotted name in report.json."""
+
+# Results of a classifier only.
+_OF_ANSWERS = {
+    "accuracy.fp32",
+    "accuracy.simulated",
+    "accuracy.artifact",
+    "accuracy.drop_pp",
+    "accuracy.agreement",
+}
 
 # What the device section shows in place of these, and by what to tell that it does.
 _ON_DEVICE = {
@@ -93,11 +102,18 @@ def verdict(report: Report) -> Verdict:
     return Verdict("open", "Not measured", f"None of the {len(texts)} gates could be measured on this machine.")
 
 
+def worst_output(report: Report) -> OutputRecord | None:
+    """Return the output of a network without classifier that is furthest from FP32's; None for a classifier."""
+    return min(report.outputs, key=lambda output: output.sqnr_db, default=None)
+
+
 def gate_text(gate: Gate) -> GateText:
     """Put a gate in words, with the unit that its name implies."""
     outcome: Outcome = "open" if gate.passed is None else "passed" if gate.passed else "missed"
     if gate.name == "top1_drop_pp":
         promise, show = f"at most {gate.limit:.2f} points of top-1 lost", format.points
+    elif gate.name == "min_feature_sqnr_db":
+        promise, show = f"at least {format.decibel(gate.limit)} SQNR of every output against FP32", format.decibel
     elif gate.name == "min_speedup":
         promise, show = f"at least {format.ratio(gate.limit)} the speed of FP32", format.ratio
     elif gate.name == "min_fidelity_db":
@@ -139,6 +155,8 @@ def missing_results(report: Report) -> dict[str, list[str]]:
     """Return what was not measured, grouped by the reason, in the order of the report."""
     groups: dict[str, list[str]] = {}
     for key, title in RESULTS.items():
+        if report.outputs and key in _OF_ANSWERS:
+            continue
         if _lookup(report, key) is None and not measured_on_device(report, key):
             groups.setdefault(reason(report, key) or "no reason was recorded", []).append(title)
     for key, why in report.not_measured.items():

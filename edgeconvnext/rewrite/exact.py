@@ -88,7 +88,7 @@ def fold_exact(
         raise RewriteError(f"Folding the input range {value_range} needs the model's preprocessing (mean and std).")
     folded = fold_input_normalization(result.module, preprocess, value_range)
     pixels = [torch.from_numpy(to_value_range(batch.numpy(), preprocess, value_range)) for batch in images]
-    error = _checked_error("input_normalization", _logits(module, images), _logits(folded, pixels))
+    error = _checked_error("input_normalization", _outputs(module, images), _outputs(folded, pixels))
     return FoldResult(folded, {**result.errors, "input_normalization": error})
 
 
@@ -97,12 +97,12 @@ def apply_rewrites(
 ) -> FoldResult:
     """Apply `rewrites` in order; raise RewriteError at the first one that is not exact on `inputs`, (N, C, H, W)."""
     images = _batches(inputs)
-    reference = _logits(module, images)
+    reference = _outputs(module, images)
     errors: dict[str, float] = {}
     current = module
     for name, rewrite in rewrites.items():
         current = rewrite(current)
-        errors[name] = _checked_error(name, reference, _logits(current, images))
+        errors[name] = _checked_error(name, reference, _outputs(current, images))
     return FoldResult(copy.deepcopy(current) if current is module else current, errors)
 
 
@@ -233,21 +233,28 @@ def _batches(inputs: torch.Tensor | Iterable[torch.Tensor]) -> list[torch.Tensor
 
 
 @torch.no_grad()
-def _logits(module: Network, images: Iterable[torch.Tensor]) -> torch.Tensor:
-    return torch.cat([module(batch) for batch in images]).double()
+def _outputs(module: Network, images: Iterable[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the network's outputs over all images by name, (N, ...) each."""
+    parts = zip(*(module.outputs(batch) for batch in images), strict=True)
+    return {name: torch.cat(part) for name, part in zip(module.output_names, parts, strict=True)}
 
 
-def _checked_error(name: str, reference: torch.Tensor, logits: torch.Tensor) -> float:
-    """Return max |a - b| / max |a|; raise RewriteError where it exceeds EXACT_LIMIT or the logits are not finite."""
-    if not (reference.isfinite().all() and logits.isfinite().all()):
+def _checked_error(name: str, reference: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> float:
+    """Return the largest max |a - b| / max |a| of all outputs; RewriteError where one exceeds EXACT_LIMIT or is not finite."""
+    return max(_output_error(name, output, reference[output], found[output]) for output in reference)
+
+
+def _output_error(name: str, output: str, reference: torch.Tensor, found: torch.Tensor) -> float:
+    if not (reference.isfinite().all() and found.isfinite().all()):
         raise RewriteError(
-            f"The rewrite {name} cannot be proven: the network's logits hold NaN or Inf on the calibration images. "
+            f"The rewrite {name} cannot be proven: the network's {output} hold NaN or Inf on the calibration images. "
             f"Check the weights and the preprocessing of the checkpoint."
         )
-    error = float((reference - logits).abs().max() / reference.abs().max().clamp(min=torch.finfo(torch.float64).tiny))
+    largest = reference.double().abs().max().clamp(min=torch.finfo(torch.float64).tiny)
+    error = float((reference.double() - found).abs().max() / largest)
     if error > EXACT_LIMIT:
         raise RewriteError(
-            f"The rewrite {name} is not exact on this model: it moves the logits by {error:.1e} of the largest one on "
+            f"The rewrite {name} is not exact on this model: it moves {output} by {error:.1e} of the largest value on "
             f"{len(reference)} images, more than the {EXACT_LIMIT:.0e} that float32 rounding explains. "
             f"The model was left as it is; run without this rewrite, or check that the checkpoint is a plain ConvNeXt."
         )

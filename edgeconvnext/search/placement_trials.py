@@ -136,7 +136,7 @@ class Trials:
         try:
             runner, baseline = OnnxRunner(path, self.threads), OnnxRunner(self._best_float(), self.threads)
             samples = _timed({"fp32": baseline, "int8": runner}, self.images[:1])
-            logits = in_fixed_batches(runner.run, self.images, runner.batch)
+            (logits,) = in_fixed_batches(runner.run, self.images, runner.batch)
             size = path.stat().st_size
         finally:
             path.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from torch import nn
 from edgeconvnext.data.preprocess import Preprocess
 from edgeconvnext.errors import CheckpointError, ModelConfigError, nearest
 from edgeconvnext.model.build import NetworkConfig, build
-from edgeconvnext.model.convnext import check_input_size
+from edgeconvnext.model.input_size import check_input_size
 from edgeconvnext.model.load import load_model, shipped_models
 from edgeconvnext.model.loaded import Labels, LoadedModel
 from edgeconvnext.model.network import Network

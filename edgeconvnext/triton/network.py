@@ -7,7 +7,8 @@ from typing import cast
 
 import torch
 
-from edgeconvnext.model.convnext import ConvNeXt, check_input_size
+from edgeconvnext.model.convnext import ConvNeXt
+from edgeconvnext.model.input_size import check_input_size
 from edgeconvnext.model.layers import weighted_layers
 from edgeconvnext.quantize.fake import quantize_activations
 from edgeconvnext.quantize.plan import QuantPlan

@@ -160,7 +160,11 @@ def logit_sqnr_db(reference: np.ndarray, quantized: np.ndarray) -> float:
     Identical logits give LARGEST_DB. Twice the reference gives 0 dB, a tenth of it too much gives 20 dB.
     """
     wide = reference.astype(np.float64)
-    signal, noise = float(np.square(wide).sum()), float(np.square(wide - quantized).sum())
+    return power_ratio_db(float(np.square(wide).sum()), float(np.square(wide - quantized).sum()))
+
+
+def power_ratio_db(signal: float, noise: float) -> float:
+    """Return 10 log10(signal / noise), within LARGEST_DB either way."""
     if noise == 0:
         return LARGEST_DB
     if signal == 0:

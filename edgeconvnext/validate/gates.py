@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from edgeconvnext.report.schema import REFERENCE_EVALUATOR, Accuracy, Gate, Interval
+from edgeconvnext.report.schema import REFERENCE_EVALUATOR, Accuracy, Gate, Interval, OutputRecord
 from edgeconvnext.targets import Target
 
 
@@ -14,16 +14,21 @@ def judge(
     fidelity_db: float | None,
     speedup: Interval | None,
     reasons: Mapping[str, str],
+    outputs: Sequence[OutputRecord] = (),
 ) -> list[Gate]:
     """Return one gate for each limit of the target, in the order of its file.
 
-    The point estimate is judged; `min_speedup` is missed only when the whole 95 % interval lies below it, because a
-    ratio of times moves from run to run. reasons: for "top1_drop_pp", "min_speedup" and "min_fidelity_db", why it could
-    not be measured; such a gate has passed None.
+    outputs: of a network without classifier, which is judged by their SQNR in place of the drop of top-1. The point estimate is
+    judged; `min_speedup` is missed only when the whole 95 % interval lies below it, because a ratio of times moves from run to
+    run. reasons: by gate, why it could not be measured; such a gate has passed None.
     """
     limits = target.gates
     gates = []
-    if limits.top1_drop_pp is not None:
+    if outputs and limits.min_feature_sqnr_db is not None:
+        gates.append(
+            _feature_gate(limits.min_feature_sqnr_db, outputs, accuracy, _reason(reasons, "min_feature_sqnr_db"))
+        )
+    if not outputs and limits.top1_drop_pp is not None:
         gates.append(_drop_gate(limits.top1_drop_pp, accuracy, _reason(reasons, "top1_drop_pp")))
     if limits.min_speedup is not None:
         gates.append(_speedup_gate(limits.min_speedup, speedup, _reason(reasons, "min_speedup")))
@@ -31,6 +36,17 @@ def judge(
         gate = _fidelity_gate(limits.min_fidelity_db, fidelity_db, _reason(reasons, "min_fidelity_db"))
         gates.append(gate.model_copy(update={"reason": gate.reason or _where(accuracy)}))
     return gates
+
+
+def gate_reasons(not_measured: Mapping[str, str]) -> dict[str, str]:
+    """Translate a report's reasons, by its keys, to reasons by gate."""
+    causes = {
+        "top1_drop_pp": "accuracy.artifact",
+        "min_feature_sqnr_db": "fidelity_db",
+        "min_speedup": "speedup",
+        "min_fidelity_db": "fidelity_db",
+    }
+    return {gate: not_measured[key] for gate, key in causes.items() if key in not_measured}
 
 
 def passed(gates: list[Gate]) -> bool:
@@ -65,6 +81,20 @@ def _drop_gate(limit: float, accuracy: Accuracy | None, reason: str) -> Gate:
             passed=False,
             reason=f"measured on the simulation, the artifact did not run here: {simulation}",
         )
+    return Gate(name=name, limit=limit, measured=None, passed=None, reason=f"{reason}; {simulation}")
+
+
+def _feature_gate(limit: float, outputs: Sequence[OutputRecord], accuracy: Accuracy | None, reason: str) -> Gate:
+    """Judge the worst output. As with the drop, a simulation that meets the limit proves nothing yet."""
+    name, lowest = "min_feature_sqnr_db", min(outputs, key=lambda output: output.sqnr_db)
+    measured, missed = lowest.sqnr_db, lowest.sqnr_db < limit
+    if accuracy is not None and accuracy.measured_on == "artifact":
+        told = ", ".join(filter(None, (f"worst in {lowest.name}", _where(accuracy))))
+        return Gate(name=name, limit=limit, measured=measured, passed=not missed, reason=told)
+    simulation = f"the simulated graph has {measured:.1f} dB in {lowest.name}, its worst output"
+    if missed:
+        told = f"measured on the simulation, the artifact did not run here: {simulation}"
+        return Gate(name=name, limit=limit, measured=measured, passed=False, reason=told)
     return Gate(name=name, limit=limit, measured=None, passed=None, reason=f"{reason}; {simulation}")
 
 

@@ -14,12 +14,13 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgeconvnext.errors import DeviceResultsError
-from edgeconvnext.export.device_kit import KIT_FILE, VECTORS_FILE
+from edgeconvnext.export.device_kit import KIT_FILE, VECTORS_FILE, KitOutput
 from edgeconvnext.files import tree_sha256
 from edgeconvnext.report.device import machine_name
 from edgeconvnext.report.schema import (
     DeviceLatency,
     DeviceLayer,
+    DeviceOutput,
     DevicePower,
     DeviceRecord,
     Gate,
@@ -29,9 +30,9 @@ from edgeconvnext.report.schema import (
     Report,
 )
 from edgeconvnext.targets import Target
-from edgeconvnext.validate.accuracy import compare
+from edgeconvnext.validate.accuracy import compare, logit_sqnr_db
 from edgeconvnext.validate.fidelity import fidelity_db
-from edgeconvnext.validate.gates import judge, passed
+from edgeconvnext.validate.gates import gate_reasons, judge, passed
 
 MOST_BYTES = 64 * 2**20
 MOST_LAYERS = 5000
@@ -109,7 +110,7 @@ class _Layers(_Told):
 
 
 class DeviceResults(_Told):
-    """device.json, format 2. kit: sha256 of the kit.json it was measured with; logits: base64 of float32."""
+    """device.json, format 3. kit: sha256 of the kit.json it was measured with; answers: base64 of float32."""
 
     format: int
     kit: str
@@ -119,7 +120,7 @@ class DeviceResults(_Told):
     runtime: _Runtime
     forms: _Forms
     machine: dict[str, str] = {}
-    logits: str | None = None
+    answers: str | None = None
     latency: _Latency | None = None
     speedup: _Speedup | None = None
     power: _Power | None = None
@@ -136,7 +137,8 @@ class DeviceResults(_Told):
 class Kit:
     """The kit of a run, as it was exported: (N, classes) logits and (N,) labels of its check vectors.
 
-    sha256: of kit.json, which names the sha256 of every file of the kit, artifact and vectors included.
+    outputs: of a network without classifier, whose answers are samples of these, one behind the other. sha256: of kit.json, which
+    names the sha256 of every file of the kit, artifact and vectors included.
     """
 
     sha256: str
@@ -145,16 +147,19 @@ class Kit:
     fp32: np.ndarray
     simulated: np.ndarray
     labels: np.ndarray | None
+    outputs: tuple[KitOutput, ...] = ()
 
     @classmethod
     def load(cls, folder: Path) -> Kit:
         """Read the `device/` folder of a run whose files were checked against its manifest."""
         about = json.loads((folder / KIT_FILE).read_text(encoding="utf-8"))
-        count, classes = about["count"], about["classes"]
-        numbers = np.fromfile(folder / VECTORS_FILE, "<f4")[-2 * count * classes :].astype(np.float32)
-        fp32, simulated = numbers.reshape(2, count, classes)
+        outputs = tuple(KitOutput(**output) for output in about["outputs"])
+        count, values = about["count"], sum(output.samples for output in outputs)
+        numbers = np.fromfile(folder / VECTORS_FILE, "<f4")[-2 * count * values :].astype(np.float32)
+        fp32, simulated = numbers.reshape(2, count, values)
         labels = None if about["labels"] is None else np.asarray(about["labels"])
-        return cls(tree_sha256(folder / KIT_FILE), about["model"], about["target"], fp32, simulated, labels)
+        several = () if about["classes"] else outputs
+        return cls(tree_sha256(folder / KIT_FILE), about["model"], about["target"], fp32, simulated, labels, several)
 
 
 def read_results(path: Path, kit: Kit) -> DeviceResults:
@@ -201,11 +206,11 @@ def device_record(results: DeviceResults, kit: Kit) -> DeviceRecord:
         messages=results.messages[:SHOWN_MESSAGES],
     )
     missing: dict[str, str] = {}
-    if results.logits is None:
+    if results.answers is None:
         missing["artifact"] = "the engine was built there, but not run"
         record.images = 0
     else:
-        _add_accuracy(record, _logits(results.logits, kit), kit, missing)
+        _add_accuracy(record, _answers(results.answers, kit), kit, missing)
     if results.latency is not None:
         told = results.latency
         record.latency = DeviceLatency(
@@ -223,28 +228,21 @@ def device_record(results: DeviceResults, kit: Kit) -> DeviceRecord:
     else:
         missing["power"] = results.power_absent or "nothing was run there"
     if not results.layer_fidelity:
-        missing["layer_fidelity"] = results.layer_fidelity_absent or "the kit's script compared the logits only"
+        missing["layer_fidelity"] = results.layer_fidelity_absent or "the kit's script compared the answers only"
     record.not_measured = missing
     return record
 
 
 def merge(report: Report, record: DeviceRecord, target: Target) -> Report:
     """Return the report with a device section, and with the gates judged by the device where it measured them."""
-    if not report.model.num_classes:
-        # Features have no top-1: which of them is largest says nothing.
-        record = record.model_copy(update={"agreement": None})
     reasons = report.not_measured | _reasons(report, record)
-    own = {
-        "top1_drop_pp": reasons.get("accuracy.artifact"),
-        "min_speedup": reasons.get("speedup"),
-        "min_fidelity_db": reasons.get("fidelity_db"),
-    }
     judged = judge(
         target,
         report.accuracy,
         report.fidelity_db,
         report.speedup_interval,
-        {gate: why for gate, why in own.items() if why},
+        gate_reasons(reasons),
+        report.outputs,
     )
     gates = [_on_device(gate, record) for gate in judged]
     met = passed(gates) and all(check.passed for check in report.checks)
@@ -260,6 +258,13 @@ def _on_device(gate: Gate, record: DeviceRecord) -> Gate:
         met = decibels is not None and decibels >= gate.limit
         text = f"{place}, {record.images} check vectors{answers}"
         return gate.model_copy(update={"measured": decibels, "low": None, "high": None, "passed": met, "reason": text})
+    if gate.name == "min_feature_sqnr_db" and record.images:
+        lowest = min(record.outputs, key=lambda output: output.sqnr_db, default=None)
+        sqnr_db = None if lowest is None else lowest.sqnr_db
+        where = ": the answers are not finite numbers" if lowest is None else f", worst in {lowest.name}"
+        met = sqnr_db is not None and sqnr_db >= gate.limit
+        text = f"{place}, {record.images} check vectors{where}"
+        return gate.model_copy(update={"measured": sqnr_db, "passed": met, "reason": text})
     if gate.name == "min_speedup" and record.speedup is not None:
         gain = record.speedup
         met = gain.high >= gate.limit
@@ -310,29 +315,44 @@ def _reasons(report: Report, record: DeviceRecord) -> dict[str, str]:
     }
 
 
-def _add_accuracy(record: DeviceRecord, logits: np.ndarray, kit: Kit, missing: dict[str, str]) -> None:
-    if not np.isfinite(logits).all():
+def _add_accuracy(record: DeviceRecord, answers: np.ndarray, kit: Kit, missing: dict[str, str]) -> None:
+    if not np.isfinite(answers).all():
         missing["artifact"] = missing["fidelity_db"] = "the device's answers are not finite numbers"
         return
-    found = compare(kit.fp32, None, logits, kit.labels, None, [str(row) for row in range(len(logits))])
+    if kit.outputs:
+        record.outputs = _device_outputs(answers, kit)
+        record.sqnr_db = min(output.sqnr_db for output in record.outputs)
+        record.fidelity_db = min(output.fidelity_db for output in record.outputs)
+        missing["artifact"] = "the network has no classifier; see device.outputs"
+        return
+    found = compare(kit.fp32, None, answers, kit.labels, None, [str(row) for row in range(len(answers))])
     record.fp32, record.artifact, record.drop_pp = found.fp32, found.artifact, found.drop_pp
     record.agreement, record.sqnr_db = found.agreement, found.sqnr_db
-    record.fidelity_db = fidelity_db(logits, kit.simulated)
+    record.fidelity_db = fidelity_db(answers, kit.simulated)
     if kit.labels is None:
         missing["artifact"] = "the check vectors have no labels"
 
 
-def _logits(packed: str, kit: Kit) -> np.ndarray:
+def _device_outputs(answers: np.ndarray, kit: Kit) -> list[DeviceOutput]:
+    ends = np.cumsum([output.samples for output in kit.outputs])[:-1]
+    parts = zip(*(np.split(values, ends, axis=1) for values in (answers, kit.fp32, kit.simulated)), strict=True)
+    return [
+        DeviceOutput(name=output.name, sqnr_db=logit_sqnr_db(fp32, found), fidelity_db=fidelity_db(found, simulated))
+        for output, (found, fp32, simulated) in zip(kit.outputs, parts, strict=True)
+    ]
+
+
+def _answers(packed: str, kit: Kit) -> np.ndarray:
     try:
         values = np.frombuffer(base64.b64decode(packed, validate=True), "<f4").astype(np.float32)
     except (binascii.Error, ValueError) as error:
         raise DeviceResultsError(
-            f"The logits of device.json do not hold: {error}. Run the kit's script again."
+            f"The answers of device.json do not hold: {error}. Run the kit's script again."
         ) from error
     if values.size != kit.fp32.size:
         raise DeviceResultsError(
-            f"device.json holds {values.size} logits; the kit has {len(kit.fp32)} check vectors of {kit.fp32.shape[1]} "
-            "classes. Run the kit's script again."
+            f"device.json holds {values.size} answers; the kit has {len(kit.fp32)} check vectors of {kit.fp32.shape[1]} "
+            "values. Run the kit's script again."
         )
     return values.reshape(kit.fp32.shape)
 

@@ -1,4 +1,4 @@
-"""Run a network in its runtime: images in, logits out, whatever the runtime wants in between."""
+"""Run a network in its runtime: images in, logits or features out, whatever the runtime wants in between."""
 
 from __future__ import annotations
 
@@ -18,11 +18,15 @@ if TYPE_CHECKING:
     from edgeconvnext.data.loader import Batch
 
 
+Outputs = tuple[np.ndarray, ...]
+"""What a network gives for N images, (N, ...) float32 each: the logits alone, or several, in the network's own order."""
+
+
 class Runner(Protocol):
     """A network in its runtime.
 
-    Called with float32 images (N, C, H, W), normalised as the checkpoint wants them; returns logits (N, num_classes),
-    float32.
+    Takes float32 images (N, C, H, W), normalised as the checkpoint wants them. Called, it returns the first output, the logits
+    (N, num_classes) of a classifier; `outputs` returns all.
     runtime: its name and version.
     """
 
@@ -34,6 +38,8 @@ class Runner(Protocol):
 
     def __call__(self, images: np.ndarray) -> np.ndarray: ...
 
+    def outputs(self, images: np.ndarray) -> Outputs: ...
+
 
 class TorchRunner:
     """A torch module, or an exported program's `.module()`, in this process.
@@ -42,7 +48,10 @@ class TorchRunner:
     """
 
     def __init__(
-        self, module: Callable[[torch.Tensor], torch.Tensor], name: str = "torch", batch: int | None = None
+        self,
+        module: Callable[[torch.Tensor], torch.Tensor | tuple[torch.Tensor, ...]],
+        name: str = "torch",
+        batch: int | None = None,
     ) -> None:
         self.name = name
         self.runtime = f"torch {torch.__version__}"
@@ -50,12 +59,16 @@ class TorchRunner:
         self._module = module
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
+        return self.outputs(images)[0]
+
+    def outputs(self, images: np.ndarray) -> Outputs:
         return in_fixed_batches(self._run, images, self.batch)
 
-    def _run(self, images: np.ndarray) -> np.ndarray:
+    def _run(self, images: np.ndarray) -> Outputs:
         with torch.inference_mode():
             tensor = torch.from_numpy(images).contiguous(memory_format=torch.channels_last)
-            return self._module(tensor).float().numpy()
+            result = self._module(tensor)
+        return tuple(output.float().numpy() for output in (result if isinstance(result, tuple) else (result,)))
 
 
 class OnnxRunner:
@@ -82,7 +95,10 @@ class OnnxRunner:
         self._metadata = ArtifactMetadata.from_properties(properties) if "preprocess" in properties else None
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        return in_fixed_batches(lambda piece: self.run(self.prepare(piece)), images, self.batch).astype(np.float32)
+        return self.outputs(images)[0]
+
+    def outputs(self, images: np.ndarray) -> Outputs:
+        return in_fixed_batches(lambda piece: self.run(self.prepare(piece)), images, self.batch)
 
     def prepare(self, images: np.ndarray) -> np.ndarray:
         """Turn normalised images into the values and element type that the file takes."""
@@ -90,13 +106,14 @@ class OnnxRunner:
             images = to_value_range(images, self._metadata.preprocess, self._metadata.value_range)
         return np.ascontiguousarray(images, dtype=_ELEMENT_TYPES[self._input.type])
 
-    def run(self, inputs: np.ndarray) -> np.ndarray:
-        """Run prepared `inputs`, a whole batch of the file's own size; return what the file's first output holds.
+    def run(self, inputs: np.ndarray) -> Outputs:
+        """Run prepared `inputs`, a whole batch of the file's own size; return what the file's outputs hold.
 
         Raises ExportError where the file does not take this shape.
         """
         try:
-            return self._session.run(None, {self._input.name: inputs})[0]
+            found = self._session.run(None, {self._input.name: inputs})
+            return tuple(output.astype(np.float32, copy=False) for output in found)
         except Exception as error:  # onnxruntime's own exceptions share no base class but Exception
             raise ExportError(
                 f"{self.name} takes inputs of shape {self._input.shape} and does not run on {list(inputs.shape)}: "
@@ -126,15 +143,20 @@ class CoreMLRunner:
         properties = inspect_mlpackage(path).metadata
         if "preprocess" not in properties:
             raise ExportError(f"{path} does not say how images are prepared for it. Export the model again.")
-        self._preprocess = ArtifactMetadata.from_properties(properties).preprocess
-        self._predict: Callable[[np.ndarray], np.ndarray]
+        metadata = ArtifactMetadata.from_properties(properties)
+        self._preprocess = metadata.preprocess
+        self._predict: Callable[[np.ndarray], Outputs]
         if runs_here():
-            model = CoreMLModel(path)
+            model = CoreMLModel(path, metadata.outputs)
             self.runtime, self._predict = model.runtime, model.predict
         else:
-            self.runtime, self._predict = f"{REFERENCE_EVALUATOR} on torch {torch.__version__}", _evaluated(path)
+            self.runtime = f"{REFERENCE_EVALUATOR} on torch {torch.__version__}"
+            self._predict = _evaluated(path, metadata.outputs)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
+        return self.outputs(images)[0]
+
+    def outputs(self, images: np.ndarray) -> Outputs:
         from edgeconvnext.export.coreml_runtime import whole_pixels
 
         return self._predict(whole_pixels(to_value_range(images, self._preprocess, "0..255")))
@@ -145,15 +167,15 @@ def artifact_runner(path: Path) -> OnnxRunner | CoreMLRunner:
     return CoreMLRunner(path) if path.suffix == ".mlpackage" else OnnxRunner(path)
 
 
-def _evaluated(path: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """Return a function from pixels, (N, C, H, W), to the logits that the package's program computes, float32."""
+def _evaluated(path: Path, names: tuple[str, ...]) -> Callable[[np.ndarray], Outputs]:
+    """Return a function from pixels, (N, C, H, W), to the outputs `names` that the package's program computes, float32."""
     from edgeconvnext.validate.mil.evaluate import Evaluator
 
     evaluator = Evaluator(path)
 
-    def run(pixels: np.ndarray) -> np.ndarray:
-        logits: torch.Tensor = evaluator.run(torch.from_numpy(pixels))["logits"]
-        return logits.float().numpy()
+    def run(pixels: np.ndarray) -> Outputs:
+        found = evaluator.run(torch.from_numpy(pixels))
+        return tuple(found[name].float().numpy() for name in names)
 
     return lambda pixels: in_fixed_batches(run, pixels, evaluator.batch)
 
@@ -193,7 +215,7 @@ def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0].rstrip(".")
 
 
-def in_fixed_batches(run: Callable[[np.ndarray], np.ndarray], images: np.ndarray, batch: int | None) -> np.ndarray:
+def in_fixed_batches(run: Callable[[np.ndarray], Outputs], images: np.ndarray, batch: int | None) -> Outputs:
     """Run `images` in pieces of exactly `batch`, filling the last one with copies of its last image."""
     if batch is None or len(images) == batch:
         return run(images)
@@ -202,8 +224,8 @@ def in_fixed_batches(run: Callable[[np.ndarray], np.ndarray], images: np.ndarray
         piece = images[start : start + batch]
         missing = batch - len(piece)
         filled = np.concatenate([piece, np.repeat(piece[-1:], missing, axis=0)]) if missing else piece
-        pieces.append(run(filled)[: len(piece)])
-    return np.concatenate(pieces)
+        pieces.append([output[: len(piece)] for output in run(filled)])
+    return tuple(np.concatenate(parts) for parts in zip(*pieces, strict=True))
 
 
 def collect(runners: Mapping[str, Runner], stream: Iterable[Batch]) -> tuple[dict[str, np.ndarray], np.ndarray]:

@@ -112,7 +112,7 @@ def test_the_kit_keeps_at_most_32_vectors_and_a_short_readme(tmp_path: Path) -> 
 
 def test_vectors_that_do_not_match_are_refused() -> None:
     good = vectors(4)
-    with pytest.raises(ExportError, match="as many logits as images"):
+    with pytest.raises(ExportError, match="as many answers as images"):
         CheckVectors(good.images[:3], good.fp32, good.simulated)
 
 
@@ -237,8 +237,9 @@ class OnnxContext:
         count = int(np.prod(self.shape))
         source = (ctypes.c_float * count).from_address(self.address["image"])
         batch = np.frombuffer(source, np.float32).reshape(self.shape)
-        logits = self.session.run(["logits"], {"image": batch})[0].astype(np.float32)
-        ctypes.memmove(self.address["logits"], logits.tobytes(), logits.nbytes)
+        for output in self.session.get_outputs():
+            values = self.session.run([output.name], {"image": batch})[0].astype(np.float32)
+            ctypes.memmove(self.address[output.name], values.tobytes(), values.nbytes)
         if self.profiler is not None:
             self.profiler.report_layer_time("head", 0.25)
         return True
@@ -302,7 +303,7 @@ def test_it_checks_times_and_judges(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     measured = in_onnxruntime(typed_onnx_bytes("jetson"), images(8, seed=9))
     expected_db = 10 * np.log10((known.simulated**2).sum() / ((known.simulated - measured) ** 2).sum())
     assert result["check"]["images"] == 8
-    assert len(base64.b64decode(result["logits"])) == 4 * 8 * CLASSES
+    assert len(base64.b64decode(result["answers"])) == 4 * 8 * CLASSES
     # The last of three batches is filled up with the first images; those rows must not count. A different batch may
     # move a code across a rounding border, so not to the last digit.
     assert result["check"]["fidelity_db"] == pytest.approx(expected_db, abs=1.0)

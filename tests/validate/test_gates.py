@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgeconvnext.report.schema import Accuracy, Gate, Interval
+from edgeconvnext.report.schema import Accuracy, Gate, Interval, OutputRecord
 from edgeconvnext.targets import GateSection, Target, load_target
 from edgeconvnext.validate.gates import judge, passed
 
@@ -23,6 +23,14 @@ def drop(value: float, measured_on: str = "artifact") -> Accuracy:
 
 def speedup(value: float, low: float, high: float) -> Interval:
     return Interval(value=value, low=low, high=high)
+
+
+def stages(*decibels: float) -> list[OutputRecord]:
+    numbered = enumerate(decibels, start=1)
+    return [
+        OutputRecord(name=f"stage{n}", shape=(8, 4, 4), sqnr_db=db, simulated_sqnr_db=db, fidelity_db=None)
+        for n, db in numbered
+    ]
 
 
 def only(gates: list[Gate]) -> Gate:
@@ -86,3 +94,23 @@ def test_one_missed_gate_fails_the_run() -> None:
 
 def test_a_target_without_gates_is_never_missed() -> None:
     assert judge(with_gates(), drop(50.0), 0.0, speedup(0.1, 0.1, 0.1), REASONS) == []
+
+
+@pytest.mark.parametrize(("worst", "met"), [(20.0, True), (19.9, False)])
+def test_a_backbone_is_judged_by_its_worst_output_in_place_of_top1(worst: float, met: bool) -> None:
+    target = with_gates(top1_drop_pp=1.0, min_feature_sqnr_db=20.0)
+    gate = only(judge(target, Accuracy(measured_on="artifact"), None, None, REASONS, stages(30.0, worst, 40.0)))
+    assert (gate.name, gate.measured, gate.passed) == ("min_feature_sqnr_db", worst, met)
+    assert gate.reason == "worst in stage2"
+
+
+def test_a_simulated_backbone_can_miss_but_not_meet_its_gate() -> None:
+    target, simulated = with_gates(min_feature_sqnr_db=20.0), Accuracy(measured_on="simulation")
+    open_ = only(judge(target, simulated, None, None, {"min_feature_sqnr_db": "no board"}, stages(25.0)))
+    assert open_.passed is None and "no board; the simulated graph has 25.0 dB in stage1" in str(open_.reason)
+    missed = only(judge(target, simulated, None, None, REASONS, stages(15.0)))
+    assert missed.passed is False and "did not run here" in str(missed.reason)
+
+
+def test_a_classifier_is_not_judged_by_features() -> None:
+    assert judge(with_gates(min_feature_sqnr_db=20.0), drop(0.1), None, None, REASONS) == []

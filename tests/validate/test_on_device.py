@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ import pytest
 
 from edgeconvnext import pipeline
 from edgeconvnext.errors import DeviceResultsError, RunDirectoryError
+from edgeconvnext.export.device_kit import KitOutput
 from edgeconvnext.job import Request
 from edgeconvnext.manifest import load_run
-from edgeconvnext.report.schema import Interval, Report
+from edgeconvnext.report.schema import Interval, OutputRecord, Report
 from edgeconvnext.targets import Target, load_target
 from edgeconvnext.validate.on_device import DeviceResults, Kit, device_record, merge, read_results
 
@@ -38,10 +40,10 @@ def times(median: float) -> Results:
     return dict.fromkeys(names, median) | {"throughput": 1e3 / median, "cv": 0.1, "runs": 20, "gpu": {"median_ms": 1}}
 
 
-def told(logits: np.ndarray | None, **changes: object) -> Results:
+def told(answers: np.ndarray | None, **changes: object) -> Results:
     """device.json as a kit's script writes it."""
     return {
-        "format": 2,
+        "format": 3,
         "kit": "a" * 64,
         "model": "small",
         "target": "jetson",
@@ -49,7 +51,7 @@ def told(logits: np.ndarray | None, **changes: object) -> Results:
         "runtime": {"name": "tensorrt", "version": "10.3.0"},
         "forms": {"artifact": "W8A8", "baseline": "FP16"},
         "machine": {"name": "Jetson"},
-        "logits": None if logits is None else base64.b64encode(logits.astype("<f4").tobytes()).decode(),
+        "answers": None if answers is None else base64.b64encode(answers.astype("<f4").tobytes()).decode(),
         "latency": {"batch": 1, "threads": 1, "settings": {}, "artifact": times(1.0), "baseline": times(1.5)},
         "speedup": {"value": 1.5, "low": 1.4, "high": 1.6},
         "power": None,
@@ -200,10 +202,32 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
     assert "cannot be read: No such file" in refusal(tmp_path / "device.json")
 
 
-@pytest.mark.parametrize("logits", ["!!!", base64.b64encode(b"123").decode(), base64.b64encode(b"1234").decode()])
-def test_logits_that_do_not_fit_the_vectors_are_refused(logits: str) -> None:
-    with pytest.raises(DeviceResultsError, match="logits"):
-        device_record(DeviceResults.model_validate(told(None) | {"logits": logits}), kit())
+@pytest.mark.parametrize("answers", ["!!!", base64.b64encode(b"123").decode(), base64.b64encode(b"1234").decode()])
+def test_answers_that_do_not_fit_the_vectors_are_refused(answers: str) -> None:
+    with pytest.raises(DeviceResultsError, match="answers"):
+        device_record(DeviceResults.model_validate(told(None) | {"answers": answers}), kit())
+
+
+def test_outputs_of_a_backbone_are_judged_one_by_one(report: Report) -> None:
+    exported = kit(labels=False)
+    outputs = (KitOutput("stage1", 7, 7), KitOutput("stage2", 300, 3))
+    exported = replace(exported, outputs=outputs)
+    report.outputs = [
+        OutputRecord(name=name, shape=(7,), sqnr_db=40, simulated_sqnr_db=40, fidelity_db=None)
+        for name in ("stage1", "stage2")
+    ]
+    answers = exported.simulated.copy()
+    answers[:, 7:] *= 1.2  # 20 log10(5) is 14 dB
+    merged = judged(told(answers), exported, report)
+    assert merged.device is not None
+    first, second = merged.device.outputs
+    assert (first.name, first.fidelity_db) == ("stage1", 200.0)
+    assert second.fidelity_db == pytest.approx(14.0, abs=0.1)
+    assert merged.device.fidelity_db == second.fidelity_db, "the worst output speaks for all"
+    assert merged.device.agreement is None and "device.outputs" in merged.device.not_measured["artifact"]
+    features = gate(merged, "min_feature_sqnr_db")
+    assert features.passed is False and features.measured == second.sqnr_db and "worst in stage2" in features.reason
+    assert not [gate for gate in merged.gates if gate.name == "top1_drop_pp"]
 
 
 @pytest.fixture(scope="module")

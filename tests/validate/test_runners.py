@@ -71,11 +71,12 @@ def test_torch_runner_takes_modules_and_fixed_batch_programs() -> None:
 def test_fixed_batches_see_no_other_size() -> None:
     seen: list[int] = []
 
-    def run(images: np.ndarray) -> np.ndarray:
+    def run(images: np.ndarray) -> tuple[np.ndarray, ...]:
         seen.append(len(images))
-        return images
+        return images, 2 * images
 
-    np.testing.assert_array_equal(in_fixed_batches(run, np.arange(7), 3), np.arange(7))
+    for factor, output in zip((1, 2), in_fixed_batches(run, np.arange(7), 3), strict=True):
+        np.testing.assert_array_equal(output, factor * np.arange(7))
     assert seen == [3, 3, 3]
 
 

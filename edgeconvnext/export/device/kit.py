@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-RESULT_FORMAT = 2
+RESULT_FORMAT = 3
 
 
 class InputProblem(Exception):
@@ -24,8 +24,10 @@ class RuntimeMissing(Exception):
 
 
 class Kit:
-    """kit.json and the check vectors: images, FP32 logits and simulated logits as flat float32 arrays.
+    """kit.json and the check vectors: images, and the answers of FP32 and of the simulation as flat float32 arrays.
 
+    outputs: name, size and samples of each output; of a feature map a part is compared, spread evenly. answer_values: compared
+    values of an image, all outputs one after the other. classes: of a classifier, whose only output are its logits; else 0.
     sha256: of kit.json, which lists the sha256 of every other file; it ties what is measured here to one export.
     """
 
@@ -40,6 +42,8 @@ class Kit:
             self.image_values = self.shape[0] * self.shape[1] * self.shape[2]
             self.low, self.typical, self.high = self.about["batch"]
             self.labels = self.about["labels"]
+            self.outputs = self.about["outputs"]
+            self.answer_values = sum(output["samples"] for output in self.outputs)
             self.artifact, self.baseline = find(self.about["artifact"]), find(self.about["baseline"])
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise InputProblem(f"kit.json does not hold ({error}). Copy the folder again.") from error
@@ -50,12 +54,12 @@ class Kit:
         values.frombytes(find("vectors.bin").read_bytes())
         if sys.byteorder == "big":
             values.byteswap()
-        logits = self.count * self.classes
+        answers = self.count * self.answer_values
         split = self.count * self.image_values
-        if len(values) != split + 2 * logits:
-            raise InputProblem(f"vectors.bin has {len(values)} numbers, not {split + 2 * logits}.")
+        if len(values) != split + 2 * answers:
+            raise InputProblem(f"vectors.bin has {len(values)} numbers, not {split + 2 * answers}.")
         self.images = values[:split]
-        self.fp32, self.simulated = values[split : split + logits], values[split + logits :]
+        self.fp32, self.simulated = values[split : split + answers], values[split + answers :]
 
     def batch(self, asked):
         """Return the batch to time: what was asked, else the smallest of the artifact's."""
@@ -72,11 +76,28 @@ class Kit:
         return values
 
     def answers(self, network, batch):
-        """Return the logits of all images, `batch` at a time. network: takes images as array('f'), returns logits."""
+        """Return the compared values of all images, `batch` at a time.
+
+        network: takes images as array('f'), returns its outputs, each an array('f') of (batch, size) values.
+        """
         result = array.array("f")
         for first in range(0, self.count, batch):
-            result.extend(network(self.window(first, batch)))
-        return result[: self.count * self.classes]
+            found = network(self.window(first, batch))
+            for row in range(batch):
+                for output, values in zip(self.outputs, found):
+                    start, size, samples = row * output["size"], output["size"], output["samples"]
+                    result.extend(values[start + index * size // samples] for index in range(samples))
+        return result[: self.count * self.answer_values]
+
+    def answers_of(self, values, name):
+        """Return what `values`, compared values of all images, hold of one output."""
+        found, start = array.array("f"), 0
+        for output in self.outputs:
+            if output["name"] == name:
+                for first in range(start, len(values), self.answer_values):
+                    found.extend(values[first : first + output["samples"]])
+            start += output["samples"]
+        return found
 
 
 def find(name):
@@ -128,15 +149,23 @@ def top1(logits, classes):
 
 
 def compare(kit, measured):
-    """Accuracy figures of the artifact's answers on the check vectors."""
+    """Accuracy figures of the artifact's answers on the check vectors: of the worst output, where there are several."""
+    outputs = []
+    for output in kit.outputs:
+        simulated, fp32, found = (
+            kit.answers_of(values, output["name"]) for values in (kit.simulated, kit.fp32, measured)
+        )
+        fidelity, sqnr = ratio_db(simulated, found), ratio_db(fp32, found)
+        outputs.append({"name": output["name"], "fidelity_db": fidelity, "sqnr_db": sqnr})
+    result = {"images": kit.count, "outputs": outputs}
+    for figure in ("fidelity_db", "sqnr_db"):
+        told = [output[figure] for output in outputs]
+        result[figure] = None if None in told else min(told)
+    if not kit.classes:
+        return result
     chosen, expected = top1(measured, kit.classes), top1(kit.fp32, kit.classes)
-    count = len(chosen)
-    result = {
-        "images": count,
-        "fidelity_db": ratio_db(kit.simulated, measured),
-        "sqnr_db": ratio_db(kit.fp32, measured),
-        "agreement": 100.0 * sum(a == b for a, b in zip(chosen, expected)) / count,
-    }
+    count = kit.count
+    result["agreement"] = 100.0 * sum(a == b for a, b in zip(chosen, expected)) / count
     if kit.labels:
         result["top1"] = 100.0 * sum(a == b for a, b in zip(chosen, kit.labels)) / count
         result["top1_fp32"] = 100.0 * sum(a == b for a, b in zip(expected, kit.labels)) / count
@@ -154,11 +183,12 @@ def packed(values):
 def judge(gates, check, gain):
     """Return the gates with what was measured; the speed gate fails only where its whole interval lies below."""
     judged = []
-    limit = gates.get("min_fidelity_db")
-    if limit is not None and check is not None:
-        fidelity = check["fidelity_db"]
-        met = fidelity is not None and fidelity >= limit
-        judged.append({"name": "min_fidelity_db", "limit": limit, "measured": fidelity, "passed": met})
+    for name, figure in (("min_feature_sqnr_db", "sqnr_db"), ("min_fidelity_db", "fidelity_db")):
+        limit = gates.get(name)
+        if limit is not None and check is not None:
+            found = check[figure]
+            met = found is not None and found >= limit
+            judged.append({"name": name, "limit": limit, "measured": found, "passed": met})
     limit = gates.get("min_speedup")
     if limit is not None and gain is not None:
         met = gain["high"] >= limit
@@ -195,7 +225,8 @@ def finish(result, gates, saved=()):
     check, latency, power = result.get("check"), result.get("latency"), result.get("power")
     if check is not None:
         fidelity = "not finite" if check["fidelity_db"] is None else "{:.1f} dB".format(check["fidelity_db"])
-        print(f"agreement with FP32 {check['agreement']:.1f} % of {check['images']} images", end=", ")
+        if "agreement" in check:
+            print(f"agreement with FP32 {check['agreement']:.1f} % of {check['images']} images", end=", ")
         print(f"fidelity to the simulation {fidelity}")
     if latency is not None:
         times = (

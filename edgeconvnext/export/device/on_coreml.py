@@ -58,11 +58,11 @@ def check(options):
     result["machine"] = machine()
     result["machine"]["compute_units"] = options.units
     packages = {
-        name: Package(tools, path, kit.shape, options.units)
+        name: Package(tools, path, kit, options.units)
         for name, path in (("baseline", kit.baseline), ("artifact", kit.artifact))
     }
-    measured = kit.answers(packages["artifact"].logits, 1)
-    result["logits"] = packed(measured)
+    measured = kit.answers(packages["artifact"].outputs, 1)
+    result["answers"] = packed(measured)
     result["check"] = compare(kit, measured)
 
     calls = {name: package.timed(kit.window(0, 1)) for name, package in packages.items()}
@@ -72,7 +72,7 @@ def check(options):
     result["latency"] = {
         "batch": 1,
         "threads": 1,
-        "settings": {"timed": "one predict call of coremltools, image to logits", "compute units": options.units},
+        "settings": {"timed": "one predict call of coremltools, image to outputs", "compute units": options.units},
     }
     result["latency"].update({name: summaries(blocks[name], 1) for name in packages})
     result["speedup"] = speedup(blocks["baseline"], blocks["artifact"])
@@ -80,7 +80,7 @@ def check(options):
     if absent:
         result["power_absent"] = absent
     result["layer_fidelity_absent"] = (
-        "a block that becomes an output changes what Core ML fuses, so only logits were compared"
+        "a block that becomes an output changes what Core ML fuses, so only the network's own outputs were compared"
     )
     result["layers"] = {name: package.layers() for name, package in packages.items()}
     write(HERE / "layers.json", json.dumps(result["layers"], indent=1).encode("utf-8"))
@@ -103,10 +103,10 @@ def load_runtime():
 
 
 class Package:
-    """One .mlpackage in Core ML: takes one image of whole pixel values, gives logits."""
+    """One .mlpackage in Core ML: takes one image of whole pixel values."""
 
-    def __init__(self, tools, path, shape, units):
-        self.tools, self.shape = tools, shape
+    def __init__(self, tools, path, kit, units):
+        self.tools, self.shape, self.names = tools, kit.shape, [output["name"] for output in kit.outputs]
         self.units = getattr(tools.ComputeUnit, units)
         try:
             self.model = tools.models.MLModel(str(path), compute_units=self.units)
@@ -121,10 +121,10 @@ class Package:
         picture = pixels[0] if self.shape[0] == 1 else pixels.transpose(1, 2, 0)
         return {"image": images.fromarray(numpy.ascontiguousarray(picture))}
 
-    def logits(self, values):
+    def outputs(self, values):
         numpy = importlib.import_module("numpy")
-        found = numpy.asarray(self.model.predict(self.feed(values))["logits"], dtype="float32")
-        return array.array("f", found.tobytes())
+        found = self.model.predict(self.feed(values))
+        return [array.array("f", numpy.asarray(found[name], dtype="float32").tobytes()) for name in self.names]
 
     def timed(self, values):
         """Return a call that runs the same image once and says how long that took."""

@@ -66,8 +66,8 @@ def check(options):
         name: Network(runtime, path, kit.shape, options.threads)
         for name, path in (("baseline", kit.baseline), ("artifact", kit.artifact))
     }
-    measured = kit.answers(networks["artifact"].logits, kit.low if kit.low == kit.high else 1)
-    result["logits"] = packed(measured)
+    measured = kit.answers(networks["artifact"].outputs, kit.low if kit.low == kit.high else 1)
+    result["answers"] = packed(measured)
     result["check"] = compare(kit, measured)
 
     calls = {name: network.timed(kit.window(0, batch), batch) for name, network in networks.items()}
@@ -146,10 +146,10 @@ class Network:
         pixels = self.numpy.frombuffer(values, dtype="float32").reshape((batch, *self.shape))
         return self.numpy.ascontiguousarray(pixels, dtype=ELEMENT_TYPES[self.input.type])
 
-    def logits(self, values):
+    def outputs(self, values):
         batch = len(values) // (self.shape[0] * self.shape[1] * self.shape[2])
-        found = self.session.run(None, {self.input.name: self.images(values, batch)})[0]
-        return array.array("f", found.astype("float32").tobytes())
+        found = self.session.run(None, {self.input.name: self.images(values, batch)})
+        return [array.array("f", output.astype("float32").tobytes()) for output in found]
 
     def timed(self, values, batch):
         """Return a call that runs the same images once and says how long that took."""

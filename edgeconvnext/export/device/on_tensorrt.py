@@ -79,8 +79,8 @@ def build_and_check(options):
 
     runtime = trt.Runtime(logger)
     one = Engine(trt, runtime, cuda, HERE / engines["artifact"]["file"], kit, kit.low)
-    measured = kit.answers(one.logits, kit.low)
-    result["logits"] = packed(measured)
+    measured = kit.answers(one.outputs, kit.low)
+    result["answers"] = packed(measured)
     result["check"] = compare(kit, measured)
 
     timed = {
@@ -109,7 +109,7 @@ def build_and_check(options):
     if absent:
         result["power_absent"] = absent
     result["layer_fidelity_absent"] = (
-        "a block that becomes an output changes what TensorRT fuses, so only logits were compared"
+        "a block that becomes an output changes what TensorRT fuses, so only the network's own outputs were compared"
     )
     layers = {name: ran_layers(trt, engine) for name, engine in timed.items()}
     gates = judge(kit.about["gates"], result["check"], result["speedup"])
@@ -391,7 +391,7 @@ class Cuda:
 
 
 class Engine:
-    """One engine with its buffers for a fixed batch. images and logits are C arrays in page-locked memory."""
+    """One engine with its buffers for a fixed batch. images and outputs are C arrays in page-locked memory."""
 
     def __init__(self, trt, runtime, cuda, path, kit, batch):
         self.trt, self.cuda, self.batch, self.graph = trt, cuda, batch, None
@@ -402,12 +402,15 @@ class Engine:
                 "the kind of GPU it was built for. Export again with the release that is installed here."
             )
         self.context = self.engine.create_execution_context()
-        self.image_bytes, self.logit_bytes = 4 * batch * kit.image_values, 4 * batch * kit.classes
+        self.image_bytes = 4 * batch * kit.image_values
         self.context.set_input_shape("image", (batch, *kit.shape))
-        self.device_images, self.device_logits = cuda.allocate(self.image_bytes), cuda.allocate(self.logit_bytes)
-        self.host_images, self.host_logits = cuda.allocate_host(self.image_bytes), cuda.allocate_host(self.logit_bytes)
+        self.device_images, self.host_images = cuda.allocate(self.image_bytes), cuda.allocate_host(self.image_bytes)
         self.context.set_tensor_address("image", self.device_images)
-        self.context.set_tensor_address("logits", self.device_logits)
+        self.results = []  # bytes, where the GPU writes, and where they are copied to, of each output
+        for output in kit.outputs:
+            size = 4 * batch * output["size"]
+            self.results.append((size, cuda.allocate(size), cuda.allocate_host(size)))
+            self.context.set_tensor_address(output["name"], self.results[-1][1])
         self.events = [cuda.event() for _ in range(4)]
 
     def load(self, images):
@@ -441,7 +444,8 @@ class Engine:
         else:
             cuda.launch(self.graph)
         cuda.record(ran)
-        cuda.copy(self.host_logits, self.device_logits, self.logit_bytes, cuda.DEVICE_TO_HOST)
+        for size, device, host_copy in self.results:
+            cuda.copy(host_copy, device, size, cuda.DEVICE_TO_HOST)
         cuda.record(end)
         cuda.synchronize()
         host = 1000 * (time.perf_counter() - began)
@@ -452,12 +456,14 @@ class Engine:
         )
         return {"latency": copy_in + gpu + copy_out, "gpu": gpu, "copy_in": copy_in, "copy_out": copy_out, "host": host}
 
-    def logits(self, images):
+    def outputs(self, images):
         self.load(images)
         self()
-        values = array.array("f", bytes(self.logit_bytes))
-        ctypes.memmove(values.buffer_info()[0], self.host_logits, self.logit_bytes)
-        return values
+        found = []
+        for size, _, host_copy in self.results:
+            found.append(array.array("f", bytes(size)))
+            ctypes.memmove(found[-1].buffer_info()[0], host_copy, size)
+        return found
 
     def layer_times(self):
         """Return the times of each layer, ms by name, of a few runs without a graph."""
