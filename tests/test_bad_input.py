@@ -403,6 +403,7 @@ def test_unknown_names_are_refused_with_the_nearest_ones(
         ('name = "onnxruntime"', 'name = "coreml"', ("runtime",)),
         ('name = "onnx"', 'name = "../../onnx"', ("name", "part of a folder's name")),
         ('name = "onnx"', "name = ", ("not valid TOML",)),
+        ("[gates]", '[layout]\nlinears = "gem"\n[gates]', ("layout.linears", "Did you mean gemm?")),
     ],
 )
 def test_a_target_file_that_does_not_hold_is_refused(
@@ -415,6 +416,30 @@ def test_a_target_file_that_does_not_hold_is_refused(
     (tmp_path / "mine.toml").write_text(text.replace(old, new, 1))
     refused(command("export", *EMBEDDED, "--target", "mine.toml"), "mine.toml", *words)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_placement_that_was_searched_for_another_network_is_refused(command: Command, tmp_path: Path) -> None:
+    from edgeconvnext.targets import target_files
+
+    text = target_files()["onnx"].read_text()
+    (tmp_path / "mine.toml").write_text(
+        text.replace("[quantize]\n", '[quantize]\nfloat_layers = ["stages.9.0.dwconv"]\n', 1)
+    )
+    refused(
+        command("export", *EMBEDDED, "--target", "mine.toml"), "Target onnx keeps stages.9.0.dwconv", "search again"
+    )
+
+
+def test_searches_that_cannot_be_are_refused(command: Command, tmp_path: Path) -> None:
+    digits = ("search", "digits", "--calib", "digits")
+    refused(command("search", "nowhere.pth", "--calib", "digits"), "nowhere.pth")
+    refused(command(*digits, "--target", "onx"), "Did you mean onnx?")
+    refused(command(*digits, "--num-images", "3"), "at least 6")
+    (tmp_path / "file").write_text("x")
+    refused(command(*digits, "--output", "file"), "file is a file", "--output")
+    assert command(*digits, "--target", "jetson").code == 4
+    assert command(*digits, "--budget-minutes", "-1").code == 2
+    assert not (tmp_path / "searches").exists()
 
 
 @pytest.mark.parametrize(

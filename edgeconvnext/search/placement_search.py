@@ -18,7 +18,7 @@ from pydantic import Field
 from edgeconvnext.data.image_set import ImageSet
 from edgeconvnext.data.loader import batches, check_broken
 from edgeconvnext.data.subset import split_held_out
-from edgeconvnext.errors import QuantizationError, RuntimeMissingError
+from edgeconvnext.errors import QuantizationError, RunDirectoryError, RuntimeMissingError
 from edgeconvnext.model.layers import weighted_layers
 from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.progress import progress_bar
@@ -94,7 +94,8 @@ def search_placement(
     """Search the placement of `target` for a model on this machine.
 
     images: for calibration; a third is held out, and accuracy is judged on these. folder: holds what was measured.
-    Raises RuntimeMissingError for a target whose runtime is not onnxruntime, and QuantizationError without enough images.
+    Raises RuntimeMissingError for a target whose runtime is not onnxruntime, RunDirectoryError where `folder` is a file, and
+    QuantizationError without enough images.
     """
     from edgeconvnext.quantize.statistics import collect_statistics
     from edgeconvnext.rewrite.exact import fold_exact
@@ -106,6 +107,8 @@ def search_placement(
             "so with onnxruntime only. Search for a target with exporter onnx, or change the target's file by hand and time it "
             "on the device with the kit of an export."
         )
+    if folder.exists() and not folder.is_dir():
+        raise RunDirectoryError(f"{folder} is a file. Name another folder for the search with --output.")
     if len(images) < 6:
         raise QuantizationError(
             f"{len(images)} images are too few to fit ranges on two thirds and judge on one; give at least 6."
