@@ -142,6 +142,7 @@ def test_the_folder_holds_a_model_that_loads_with_its_labels_and_preprocessing(w
     assert "training loss" in (whole / "curves.svg").read_text()
 
 
+@pytest.mark.slow
 def test_what_was_trained_is_exported_like_any_other_model(whole: Path, tmp_path: Path) -> None:
     export = "from edgeconvnext.cli import main; main()"
     arguments = ("export", "--target", "onnx", "--model", str(whole / "model.safetensors"), "--calib", "digits")
