@@ -564,12 +564,14 @@ def _layer_error(
     """
     prepared = _columns(problem, affine, weight).float()
     inputs = affine_rows(problem, affine, problem.held_out)
-    used = prepared if rounded is None else rounded.float()
     quantized = round_activation(inputs, qparams)
-    if weight.shape[0] == 1:
-        error = quantized[:, 0] @ used[0].T - inputs[:, 0] @ prepared[0].T
-    else:
-        error = torch.einsum("pgk,grk->pgr", quantized, used) - torch.einsum("pgk,grk->pgr", inputs, prepared)
+    # Q(x) W' - x W = (Q(x) - x) W, one product, where the weight is the same.
+    pairs = [(quantized - inputs, prepared)] if rounded is None else [(quantized, rounded.float()), (-inputs, prepared)]
+    terms = [
+        rows[:, 0] @ used[0].T if weight.shape[0] == 1 else torch.einsum("pgk,grk->pgr", rows, used)
+        for rows, used in pairs
+    ]
+    error = sum(terms[1:], terms[0])
     return float((error - error.mean(dim=0)).square().mean(dtype=torch.float64))
 
 

@@ -55,9 +55,10 @@ def gptq(
     0.8; here the first rounds to 0, the second becomes 0.8 and rounds to 1, an error of 0.2.
     """
     groups, _, columns = weight.shape
-    order, factor = hessian.order[:, None].expand_as(weight), hessian.factor
-    w = weight.gather(2, order).clone()
-    step = scale.expand_as(weight).gather(2, order)
+    order, factor = hessian.order[:, None].expand_as(weight), hessian.factor.float()
+    # The factor is found in float64; spreading errors that are rounded to codes at once does not need it, and takes half the time.
+    w = weight.gather(2, order).float()
+    step = scale.expand_as(weight).gather(2, order).float()
     free = None if mask is None else mask.gather(2, order)
     codes = torch.empty_like(w)
     block = 64
@@ -72,7 +73,7 @@ def gptq(
             part[:, :, column:] -= error[:, :, None] * factor[:, at, at:stop][:, None]
             errors[:, :, column] = error
         w[:, :, stop:] -= errors @ factor[:, start:stop, stop:]
-    return torch.empty_like(codes).scatter_(2, order, codes)
+    return torch.empty_like(codes).scatter_(2, order, codes).to(weight.dtype)
 
 
 def refit(

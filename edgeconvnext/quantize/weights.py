@@ -8,6 +8,9 @@ import torch
 from edgeconvnext.quantize.plan import QParams
 from edgeconvnext.quantize.ranges import round_scale
 
+CACHED_ELEMENTS = 65_536
+"""Weights whose values, costs and errors, 4 bytes each, lie in a core's second-level cache together."""
+
 
 def weight_grid(
     weight: torch.Tensor,
@@ -26,19 +29,14 @@ def weight_grid(
     own; errors are weighted by it. block_size: one scale for so many weights of a row, (out, in / block_size).
     """
     rows = weight.detach().flatten(1).double()
-    importance = torch.ones_like(rows) if power is None else power.double().expand_as(rows)
+    importance = None if power is None else power.expand_as(rows)
     if block_size is not None:
-        rows, importance = rows.reshape(-1, block_size), importance.reshape(-1, block_size)
+        rows = rows.reshape(-1, block_size)
+        importance = None if importance is None else importance.reshape(-1, block_size)
     largest = rows.abs().amax(dim=1).clamp_min(1e-12)
-    scale = _rounded(largest / limit, float16_scale)
-    if search:
-        best_error = _rounding_error(rows, scale, limit, importance)
-        for shrink in np.linspace(0.98, 0.5 if limit > 7 else 0.35, 25):
-            candidate = _rounded(largest * float(shrink) / limit, float16_scale)
-            error = _rounding_error(rows, candidate, limit, importance)
-            better = error < best_error
-            scale = torch.where(better, candidate, scale)
-            best_error = torch.where(better, error, best_error)
+    shrinks = np.linspace(0.98, 0.5 if limit > 7 else 0.35, 25) if search else np.empty(0)
+    candidates = [_rounded(largest * float(shrink) / limit, float16_scale) for shrink in (1.0, *shrinks)]
+    scale = _best_scale(rows, candidates, limit, importance) if search else candidates[0]
     scale = scale.float() if block_size is None else scale.float().view(len(weight), -1)
     return QParams(scale, torch.zeros(scale.shape, dtype=torch.int32), -limit, limit, axis=0)
 
@@ -115,7 +113,29 @@ def _rounded(scale: torch.Tensor, float16: bool) -> torch.Tensor:
     return torch.from_numpy(round_scale(scale.numpy(), float16))
 
 
-def _rounding_error(rows: torch.Tensor, scale: torch.Tensor, limit: int, importance: torch.Tensor) -> torch.Tensor:
-    """Weighted squared error of each row, (rows,)."""
-    step = scale[:, None]
-    return (((rows / step).round().clamp(-limit, limit) * step - rows).square() * importance).sum(dim=1)
+def _best_scale(
+    rows: torch.Tensor, candidates: list[torch.Tensor], limit: int, importance: torch.Tensor | None
+) -> torch.Tensor:
+    """Return the candidate scale of each row with the least weighted squared rounding error; of equal ones, the first.
+
+    A few rows at a time, in float32 and in place, so that what all candidates read and write stays in the cache: the search is
+    bound by memory, and is made for every candidate of every layer.
+    """
+    best = torch.empty_like(candidates[0])
+    scales = torch.stack(candidates)
+    for start in range(0, len(rows), max(1, CACHED_ELEMENTS // rows.shape[1])):
+        part = slice(start, start + max(1, CACHED_ELEMENTS // rows.shape[1]))
+        values = rows[part].float()
+        cost = None if importance is None else importance[part].float()
+        work = torch.empty_like(values)
+        errors = []
+        for scale in scales[:, part]:
+            step = scale.float()[:, None]
+            torch.div(values, step, out=work)
+            work.round_().clamp_(-limit, limit).mul_(step).sub_(values).square_()
+            if cost is not None:
+                work.mul_(cost)
+            errors.append(work.sum(dim=1))
+        chosen = torch.stack(errors).argmin(dim=0)
+        best[part] = scales[:, part].gather(0, chosen[None])[0]
+    return best
