@@ -76,8 +76,8 @@ class Row(BaseModel):
     model: str
     tool: str
     method: str
-    placement: str
-    threads: int
+    placement: str = ""
+    threads: int = 1
     judged: int | None = None
     sqnr_db: float | None = None
     agreement: float | None = None
@@ -191,7 +191,7 @@ def _artifacts(subject: Subject, prepared: Prepared, tools: list[str], *, again:
         expected = worker.logits(prepared.judged, prepared.folder / "logits.npy")
     common = {"model": subject.name, "threads": 1, "judged": len(expected), "cpu": cpu_name()}
     size = prepared.best.stat().st_size
-    yield Row(tool="onnxruntime", method="FP32", placement="", versions=versions, size_bytes=size, **common)  # type: ignore[arg-type]
+    yield Row(tool="onnxruntime", method="FP32", versions=versions, size_bytes=size, **common)  # type: ignore[arg-type]
     own = Configuration("onnxruntime", "target onnx")
     for tool, case in [(OWN, own), *((str(case.peer), case) for case in PEERS)]:
         if tool not in tools:
