@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -59,6 +60,7 @@ def quantize(
     max_drop: float | None = None,
     compress: CompressOptions | None = None,
     resolution: int | Size | None = None,
+    sizes: Sequence[Size] = (),
     output: str | Path | None = None,
 ) -> Outcome:
     """Fold, calibrate and quantise a model, and measure the simulated INT8 graph; writes a run directory.
@@ -84,6 +86,7 @@ def quantize(
             max_drop=max_drop,
             compress=compress,
             resolution=resolution,
+            sizes=tuple(sizes),
             output=None if output is None else Path(output),
         )
     )
@@ -108,6 +111,7 @@ def export(
     max_drop: float | None = None,
     compress: CompressOptions | None = None,
     resolution: int | Size | None = None,
+    sizes: Sequence[Size] = (),
     latency: bool = True,
     output: str | Path | None = None,
 ) -> Outcome:
@@ -133,6 +137,7 @@ def export(
             max_drop=max_drop,
             compress=compress,
             resolution=resolution,
+            sizes=tuple(sizes),
             measure_latency=latency,
             output=None if output is None else Path(output),
             reuse_from=None if from_run is None else Path(from_run),

@@ -13,10 +13,10 @@ from edgeconvnext.data.image_set import ImageSet
 from edgeconvnext.data.labels import IMAGENET_ORDER_NOTE, assumes_imagenet_order, match_labels
 from edgeconvnext.data.sets import resolve_image_set, set_files
 from edgeconvnext.data.subset import split_held_out
-from edgeconvnext.errors import CheckpointError, LabelMismatchError, QuantizationError
+from edgeconvnext.errors import CheckpointError, LabelMismatchError, QuantizationError, TargetError
 from edgeconvnext.manifest import load_run
 from edgeconvnext.model.heads import Head
-from edgeconvnext.model.input_size import Size
+from edgeconvnext.model.input_size import Size, SizeRange, check_input_size
 from edgeconvnext.model.load import load_model
 from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.quantize.planning import Calibrator, Effort
@@ -45,6 +45,7 @@ class Request:
     then the target's. plan: a plan file with bits by layer. preparation, rounding, bias_correction, adaround_minutes: see
     `ReconstructionOptions`. max_drop: points of top-1 (of agreement without labels) that may be lost on held-out calibration
     images; the costliest layers stay float until that holds. compress: what is changed before quantization; None: nothing.
+    sizes: further input sizes that the artifact takes, beside the network's own.
     reuse_from: a run whose model, images and finished stages are taken over; stored_bits: that run's. measure_latency: False
     leaves timings out (CI). most_evaluated: images that are evaluated where no evaluation set is named.
     """
@@ -67,6 +68,7 @@ class Request:
     max_drop: float | None = None
     compress: CompressOptions | None = None
     resolution: int | Size | None = None
+    sizes: tuple[Size, ...] = ()
     crop_pct: float | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -115,6 +117,23 @@ class Job:
     whole_set: ImageSet | None = None
 
     @property
+    def sizes(self) -> tuple[Size, ...]:
+        """Further input sizes of the artifact, the smallest first; () where it is fixed to the network's own."""
+        own = self.model.preprocess.input_size
+        return tuple(sorted({*self.request.sizes} - {own}, key=lambda size: (size[0] * size[1], size)))
+
+    @property
+    def size_range(self) -> SizeRange | None:
+        """What the graph's free height and width span; None where they are fixed."""
+        return SizeRange.of([self.model.preprocess.input_size, *self.sizes], self.model.config.total_stride)
+
+    @property
+    def profile_sizes(self) -> tuple[Size, ...]:
+        """Smallest, typical and largest input of an artifact that takes several sizes, else ()."""
+        span = self.size_range
+        return () if span is None else (span.smallest, self.model.preprocess.input_size, span.largest)
+
+    @property
     def config(self) -> dict[str, Any]:
         """What was asked, as resolved: goes into the manifest, and a later run can be asked for with it."""
         request = self.request
@@ -128,6 +147,7 @@ class Job:
                 "crop_pct": self.model.preprocess.crop_pct,
                 "mean": list(self.model.preprocess.mean),
                 "std": list(self.model.preprocess.std),
+                "sizes": [list(size) for size in self.sizes],
             },
             "target": {
                 "name": self.target.name,
@@ -177,6 +197,13 @@ def resolve(request: Request) -> Job:
     _check_method(request, target)
     if not model.config.num_classes:
         _check_backbone(request, model)
+    for size in request.sizes:
+        check_input_size(model.config, size)
+    if request.sizes and target.exporter == "coreml":
+        raise TargetError(
+            f"Target {target.name} writes Core ML packages of one input size. Leave out --sizes, and export one package for each "
+            "size with --resolution."
+        )
     if request.compress is not None:
         request.compress.check()
         if request.evaluation is None:
@@ -362,6 +389,7 @@ def _from_run(request: Request, path: Path, notes: list[str]) -> tuple[Request, 
     merged = replace(
         request,
         head=head,
+        sizes=request.sizes or tuple((height, width) for height, width in stored.get("sizes", [])),
         calibration=request.calibration or config["calibration"]["set"],
         evaluation=request.evaluation or config["evaluation"]["set"],
         num_images=_own(request.num_images, DEFAULT_IMAGES, config["calibration"]["images"]),

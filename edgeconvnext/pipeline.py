@@ -247,9 +247,11 @@ def _quantize(run: RunDirectory, job: Job, done: dict[str, StageResult]) -> None
 def _measure(run: RunDirectory, job: Job, done: dict[str, StageResult], artifact: StageResult | None) -> None:
     if not job.model.config.num_classes:
         done["outputs"] = stages.outputs(run, job, done["quantized"], artifact)
-        return
-    done["reference"] = stages.reference(run, job)
-    done["accuracy"] = stages.evaluated(run, job, done["quantized"], artifact)
+    else:
+        done["reference"] = stages.reference(run, job)
+        done["accuracy"] = stages.evaluated(run, job, done["quantized"], artifact)
+    if job.sizes:
+        done["sizes"] = stages.other_sizes(run, job, done["quantized"], artifact)
 
 
 def _artifact(run: RunDirectory, job: Job, done: dict[str, StageResult]) -> StageResult:
@@ -283,9 +285,8 @@ def _programs(job: Job, done: dict[str, StageResult]) -> Programs:
     module = stages.simulation(job, done["quantized"])
     with torch.inference_mode():
         simulated = TorchRunner(module).outputs(images)
-    return Programs(
-        stages.quantized_program(done["quantized"]), stages.float_program(job, done["fold"]), images, simulated
-    )
+    quantized, floating = stages.quantized_program(done["quantized"]), stages.float_program(job, done["fold"])
+    return Programs(quantized, floating, images, simulated, job.profile_sizes)
 
 
 def _metadata(job: Job) -> ArtifactMetadata:
@@ -319,6 +320,7 @@ def _device_kit(run: RunDirectory, job: Job, done: dict[str, StageResult]) -> St
                 baseline=baseline,
                 artifact_form=done["quantized"].values["scheme"].partition(",")[0],
                 baseline_form="FP32" if job.target.float_type == "float32" else "FP16",
+                sizes=job.profile_sizes,
             )
             write_device_kit(folder / KIT, vectors, networks, model_name=job.model.name, target=job.target)
         return {"vectors": len(vectors.images)}

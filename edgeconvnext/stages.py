@@ -24,6 +24,7 @@ from edgeconvnext.data.preprocess import to_value_range
 from edgeconvnext.export.artifact import ARTIFACTS
 from edgeconvnext.job import KEPT_METHOD, Job
 from edgeconvnext.model.checkpoint import save_checkpoint
+from edgeconvnext.model.input_size import size_text
 from edgeconvnext.model.layers import weighted_layers
 from edgeconvnext.model.load import load_model
 from edgeconvnext.model.loaded import LoadedModel
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
 
 # On a CPU, batches of 8 are as fast as larger ones, and a Tiny at 224 takes 200 MiB less than with 16.
 BATCH = 8
+# Images that networks are compared on at sizes other than their own: 996 at 224x224, 30 at 1280x1280; and how many at once.
+EVALUATED_PIXELS = 50_000_000
+PIXELS_AT_ONCE = 1_000_000
 # Exact rewrites are proven on so many real images.
 PROOF_IMAGES = 16
 COMPRESSED = "compressed.safetensors"
@@ -261,13 +265,13 @@ def quantized(run: RunDirectory, job: Job, folded: StageResult, planned: StageRe
     def make(folder: Path) -> dict[str, Any]:
         from edgeconvnext.model.macs import layer_macs
         from edgeconvnext.quantize.plan_storage import load_plan
-        from edgeconvnext.quantize.program import export_program, quantize_program
+        from edgeconvnext.quantize.program import quantize_program
         from edgeconvnext.quantize.statistics import Statistics
         from edgeconvnext.report.layers import layer_errors, scheme
 
         module, _ = _for_target(folded_model(folded, job), job)
         chosen, prepared = load_plan(planned.path(PLAN), module)
-        program = quantize_program(export_program(prepared, _example(job), max_batch=_max_batch(job)), chosen)
+        program = quantize_program(_exported(job, prepared), chosen)
         # Through memory: on a full disk torch's own writer ends the whole process.
         buffer = io.BytesIO()
         torch.export.save(program, buffer)
@@ -282,6 +286,7 @@ def quantized(run: RunDirectory, job: Job, folded: StageResult, planned: StageRe
 
     inputs = {
         "plan": planned.key,
+        "sizes": job.sizes,
         "target": job.target.model_dump(mode="json", exclude={"gates", "description", "name", "runtime"}),
     }
     return run.stage("quantized", inputs, make)
@@ -289,14 +294,13 @@ def quantized(run: RunDirectory, job: Job, folded: StageResult, planned: StageRe
 
 def quantized_program(stage: StageResult) -> ExportedProgram:
     """Load the quantised graph, float32."""
-    import edgeconvnext.quantize.program  # noqa: F401  registers the Q/DQ operators that the file names
+    from edgeconvnext.quantize.program import retraced  # also registers the Q/DQ operators that the file names
 
-    return torch.export.load(stage.path(PROGRAM))
+    return retraced(torch.export.load(stage.path(PROGRAM)))
 
 
 def float_program(job: Job, folded: StageResult) -> ExportedProgram:
     """Export the exactly folded network that was handed in, without Q/DQ: what the artifact is compared with."""
-    from edgeconvnext.quantize.program import export_program
     from edgeconvnext.rewrite.exact import fold_exact
 
     if job.request.compress is None:
@@ -305,7 +309,7 @@ def float_program(job: Job, folded: StageResult) -> ExportedProgram:
         module = fold_exact(job.model.module, proof_images(job)).module
         model = replace(job.model, module=module, config=module.config)
     module, _ = _for_target(model, job)
-    return export_program(module, _example(job), max_batch=_max_batch(job))
+    return _exported(job, module)
 
 
 def simulation(job: Job, stage: StageResult) -> GraphModule:
@@ -399,6 +403,34 @@ def outputs(run: RunDirectory, job: Job, program: StageResult, artifact: StageRe
     return run.stage("outputs", {"model": model_key(job), **_evaluation_key(job, program, artifact)}, make)
 
 
+def other_sizes(run: RunDirectory, job: Job, program: StageResult, artifact: StageResult | None) -> StageResult:
+    """Compare the networks at every further input size, on as many images as EVALUATED_PIXELS allow.
+
+    Values: sizes (report.schema.SizeRecord).
+    """
+
+    def make(folder: Path) -> dict[str, Any]:
+        from edgeconvnext.validate.runners import TorchRunner
+        from edgeconvnext.validate.sizes import at_size
+
+        networks = (TorchRunner(job.model.module), *_quantized_runners(job, program, artifact))
+        names = job.model.module.output_names
+        records = []
+        for size in job.sizes:
+            count, batch = (max(1, pixels // (size[0] * size[1])) for pixels in (EVALUATED_PIXELS, PIXELS_AT_ONCE))
+            images, labels = job.evaluation.images, job.evaluation.labels
+            chosen = np.unique(np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int)).tolist()
+            preprocess = replace(job.model.preprocess, input_size=size)
+            stream = batches(
+                images, preprocess, min(batch, BATCH), chosen, description=f"Comparing at {size_text(size)}"
+            )
+            records.append(at_size(size, names, networks, stream, labels).model_dump())
+        return {"sizes": records}
+
+    inputs = {"model": model_key(job), "sizes": job.sizes, **_evaluation_key(job, program, artifact)}
+    return run.stage("sizes", inputs, make)
+
+
 def latency(
     run: RunDirectory, job: Job, folded: StageResult, planned: StageResult, artifact: StageResult
 ) -> StageResult:
@@ -443,11 +475,11 @@ def _unbudgeted_onnx(job: Job, folded: StageResult, planned: StageResult, path: 
     from edgeconvnext.export.metadata import ArtifactMetadata
     from edgeconvnext.export.onnx import export_onnx
     from edgeconvnext.quantize.plan_storage import load_plan
-    from edgeconvnext.quantize.program import export_program, quantize_program, with_batch
+    from edgeconvnext.quantize.program import quantize_program, with_batch
 
     module, _ = _for_target(folded_model(folded, job), job)
     chosen, prepared = load_plan(planned.path(UNBUDGETED_PLAN), module)
-    program = quantize_program(export_program(prepared, _example(job), max_batch=_max_batch(job)), chosen)
+    program = quantize_program(_exported(job, prepared), chosen)
     if not job.target.input.dynamic_batch:
         program = with_batch(program, job.target.input.batch[0])
     metadata = ArtifactMetadata(job.model.name, None, job.model.preprocess, job.target.input.value_range, "")
@@ -555,9 +587,13 @@ def _for_target(model: LoadedModel, job: Job) -> tuple[Network, float]:
     return with_gelu(result.module, gelu), result.errors["input_normalization"]
 
 
-def _example(job: Job) -> torch.Tensor:
+def _exported(job: Job, module: Network) -> ExportedProgram:
+    """Export a network with a free batch and, where the job has several sizes, free height and width."""
+    from edgeconvnext.quantize.program import export_program
+
     height, width = job.model.preprocess.input_size
-    return torch.zeros(1, job.model.config.in_channels, height, width)
+    example = torch.zeros(1, job.model.config.in_channels, height, width)
+    return export_program(module, example, max_batch=_max_batch(job), sizes=job.size_range)
 
 
 def _max_batch(job: Job) -> int:

@@ -203,6 +203,8 @@ def test_a_model_of_one_channel_needs_its_own_normalisation(weights: Tensors, co
         ("--resolution", "320000", ("4096",)),
         ("--resolution", "32x40", ("multiples of 32", "32 or 32x64")),
         ("--resolution", "32x", ("as in 224x320",)),
+        ("--sizes", "64,", ("as in 224x320",)),
+        ("--sizes", "64x72", ("multiples of 32", "64 or 64x96")),
         ("--crop-pct", "0", ("crop_pct",)),
         ("--crop-pct", "nan", ("crop_pct",)),
         ("--mean", "0.5", ("one value for each input channel",)),

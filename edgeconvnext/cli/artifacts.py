@@ -43,6 +43,7 @@ from edgeconvnext.cli.options import (
     ResolutionOption,
     RoundingName,
     RoundingOption,
+    SizesOption,
     StdOption,
     TargetOption,
     ThreadsOption,
@@ -81,6 +82,7 @@ def quantize(
     epochs: EpochsOption = 10,
     budget_minutes: BudgetOption = None,
     resolution: ResolutionOption = None,
+    sizes: SizesOption = None,
     crop_pct: CropOption = None,
     mean: MeanOption = None,
     std: StdOption = None,
@@ -93,7 +95,8 @@ def quantize(
     from edgeconvnext import pipeline
 
     request = _request(
-        model, head, calib, eval_set, target, num_images, calibrator, effort, resolution, crop_pct, mean, std, output
+        *(model, head, calib, eval_set, target, num_images, calibrator, effort),
+        *(resolution, sizes, crop_pct, mean, std, output),
     )
     method = _method(weights, activations, plan, prepare, rounding, bias_correction, adaround_minutes, max_drop)
     compress = _compress(prune_macs, replace_norm, norms, norm_drop, recover, epochs, budget_minutes)
@@ -131,6 +134,7 @@ def export(
     epochs: EpochsOption = 10,
     budget_minutes: BudgetOption = None,
     resolution: ResolutionOption = None,
+    sizes: SizesOption = None,
     crop_pct: CropOption = None,
     mean: MeanOption = None,
     std: StdOption = None,
@@ -149,7 +153,8 @@ def export(
             "--from names a run and its model; leave out --model, --resolution, --crop-pct, --mean and --std."
         )
     request = _request(
-        model, head, calib, eval_set, target, num_images, calibrator, effort, resolution, crop_pct, mean, std, output
+        *(model, head, calib, eval_set, target, num_images, calibrator, effort),
+        *(resolution, sizes, crop_pct, mean, std, output),
     )
     method = _method(weights, activations, plan, prepare, rounding, bias_correction, adaround_minutes, max_drop)
     compress = _compress(
@@ -294,13 +299,14 @@ def _request(
     calibrator: CalibratorName,
     effort: EffortName,
     resolution: str | None,
+    sizes: str | None,
     crop_pct: float | None,
     mean: str | None,
     std: str | None,
     output: Path | None,
 ) -> Request:
     from edgeconvnext.job import Request
-    from edgeconvnext.model.input_size import parse_size
+    from edgeconvnext.model.input_size import parse_size, parse_sizes
 
     return Request(
         model=model,
@@ -312,6 +318,7 @@ def _request(
         calibrator=calibrator,
         effort=effort,
         resolution=None if resolution is None else parse_size(resolution),
+        sizes=() if sizes is None else parse_sizes(sizes),
         crop_pct=crop_pct,
         mean=_numbers("--mean", mean),
         std=_numbers("--std", std),

@@ -109,6 +109,10 @@ ResolutionOption = Annotated[
         "--resolution", help="Input side in pixels, or HEIGHTxWIDTH as in 224x320. Default: the checkpoint's own."
     ),
 ]
+SizesOption = Annotated[
+    str | None,
+    typer.Option("--sizes", help="Further input sizes that the artifact takes, as in 224,384x512,1280."),
+]
 CropOption = Annotated[
     float | None, typer.Option("--crop-pct", help="Crop share of evaluation. Default: the checkpoint's.")
 ]

@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 
 from edgeconvnext.errors import RuntimeMissingError
 from edgeconvnext.export.metadata import ArtifactMetadata
+from edgeconvnext.model.input_size import Size
 from edgeconvnext.report.schema import ExportCheck
 from edgeconvnext.targets import Target
 
@@ -44,7 +45,8 @@ class Exported:
 class Programs:
     """quantized, floating: float32 graphs with and without Q/DQ, both for the target's input.
 
-    images: a few real images as that input, (N, C, H, W). simulated: the quantised graph's outputs for them, in the target's float
+    sizes: smallest, typical and largest height and width where these are free, else (). images: a few real images as that input,
+    (N, C, H, W). simulated: the quantised graph's outputs for them, in the target's float
     type, (N, ...) each.
     """
 
@@ -52,6 +54,7 @@ class Programs:
     floating: ExportedProgram
     images: np.ndarray
     simulated: tuple[np.ndarray, ...]
+    sizes: tuple[Size, ...] = ()
 
     def with_batch(self, batch: int) -> Programs:
         """Return the same graphs with a batch axis of exactly `batch`."""
@@ -148,15 +151,19 @@ def _write_tensorrt(target: Target, programs: Programs, folder: Path, metadata: 
     export_typed_onnx(to_float16(programs.quantized), model, opset=target.opset, metadata=metadata)
     export_typed_onnx(to_float16(programs.floating), baseline, opset=target.opset, metadata=metadata)
     checks, missing = [_stands_in(model, programs)], {}
-    batch = target.input.batch
+    batch, sizes = target.input.batch, programs.sizes
     if target.exporter == "tensorrt":
-        checks.append(_engine_check(build_gpu_engine(model, folder / ARTIFACTS["tensorrt"], batch=batch), folder))
+        checks.append(
+            _engine_check(build_gpu_engine(model, folder / ARTIFACTS["tensorrt"], batch=batch, sizes=sizes), folder)
+        )
     elif target.exporter == "tensorrt-rtx":
-        checks.append(_engine_check(build_rtx_engine(model, folder / ARTIFACTS["tensorrt-rtx"], batch=batch), folder))
+        checks.append(
+            _engine_check(build_rtx_engine(model, folder / ARTIFACTS["tensorrt-rtx"], batch=batch, sizes=sizes), folder)
+        )
     else:
         with tempfile.TemporaryDirectory() as scratch:
             try:
-                build = build_rtx_engine(model, Path(scratch) / "model.engine", batch=batch)
+                build = build_rtx_engine(model, Path(scratch) / "model.engine", batch=batch, sizes=sizes)
                 checks.append(_engine_check(build, folder))
             except RuntimeMissingError as error:
                 missing["checks.TensorRT-RTX"] = str(error)

@@ -15,6 +15,7 @@ import numpy as np
 from edgeconvnext.errors import ExportError
 from edgeconvnext.export.layer_outputs import LayerOutput, added_outputs, sample
 from edgeconvnext.files import atomic_write, tree_files, tree_sha256
+from edgeconvnext.model.input_size import Size
 from edgeconvnext.targets import Target
 
 KIT_FILE = "kit.json"
@@ -125,13 +126,15 @@ def compared_values(names: Sequence[str], outputs: Sequence[np.ndarray]) -> tupl
 class KitNetworks:
     """What is compared on the device: files or packages of the run, and in which form each holds the network.
 
-    artifact: as it was exported. baseline: the folded network in the target's float type. *_form: "W8A8", "FP16".
+    artifact: as it was exported. baseline: the folded network in the target's float type. *_form: "W8A8", "FP16". sizes: smallest,
+    typical and largest input, (height, width), of networks that take several; () where it is fixed.
     """
 
     artifact: Path
     baseline: Path
     artifact_form: str
     baseline_form: str
+    sizes: tuple[Size, ...] = ()
 
 
 def write_device_kit(
@@ -175,6 +178,7 @@ def write_device_kit(
         "baseline_form": networks.baseline_form,
         "count": len(kept.images),
         "image_shape": list(kept.images.shape[1:]),
+        "sizes": [list(size) for size in networks.sizes or (kept.images.shape[2:],) * 3],
         "classes": 0 if kept.outputs else int(kept.fp32.shape[1]),
         "outputs": [asdict(output) for output in outputs],
         "labels": None if kept.labels is None else [int(label) for label in kept.labels],

@@ -81,9 +81,10 @@ def build_onnx(
     passes.RemoveUnusedNodesPass()(model)
     onnx_graph.name_after_layers(model.graph)
     if layout is not None:
+        shapes = [value.shape for value in model.graph.outputs]
         lay_out(model, layout)
-        for value, name in zip(model.graph.outputs, outputs, strict=True):
-            value.name = name  # a transpose may stand in front of a stage's output now
+        for value, name, shape in zip(model.graph.outputs, outputs, shapes, strict=True):
+            value.name, value.shape = name, shape  # a transpose may stand in front of a stage's output now
     onnx_graph.drop_origins(model)
     return model
 

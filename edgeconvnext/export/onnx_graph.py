@@ -15,6 +15,7 @@ from edgeconvnext.export.onnx_edit import array_of, is_stored, store
 
 # "p.inner.stages.0.1.pwconv1.bias": the part that names the layer starts at one of ConvNeXt's own children.
 _LAYER_PATH = re.compile(r"(?:^|\.)((?:downsample_layers|stages)\.\d+\..+|(?:norm|head)\.(?:weight|bias))$")
+_FREE_AXIS = re.compile(r"(?:(\d+)\*)?(\w+)")
 _PARAMETER_TYPES = {"Conv", "MatMul", "Gemm", "LayerNormalization"}
 
 
@@ -70,7 +71,7 @@ def store_linear_weights_transposed(graph: ir.Graph) -> None:
 
 
 def name_after_layers(graph: ir.Graph) -> None:
-    """Name weighted nodes, their weights and scales by module path, "stages.0.1.pwconv1", and the free axis "batch".
+    """Name weighted nodes, their weights and scales by module path, "stages.0.1.pwconv1", and the free axes.
 
     The path is read from the bias, which keeps its parameter's name through quantization.
     """
@@ -89,9 +90,7 @@ def name_after_layers(graph: ir.Graph) -> None:
             for source, part in zip(dequantize.inputs, ("weight", "weight_scale", "weight_zero_point"), strict=True):
                 _name_own(source, {dequantize}, f"{path}.{part}")
         _name_input_pair(node, path)
-    axis = graph.inputs[0].shape[0] if graph.inputs[0].shape is not None else None
-    if isinstance(axis, ir.SymbolicDim):
-        _rename_axis(graph, axis.value)
+    _name_free_axes(graph)
 
 
 def drop_origins(model: ir.Model) -> None:
@@ -139,13 +138,22 @@ def _name_own(value: ir.Value | None, owners: set[ir.Node], name: str) -> None:
         value.name = name
 
 
-def _rename_axis(graph: ir.Graph, old: str | None) -> None:
-    values = [*graph.inputs, *graph.outputs, *(output for node in graph for output in node.outputs)]
-    for value in values:
+def _name_free_axes(graph: ir.Graph) -> None:
+    """Call the image's free axes batch, height and width, and a feature map's by their share: "height/8"."""
+    names: dict[str, str] = {}
+    image = graph.inputs[0].shape or ()
+    for dim, name in zip(image, ("batch", "channels", "height", "width"), strict=False):
+        found = _FREE_AXIS.fullmatch(str(dim.value)) if isinstance(dim, ir.SymbolicDim) else None
+        if found is not None:  # "32*s5": steps of 32 pixels, so that "4*s5" is an eighth of them
+            stride, symbol = int(found[1] or 1), found[2]
+            shares = ((stride // divisor, divisor) for divisor in range(1, stride + 1) if stride % divisor == 0)
+            for factor, divisor in shares:
+                named = name if divisor == 1 else f"{name}/{divisor}"
+                names[symbol if factor == 1 else f"{factor}*{symbol}"] = named
+    for value in [*graph.inputs, *(output for node in graph for output in node.outputs)]:
         if value.shape is not None:
             dims = [
-                ir.SymbolicDim("batch") if isinstance(dim, ir.SymbolicDim) and dim.value == old else dim
-                for dim in value.shape
+                ir.SymbolicDim(names.get(str(d.value))) if isinstance(d, ir.SymbolicDim) else d for d in value.shape
             ]
             value.shape = ir.Shape(dims)
 

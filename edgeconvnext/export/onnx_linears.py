@@ -34,11 +34,15 @@ _BYTES = {ir.DataType.INT8, ir.DataType.UINT8}
 def linears_to_gemm(graph: ir.Graph) -> None:
     """Turn x @ W + b into Reshape, Gemm, Reshape, with an int32 bias where both factors are 8-bit codes.
 
-    What torch's exporter wrote as Gemm (the head) gets the int32 bias. Linears whose bias has no such codes stay as they are.
+    What torch's exporter wrote as Gemm (the head) gets the int32 bias. Linears whose bias has no such codes stay as they are, and
+    so do those over positions of a free height and width, which a Reshape could not give back.
     """
     for product, bias, add in list(_linears(graph)):
         path, source, weight = product.name or "", product.inputs[0], product.inputs[1]
         if source is None or weight is None or source.shape is None or weight.shape is None:
+            continue
+        places = add.outputs[0].shape
+        if places is not None and len(places) != 2 and not all(isinstance(side, int) for side in places[1:]):
             continue
         factors = _byte_factors(product)
         if factors is not None:

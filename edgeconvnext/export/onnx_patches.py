@@ -5,6 +5,10 @@ DequantizeLinear, slower than float alone. ConvNeXt's downsampling convs are lin
 the output of a linear may stay float:
 
     codes (N, H, W, C) -> (N, H/2, 2, W/2, 2C) -> swap the middle axes -> (N, H/2, W/2, 4C), times weights (4C, out)
+
+Where height and width are free, a Reshape can compute one side of its result only, so that columns are joined before rows:
+
+    codes (N, H, W, C) -> (N, H, W/2, 2C) -> swap rows and columns -> (N, W/2, H, 2C) -> (N, W/2, H/2, 4C)
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from edgeconvnext.export.onnx_edit import (
     only_user,
     reshaped,
     store,
+    stored,
     transposed,
 )
 
@@ -39,18 +44,23 @@ def patch_convs_to_linears(graph: ir.Graph) -> None:
         if not alone or shape is None or not _takes_patches(conv) or _feeds_quantizer(conv):
             continue
         codes, path = array_of(weight.inputs[0]), conv.name or ""
-        batch, channels, height, width = shape[0], *(int(side) for side in shape[1:])  # type: ignore[arg-type]
+        batch, channels, height, width = shape[0], int(shape[1]), shape[2], shape[3]  # type: ignore[arg-type]
         out, _, rows, columns = codes.shape
-        if height % rows or width % columns:
+        free = not (isinstance(height, int) and isinstance(width, int))
+        if not free and (height % rows or width % columns):  # type: ignore[operator]
             continue
-        high, wide = height // rows, width // columns
 
         quantize.replace_input_with(0, transposed(graph, quantize, source, (0, 2, 3, 1), f"{path}.input_channels_last"))
         quantize.outputs[0].shape = ir.Shape((batch, height, width, channels))
-        apart = (high, rows, wide, columns * channels)
-        cut = reshaped(graph, dequantize, quantize.outputs[0], apart, f"{path}.cut")
-        patches = transposed(graph, dequantize, cut, (0, 1, 3, 2, 4), f"{path}.patches")
-        joined = reshaped(graph, dequantize, patches, (high, wide, rows * columns * channels), f"{path}.joined")
+        if free:
+            high, wide, back = None, None, (0, 3, 2, 1)
+            joined = _joined_from_any_size(graph, dequantize, quantize.outputs[0], channels, rows, columns, path)
+        else:
+            high, wide, back = height // rows, width // columns, (0, 3, 1, 2)  # type: ignore[operator]
+            apart = (high, rows, wide, columns * channels)
+            cut = reshaped(graph, dequantize, quantize.outputs[0], apart, f"{path}.cut")
+            patches = transposed(graph, dequantize, cut, (0, 1, 3, 2, 4), f"{path}.patches")
+            joined = reshaped(graph, dequantize, patches, (high, wide, rows * columns * channels), f"{path}.joined")
         dequantize.replace_input_with(0, joined)
         dequantize.outputs[0].shape = joined.shape
 
@@ -62,7 +72,24 @@ def patch_convs_to_linears(graph: ir.Graph) -> None:
         if len(conv.inputs) > 2:
             result = insert(graph, conv, "Add", [result, conv.inputs[2]], f"{path}.bias_add")
             result.shape = ir.Shape((batch, high, wide, out))
-        bypass(graph, conv, transposed(graph, conv, result, (0, 3, 1, 2), f"{path}.channels_first"))
+        bypass(graph, conv, transposed(graph, conv, result, back, f"{path}.channels_first"))
+
+
+def _joined_from_any_size(
+    graph: ir.Graph, before: ir.Node, source: ir.Value, channels: int, rows: int, columns: int, path: str
+) -> ir.Value:
+    """Return patches (N, W / columns, H / rows, rows * columns * channels) of `source`, (N, H, W, channels)."""
+    beside = _last_axes_joined(graph, before, source, columns * channels, f"{path}.cut")
+    turned = transposed(graph, before, beside, (0, 2, 1, 3), f"{path}.patches")
+    return _last_axes_joined(graph, before, turned, rows * columns * channels, f"{path}.joined")
+
+
+def _last_axes_joined(graph: ir.Graph, before: ir.Node, source: ir.Value, length: int, name: str) -> ir.Value:
+    """Return (N, A, B, C) as (N, A, B * C / length, length). A 0 in a Reshape's target keeps that axis."""
+    target = stored(graph, f"{name}_shape", np.array((0, 0, -1, length), np.int64))
+    result = insert(graph, before, "Reshape", [source, target], name)
+    result.shape = ir.Shape((None, None, None, length))
+    return result
 
 
 def _takes_patches(conv: ir.Node) -> bool:

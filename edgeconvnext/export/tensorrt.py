@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from edgeconvnext.errors import ExportError, RuntimeMissingError
 from edgeconvnext.files import atomic_write
+from edgeconvnext.model.input_size import Size
 
 Runtime = Literal["tensorrt_rtx", "tensorrt"]
 
@@ -97,20 +98,24 @@ def parse_with_rtx(onnx_path: Path) -> ParsedNetwork:
     return _describe(runtime, network)
 
 
-def build_rtx_engine(onnx_path: Path, engine_path: Path, *, batch: Sequence[int] = (1, 8, 32)) -> EngineBuild:
-    """Build a TensorRT-RTX engine; no GPU is needed. batch: smallest, typical and largest.
+def build_rtx_engine(
+    onnx_path: Path, engine_path: Path, *, batch: Sequence[int] = (1, 8, 32), sizes: Sequence[Size] = ()
+) -> EngineBuild:
+    """Build a TensorRT-RTX engine; no GPU is needed. batch: smallest, typical and largest; sizes: likewise, where they are free.
 
     Raises RuntimeMissingError without TensorRT-RTX and ExportError with the parser's or builder's own words.
     """
-    return _build(require_runtime("tensorrt_rtx"), onnx_path, engine_path, batch)
+    return _build(require_runtime("tensorrt_rtx"), onnx_path, engine_path, batch, sizes)
 
 
-def build_gpu_engine(onnx_path: Path, engine_path: Path, *, batch: Sequence[int] = (1, 8, 32)) -> EngineBuild:
-    """Build a TensorRT engine for the GPU of this machine. batch: smallest, typical and largest.
+def build_gpu_engine(
+    onnx_path: Path, engine_path: Path, *, batch: Sequence[int] = (1, 8, 32), sizes: Sequence[Size] = ()
+) -> EngineBuild:
+    """Build a TensorRT engine for the GPU of this machine. batch: smallest, typical and largest; sizes: likewise, where free.
 
     Raises RuntimeMissingError, before any work, where TensorRT or the GPU is missing.
     """
-    return _build(require_gpu(), onnx_path, engine_path, batch)
+    return _build(require_gpu(), onnx_path, engine_path, batch, sizes)
 
 
 def require_runtime(name: Runtime) -> ModuleType:
@@ -156,15 +161,19 @@ def _missing_driver() -> str | None:
     return None
 
 
-def _build(runtime: ModuleType, onnx_path: Path, engine_path: Path, batch: Sequence[int]) -> EngineBuild:
+def _build(
+    runtime: ModuleType, onnx_path: Path, engine_path: Path, batch: Sequence[int], sizes: Sequence[Size]
+) -> EngineBuild:
     low, typical, high = batch
     builder, network, log = _parse(runtime, onnx_path)
     config = builder.create_builder_config()
     image = network.get_input(0)
     shape = tuple(image.shape)
-    if shape[0] == -1:
+    if -1 in shape:
+        counts = (low, typical, high) if shape[0] == -1 else (shape[0],) * 3
+        sides = sizes or (shape[2:],) * 3
         profile = builder.create_optimization_profile()
-        profile.set_shape(image.name, *((size, *shape[1:]) for size in (low, typical, high)))
+        profile.set_shape(image.name, *((n, shape[1], *size) for n, size in zip(counts, sides, strict=True)))
         config.add_optimization_profile(profile)
     sparse = _allow_sparse_kernels(runtime, config, onnx_path)
     parsed = _describe(runtime, network)

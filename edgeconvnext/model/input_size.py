@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgeconvnext.errors import ModelConfigError
@@ -31,6 +33,27 @@ def size_text(size: Size) -> str:
     """Write a size as `parse_size` reads it."""
     height, width = size
     return f"{height}" if height == width else f"{height}x{width}"
+
+
+def parse_sizes(text: str) -> tuple[Size, ...]:
+    """Read sizes separated by commas, as in "224,384x512"; one that is named twice counts once."""
+    return tuple(dict.fromkeys(parse_size(part) for part in text.split(",")))
+
+
+@dataclass(frozen=True)
+class SizeRange:
+    """What a file of free input size takes: between the smallest and the largest height and width, in steps of `stride`."""
+
+    smallest: Size
+    largest: Size
+    stride: int
+
+    @classmethod
+    def of(cls, sizes: Sequence[Size], stride: int) -> SizeRange | None:
+        """Return the range that holds all `sizes`; None where they are one."""
+        heights, widths = zip(*sizes, strict=True)
+        smallest, largest = (min(heights), min(widths)), (max(heights), max(widths))
+        return None if smallest == largest else cls(smallest, largest, stride)
 
 
 def check_input_size(config: NetworkConfig, size: Size) -> None:

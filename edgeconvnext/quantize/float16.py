@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from edgeconvnext.errors import QuantizationError
+from edgeconvnext.quantize.program import free_axes
 
 _HALF_MAX = torch.finfo(torch.float16).max
 _HALF_TINY = 2.0**-24
@@ -34,8 +35,8 @@ def to_float16(program: ExportedProgram) -> ExportedProgram:
     _keep_sums_of_squares(module)
     module.graph.lint()
     module.recompile()
-    shapes = [{0: Dim("batch", min=1, max=int(limits.upper))} for limits in program.range_constraints.values()]
-    return torch.export.export(module, (image,), dynamic_shapes=tuple(shapes) or None, strict=False)
+    axes = free_axes(program)
+    return torch.export.export(module, (image,), dynamic_shapes=(axes,) if axes else None, strict=False)
 
 
 def _per_channel_scales(module: GraphModule) -> set[str]:

@@ -24,6 +24,7 @@ from edgeconvnext.report.schema import (
     PreprocessRecord,
     QuantizationRecord,
     Report,
+    SizeRecord,
     Sizes,
 )
 from edgeconvnext.runs import RunDirectory, StageResult, tree_size
@@ -49,7 +50,8 @@ def assemble(run: RunDirectory, job: Job, stages: dict[str, StageResult], artifa
     reasons = _reasons(job, accuracy, fidelity, stages, artifact_name)
     timings = stages["latency"].values if "latency" in stages else {}
     interval = Interval.model_validate(timings["speedup"]) if timings.get("speedup") else None
-    gates = judge(job.target, accuracy, fidelity, interval, gate_reasons(reasons), outputs)
+    sizes = [SizeRecord.model_validate(record) for record in _values(stages, "sizes").get("sizes", [])]
+    gates = judge(job.target, accuracy, fidelity, interval, gate_reasons(reasons), outputs, sizes)
     checks = [ExportCheck.model_validate(check) for check in _values(stages, "artifact").get("checks", [])]
     return Report(
         target=job.target.name,
@@ -61,6 +63,7 @@ def assemble(run: RunDirectory, job: Job, stages: dict[str, StageResult], artifa
         quantization=_quantization_record(job, stages),
         accuracy=accuracy,
         outputs=outputs,
+        sizes=sizes,
         fidelity_db=fidelity,
         latency=LatencyComparison.model_validate(timings.get("latency", {})),
         speedup=None if interval is None else interval.value,

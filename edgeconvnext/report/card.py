@@ -10,6 +10,7 @@ from edgeconvnext.data.preprocess import Preprocess
 from edgeconvnext.report import format
 from edgeconvnext.report.device import device_facts
 from edgeconvnext.report.schema import PreprocessRecord, Report
+from edgeconvnext.report.sizes import SIZE_COLUMNS, size_row
 from edgeconvnext.report.verdict import aside, gate_text, missing_results, place, reason, verdict
 from edgeconvnext.targets import Exporter
 
@@ -38,6 +39,8 @@ def render_card(report: Report) -> str:
         aside=aside(report.accuracy),
         gates=[gate_text(gate) for gate in report.gates],
         missing=missing_results(report),
+        size_columns=SIZE_COLUMNS,
+        size_row=size_row,
         device_facts=device_facts,
         reason=lambda key: reason(report, key) or "no reason was recorded",
     )

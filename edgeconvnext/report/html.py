@@ -25,6 +25,7 @@ from edgeconvnext.report.layer_charts import (
     marker,
 )
 from edgeconvnext.report.schema import Accuracy, ClassChange, Flip, LayerError, Report
+from edgeconvnext.report.sizes import SIZE_COLUMNS, size_row
 from edgeconvnext.report.verdict import gate_text, missing_results, place, reason, verdict, worst_output
 
 WORST_LAYERS = 8
@@ -70,6 +71,8 @@ def render_html(report: Report) -> str:
             tiles=summary_tiles(report),
             reason=lambda key: reason(report, key),
             missing=missing_results(report),
+            size_columns=SIZE_COLUMNS,
+            size_row=size_row,
             widths=[("wide", WIDE), ("narrow", NARROW)],
             accuracy_chart=accuracy_chart,
             latency_chart=latency_chart,

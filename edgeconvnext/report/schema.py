@@ -124,6 +124,24 @@ class OutputRecord(Record):
     fidelity_db: Decibel | None
 
 
+class SizeRecord(Record):
+    """What holds at one input size, (height, width), on `images` images; as in `Accuracy` and `OutputRecord`.
+
+    sqnr_db, fidelity_db: of the logits, or of the worst output. outputs: of a network without classifier.
+    """
+
+    size: tuple[int, int]
+    images: int
+    fp32_top1: float | None = None
+    top1: float | None = None
+    drop_pp: Interval | None = None
+    agreement: float | None = None
+    sqnr_db: Decibel
+    simulated_sqnr_db: Decibel
+    fidelity_db: Decibel | None
+    outputs: list[OutputRecord] = []
+
+
 class Latency(Record):
     """Times of one batch, milliseconds; throughput in images per second; cv is standard deviation / mean."""
 
@@ -485,6 +503,7 @@ class Report(Record):
     quantization: QuantizationRecord
     accuracy: Accuracy
     outputs: list[OutputRecord] = Field(default=[], description="of a network without classifier")
+    sizes: list[SizeRecord] = Field(default=[], description="further input sizes that the artifact takes")
     fidelity_db: Decibel | None = None
     latency: LatencyComparison
     speedup: float | None = None

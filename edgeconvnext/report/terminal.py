@@ -10,6 +10,7 @@ from edgeconvnext.report import format
 from edgeconvnext.report.changes_terminal import render_changes
 from edgeconvnext.report.device import device_facts
 from edgeconvnext.report.schema import BudgetRecord, DeviceRecord, Interval, Latency, Report, TopK
+from edgeconvnext.report.sizes import SIZE_COLUMNS, size_row
 from edgeconvnext.report.verdict import Outcome, aside, gate_text, missing_results, reason, verdict
 
 _STYLES: dict[Outcome, str] = {"passed": "bold green", "missed": "bold red", "open": "bold yellow"}
@@ -30,6 +31,8 @@ def render_summary(report: Report) -> RenderableType:
         Text(),
         _facts(report),
     ]
+    if report.sizes:
+        parts += [Text(), _sizes(report)]
     if report.compression is not None:
         parts += [Text(), Text("Changed before quantization", "dim"), render_changes(report.compression)]
     if report.device is not None:
@@ -77,6 +80,16 @@ def _outputs(report: Report) -> Table:
             format.decibel(output.simulated_sqnr_db),
             fidelity,
         )
+    return table
+
+
+def _sizes(report: Report) -> Table:
+    """Return a row for each further input size, of the worst output where there are several."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for name in SIZE_COLUMNS:
+        table.add_column(name, justify="left" if name == "size" else "right", no_wrap=True)
+    for record in report.sizes:
+        table.add_row(*size_row(record, report.accuracy.measured_on))
     return table
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from edgeconvnext.report.schema import REFERENCE_EVALUATOR, Accuracy, Gate, Interval, OutputRecord
+from edgeconvnext.model.input_size import size_text
+from edgeconvnext.report.schema import REFERENCE_EVALUATOR, Accuracy, Gate, Interval, OutputRecord, SizeRecord
 from edgeconvnext.targets import Target
 
 
@@ -15,27 +16,43 @@ def judge(
     speedup: Interval | None,
     reasons: Mapping[str, str],
     outputs: Sequence[OutputRecord] = (),
+    sizes: Sequence[SizeRecord] = (),
 ) -> list[Gate]:
     """Return one gate for each limit of the target, in the order of its file.
 
-    outputs: of a network without classifier, which is judged by their SQNR in place of the drop of top-1. The point estimate is
-    judged; `min_speedup` is missed only when the whole 95 % interval lies below it, because a ratio of times moves from run to
-    run. reasons: by gate, why it could not be measured; such a gate has passed None.
+    outputs: of a network without classifier, which is judged by their SQNR in place of the drop of top-1. sizes: further input
+    sizes, whose outputs and fidelity count as well (a drop takes more images than there are). The point estimate is judged;
+    `min_speedup` is missed only when the whole 95 % interval lies below it, because a ratio of times moves from run to run.
+    reasons: by gate, why it could not be measured; such a gate has passed None.
     """
     limits = target.gates
     gates = []
     if outputs and limits.min_feature_sqnr_db is not None:
-        gates.append(
-            _feature_gate(limits.min_feature_sqnr_db, outputs, accuracy, _reason(reasons, "min_feature_sqnr_db"))
-        )
+        everywhere = [*outputs, *_named_by_size(sizes)]
+        why = _reason(reasons, "min_feature_sqnr_db")
+        gates.append(_feature_gate(limits.min_feature_sqnr_db, everywhere, accuracy, why))
     if not outputs and limits.top1_drop_pp is not None:
         gates.append(_drop_gate(limits.top1_drop_pp, accuracy, _reason(reasons, "top1_drop_pp")))
     if limits.min_speedup is not None:
         gates.append(_speedup_gate(limits.min_speedup, speedup, _reason(reasons, "min_speedup")))
     if limits.min_fidelity_db is not None:
-        gate = _fidelity_gate(limits.min_fidelity_db, fidelity_db, _reason(reasons, "min_fidelity_db"))
-        gates.append(gate.model_copy(update={"reason": gate.reason or _where(accuracy)}))
+        lowest, place = fidelity_db, None
+        for record in sizes:
+            if lowest is not None and record.fidelity_db is not None and record.fidelity_db < lowest:
+                lowest, place = record.fidelity_db, f"worst at {size_text(record.size)}"
+        gate = _fidelity_gate(limits.min_fidelity_db, lowest, _reason(reasons, "min_fidelity_db"))
+        told = ", ".join(filter(None, (place, _where(accuracy))))
+        gates.append(gate.model_copy(update={"reason": gate.reason or told or None}))
     return gates
+
+
+def _named_by_size(sizes: Sequence[SizeRecord]) -> list[OutputRecord]:
+    """Return the outputs at other sizes under names such as "stage3 at 384x512"."""
+    return [
+        output.model_copy(update={"name": f"{output.name} at {size_text(record.size)}"})
+        for record in sizes
+        for output in record.outputs
+    ]
 
 
 def gate_reasons(not_measured: Mapping[str, str]) -> dict[str, str]:

@@ -243,6 +243,7 @@ def merge(report: Report, record: DeviceRecord, target: Target) -> Report:
         report.speedup_interval,
         gate_reasons(reasons),
         report.outputs,
+        report.sizes,
     )
     gates = [_on_device(gate, record) for gate in judged]
     met = passed(gates) and all(check.passed for check in report.checks)

@@ -27,7 +27,8 @@ class Kit:
     """kit.json and the check vectors: images, and the answers of FP32 and of the simulation as flat float32 arrays.
 
     outputs: name, size and samples of each output; of a feature map a part is compared, spread evenly. answer_values: compared
-    values of an image, all outputs one after the other. classes: of a classifier, whose only output are its logits; else 0.
+    values of an image, all outputs one after the other. sizes: smallest, typical and largest input where
+    height and width are free, else three times the one. classes: of a classifier, whose only output are its logits; else 0.
     sha256: of kit.json, which lists the sha256 of every other file; it ties what is measured here to one export.
     """
 
@@ -41,6 +42,7 @@ class Kit:
             self.shape = tuple(self.about["image_shape"])
             self.image_values = self.shape[0] * self.shape[1] * self.shape[2]
             self.low, self.typical, self.high = self.about["batch"]
+            self.sizes = self.about["sizes"]
             self.labels = self.about["labels"]
             self.outputs = self.about["outputs"]
             self.answer_values = sum(output["samples"] for output in self.outputs)

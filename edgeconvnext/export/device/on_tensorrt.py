@@ -68,7 +68,7 @@ def build_and_check(options):
     sources = {"artifact": kit.artifact, "baseline": kit.baseline}
     engines, parsed = {}, {}
     for name, source in sources.items():
-        engines[name], parsed[name] = built(trt, logger, source, (kit.low, kit.typical, kit.high))
+        engines[name], parsed[name] = built(trt, logger, source, kit)
         told = (engines[name]["file"], engines[name]["size_bytes"] / 2**20, engines[name]["build_seconds"] or 0)
         print("{}: {:.1f} MiB, built in {:.0f} s".format(*told), flush=True)
     result["engines"], result["messages"] = engines, logger.lines
@@ -151,14 +151,14 @@ def make_logger(trt):
     return Logger()
 
 
-def built(trt, logger, source, batch):
+def built(trt, logger, source, kit):
     """Return the engine of a file and its layers as parsed: built now from an ONNX file, else as it was exported."""
     if source.suffix == ".engine":
         return {"file": source.name, "size_bytes": source.stat().st_size, "build_seconds": None}, []
-    return build(trt, logger, source, source.with_suffix(".engine"), batch)
+    return build(trt, logger, source, source.with_suffix(".engine"), kit)
 
 
-def build(trt, logger, onnx_path, engine_path, batch):
+def build(trt, logger, onnx_path, engine_path, kit):
     """Build a strongly typed engine: types come from the file, so FP16 and INT8 are where the file says."""
     builder = trt.Builder(logger)
     # 10.x needs the flag; from 11 on every network is strongly typed.
@@ -172,9 +172,10 @@ def build(trt, logger, onnx_path, engine_path, batch):
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the engine then names its layers' types and tactics
     image = network.get_input(0)
     shape = tuple(image.shape)
-    if shape[0] == -1:
+    if -1 in shape:
+        counts = (kit.low, kit.typical, kit.high) if shape[0] == -1 else (shape[0],) * 3
         profile = builder.create_optimization_profile()
-        profile.set_shape(image.name, *[(size, *shape[1:]) for size in batch])
+        profile.set_shape(image.name, *[(counts[i], shape[1], *kit.sizes[i]) for i in range(3)])
         config.add_optimization_profile(profile)
     cache = load_timing_cache(config)
     start = time.perf_counter()

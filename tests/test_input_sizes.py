@@ -1,0 +1,123 @@
+"""Several input sizes in one artifact: free height and width in the file, one statement in the report for each size."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from edgeconvnext import pipeline
+from edgeconvnext.errors import ModelConfigError, TargetError
+from edgeconvnext.job import Request
+from edgeconvnext.model.load import load_model
+from edgeconvnext.pipeline import Outcome
+
+SEVERAL = Request(
+    model="digits",
+    calibration="digits",
+    evaluation="digits_test",
+    num_images=30,
+    effort="quick",
+    measure_latency=False,
+    sizes=((64, 64), (32, 96), (32, 32)),
+)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def features(runs: Path) -> Outcome:
+    return pipeline.export(replace(SEVERAL, head="features", output=runs / "features"))
+
+
+def test_height_and_width_are_free_and_named_in_the_file(features: Outcome) -> None:
+    for name in ("model.onnx", "baseline/model_fp32.onnx"):
+        graph = onnx.load(features.path / name).graph
+        shapes = [
+            [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+            for value in (*graph.input, *graph.output)
+        ]
+        assert shapes[0] == ["batch", 3, "height", "width"]
+        assert shapes[2] == ["batch", 32, "height/8", "width/8"]
+
+
+def test_the_file_computes_the_network_at_every_size(features: Outcome) -> None:
+    session = onnxruntime.InferenceSession(features.path / "model.onnx", providers=["CPUExecutionProvider"])
+    stages = load_model("digits", head="features").module
+    for size in ((32, 32), (64, 64), (32, 96), (96, 160)):
+        images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            expected = [stage.numpy() for stage in stages(images)]
+        for found, wanted in zip(session.run(None, {"image": images.numpy()}), expected, strict=True):
+            assert found.shape == wanted.shape
+            noise = np.square(found - wanted).sum() / np.square(wanted).sum()
+            assert 10 * np.log10(1 / noise) > 15, (
+                "noise is no image of a digit, so ranges fit badly; yet it is the same network"
+            )
+
+
+def test_every_further_size_has_its_figures_smallest_first(features: Outcome) -> None:
+    report = features.report
+    assert [record.size for record in report.sizes] == [(32, 96), (64, 64)], (
+        "the network's own is the report's main part"
+    )
+    for record in report.sizes:
+        assert record.images == 599
+        assert [output.name for output in record.outputs] == ["stage1", "stage2", "stage3", "stage4"]
+        assert record.outputs[0].shape == (16, record.size[0] // 4, record.size[1] // 4)
+        assert record.sqnr_db == min(output.sqnr_db for output in record.outputs)
+        assert record.fidelity_db is not None and record.fidelity_db > 40
+    for name in ("report.html", "MODEL_CARD.md"):
+        assert "32x96" in (features.path / name).read_text()
+
+
+def test_gates_count_the_worst_size(features: Outcome) -> None:
+    report = features.report
+    everywhere = [
+        output.sqnr_db for outputs in (report.outputs, *(r.outputs for r in report.sizes)) for output in outputs
+    ]
+    gates = {gate.name: gate for gate in report.gates}
+    assert gates["min_feature_sqnr_db"].measured == min(everywhere)
+    fidelities = [report.fidelity_db, *(record.fidelity_db for record in report.sizes)]
+    assert gates["min_fidelity_db"].measured == min(value for value in fidelities if value is not None)
+
+
+def test_validate_keeps_the_sizes(features: Outcome) -> None:
+    again = pipeline.validate(features.path, measure_latency=False)
+    assert again.report.sizes == features.report.sizes
+
+
+def test_a_classifier_has_its_accuracy_at_every_size(runs: Path) -> None:
+    report = pipeline.quantize(replace(SEVERAL, sizes=((64, 64),), output=runs / "classifier")).report
+    (record,) = report.sizes
+    assert record.fp32_top1 is not None and record.top1 is not None and record.drop_pp is not None
+    assert record.fidelity_db is None and record.outputs == []
+
+
+def test_tensorrt_builds_from_the_smallest_to_the_largest(runs: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'edgeconvnext[rtx]'")
+    outcome = pipeline.export(replace(SEVERAL, head="features", target="jetson", output=runs / "jetson"))
+    assert all(check.passed for check in outcome.report.checks)
+    kit = json.loads((outcome.path / "device" / "kit.json").read_text())
+    assert kit["sizes"] == [[32, 32], [32, 32], [64, 96]]
+
+
+def test_core_ml_is_refused_by_name(tmp_path: Path) -> None:
+    pytest.importorskip("coremltools", reason="coremltools is not installed: pip install 'edgeconvnext[coreml]'")
+    with pytest.raises(TargetError, match="coreml writes Core ML packages of one input size"):
+        pipeline.export(replace(SEVERAL, target="coreml", output=tmp_path / "run"))
+
+
+def test_a_size_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelConfigError, match="multiples of 32"):
+        pipeline.quantize(replace(SEVERAL, sizes=((64, 100),), output=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
