@@ -4,7 +4,7 @@
     python -m edgeconvnext.train.reference RUN [LATER_RUN ...] --eval imagenette_val \\
         --output edgeconvnext/model/weights/atto_imagenette.safetensors
 
-Several folders are one training in parts, each but the first an `edgeconvnext fine-tune` of the weights of the one before; the last
+Several folders are one training in parts, each but the first a `fine-tune` of the weights of the one before; the last
 one's weights are shipped. What the card says of accuracy is measured on the very file that ships.
 """
 
