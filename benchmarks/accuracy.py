@@ -38,7 +38,8 @@ from benchmarks.peers.grid import CONFIGURATIONS, RUNTIMES, SUFFIXES, Configurat
 from benchmarks.peers.protocol import Task
 from benchmarks.peers.worker import Worker, WorkerError
 from edgeconvnext.targets import LayoutSection
-from edgeconvnext.validate.latency import BLOCK_S, MIN_BLOCKS, MIN_RUNS, MIN_SECONDS, WARM_UP_S, Samples, speedup
+from edgeconvnext.validate.interleaved import BLOCK_S, MIN_BLOCKS, MIN_RUNS, MIN_SECONDS, WARM_UP_S, Samples
+from edgeconvnext.validate.latency import speedup
 
 HERE = Path(__file__).resolve().parent
 CACHE = HERE / ".cache" / "accuracy"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -50,6 +50,7 @@ from edgeconvnext.cli.options import (
     WeightsOption,
 )
 from edgeconvnext.cli.output import finish, print_out
+from edgeconvnext.errors import GATE_MISSED_EXIT_CODE
 
 if TYPE_CHECKING:
     from edgeconvnext.job import Request
@@ -265,9 +266,22 @@ def bench(
     against: Annotated[
         Path | None, typer.Option("--against", help="A float ONNX to compare with. Default: the baseline of the run.")
     ] = None,
+    runtime: Annotated[
+        Literal["triton"] | None,
+        typer.Option(
+            "--runtime",
+            help="triton: the quantised network of a run as Triton kernels on this machine's NVIDIA GPU, against float forms in "
+            "torch.",
+            show_default="the artifact's own",
+        ),
+    ] = None,
     batch: Annotated[
         int | None,
-        typer.Option("--batch", min=1, help="Images at once. Default: the artifact's own where fixed, else 1."),
+        typer.Option(
+            "--batch",
+            min=1,
+            help="Images at once. Default: the artifact's own where fixed, else 1; triton: 1, 8, 32, 128.",
+        ),
     ] = None,
     threads: ThreadsOption = 1,
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Measured time of each model.")] = 3.0,
@@ -280,6 +294,13 @@ def bench(
     json: JsonOption = False,
 ) -> None:
     """Time an artifact in its runtime, interleaved with its float baseline."""
+    if runtime == "triton":
+        if against is not None or threads != 1:
+            raise typer.BadParameter(
+                "--runtime triton times a run's own float forms on a GPU; leave out --against and --threads."
+            )
+        _bench_triton(artifact, batch, seconds, json)
+        return
     from edgeconvnext.bench import bench_artifact, render_bench
 
     result = bench_artifact(artifact, against, batch=batch, threads=threads, seconds=seconds, profile=profile)
@@ -287,6 +308,29 @@ def bench(
         sys.stdout.write(result.model_dump_json(indent=2) + "\n")
     else:
         print_out(render_bench(result))
+
+
+def _bench_triton(run: Path, batch: int | None, seconds: float, json: bool) -> None:
+    """Print the times and write them beside the run's files; exit code 3 where the kernels are not the simulated graph."""
+    from dataclasses import asdict
+    from json import dumps
+
+    from edgeconvnext.triton.gpu import require_gpu
+    from edgeconvnext.triton.planned import load_planned_run
+
+    planned, device = load_planned_run(run), require_gpu()
+    from edgeconvnext.triton.terminal import render_triton_bench
+    from edgeconvnext.triton.timing import BATCHES, CSV_NAME, bench_triton, write_csv
+
+    bench = bench_triton(planned, device, BATCHES if batch is None else (batch,), seconds)
+    if json:
+        sys.stdout.write(dumps(asdict(bench), indent=2) + "\n")
+    else:
+        print_out(render_triton_bench(bench))
+    if not bench.is_right:
+        raise typer.Exit(GATE_MISSED_EXIT_CODE)
+    write_csv(run / CSV_NAME, bench.forms)
+    typer.echo(f"\ntimes: {run / CSV_NAME}", err=json)
 
 
 def _request(

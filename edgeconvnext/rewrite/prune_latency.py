@@ -112,7 +112,7 @@ def _medians_ms(
 ) -> dict[tuple[int, int], float]:
     import onnxruntime
 
-    from edgeconvnext.validate.latency import time_interleaved
+    from edgeconvnext.validate.interleaved import time_interleaved
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1

@@ -17,7 +17,8 @@ from edgeconvnext.export.onnx import export_onnx
 from edgeconvnext.model.convnext import ConvNeXt
 from edgeconvnext.quantize.program import export_program
 from edgeconvnext.rewrite.norms import replaceable_norms
-from edgeconvnext.validate.latency import Samples, speedup, time_interleaved
+from edgeconvnext.validate.interleaved import Samples, time_interleaved
+from edgeconvnext.validate.latency import speedup
 from edgeconvnext.validate.runners import OnnxRunner
 
 SECONDS = 1.0

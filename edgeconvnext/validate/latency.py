@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,25 +12,18 @@ import numpy as np
 from edgeconvnext.errors import ExportError
 from edgeconvnext.report.schema import Interval, Latency, LatencyComparison
 from edgeconvnext.validate.device import cpu_name
+from edgeconvnext.validate.interleaved import (
+    BLOCK_S,
+    MIN_RUNS,
+    MIN_SECONDS,
+    WARM_UP_S,
+    Samples,
+    ratio_of_medians,
+    time_interleaved,
+)
 from edgeconvnext.validate.runners import OnnxRunner
 
-WARM_UP_S = 0.2
-MIN_SECONDS = 3.0
-MIN_RUNS = 10
-BLOCK_S = 0.1
-"""Each network runs about this long before the other's turn; a turn's first run, on cold caches, is not counted."""
-
-MIN_BLOCKS = 10
-RESAMPLES = 2000
 KEPT_SAMPLES = 200
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Times of single runs in milliseconds, and the turn each was measured in."""
-
-    times_ms: np.ndarray
-    blocks: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -94,33 +86,6 @@ def grey_ramp(input_size: tuple[int, int], in_channels: int = 3) -> np.ndarray:
     return np.repeat(ramp, in_channels, axis=1)
 
 
-def time_interleaved(
-    calls: Mapping[str, Callable[[], None]],
-    seconds: float = MIN_SECONDS,
-    warm_up_s: float = WARM_UP_S,
-    clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, Samples]:
-    """Run `calls` in turns of about BLOCK_S until each has `seconds`, MIN_RUNS and MIN_BLOCKS turns, each warmed up.
-
-    Odd turns go in reverse order, so that no network always runs behind the same other one.
-    """
-    runs_per_turn = {name: _warm_up(call, warm_up_s, clock) for name, call in calls.items()}
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    blocks: dict[str, list[int]] = {name: [] for name in calls}
-    turn = 0
-    while turn < MIN_BLOCKS or any(sum(t) < seconds or len(t) < MIN_RUNS for t in times.values()):
-        for name in list(calls)[:: -1 if turn % 2 else 1]:
-            call = calls[name]
-            call()
-            for _ in range(runs_per_turn[name]):
-                start = clock()
-                call()
-                times[name].append(clock() - start)
-                blocks[name].append(turn)
-        turn += 1
-    return {name: Samples(1000 * np.array(times[name]), np.array(blocks[name])) for name in calls}
-
-
 def summarize(times_ms: np.ndarray, batch: int) -> Latency:
     """Return trtexec's figures for single-run times; throughput is batch / mean, in images per second."""
     mean = float(times_ms.mean())
@@ -141,18 +106,10 @@ def summarize(times_ms: np.ndarray, batch: int) -> Latency:
     )
 
 
-def speedup(fp32: Samples, artifact: Samples, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
-    """Return median FP32 time / median artifact time with a 95 % bootstrap interval over turns.
-
-    Runs next to each other share clock speed and neighbours, so turns are drawn, not runs, and one draw serves both
-    networks: what slowed a turn down slowed both.
-    """
-    turns = int(max(fp32.blocks.max(), artifact.blocks.max())) + 1
-    counts = np.random.default_rng(seed).multinomial(turns, np.full(turns, 1 / turns), size=resamples)
-    ratios = _resampled_medians(fp32, counts) / _resampled_medians(artifact, counts)
-    low, high = np.percentile(ratios, [2.5, 97.5])
-    value = float(np.median(fp32.times_ms) / np.median(artifact.times_ms))
-    return Interval(value=value, low=min(value, float(low)), high=max(value, float(high)))
+def speedup(fp32: Samples, artifact: Samples) -> Interval:
+    """Return median FP32 time / median artifact time with its 95 % interval."""
+    value, low, high = ratio_of_medians(fp32, artifact)
+    return Interval(value=value, low=low, high=high)
 
 
 def settings(seconds: float) -> dict[str, str]:
@@ -171,28 +128,6 @@ def load_before() -> str:
     if not hasattr(os, "getloadavg"):
         return "unknown"
     return f"{os.getloadavg()[0]:.1f} processes on {os.cpu_count()} cores (1 minute average)"
-
-
-def _warm_up(call: Callable[[], None], seconds: float, clock: Callable[[], float]) -> int:
-    """Run for `seconds`, at least twice; return how many runs fill a turn, judged by the fastest."""
-    begin, fastest, runs = clock(), float("inf"), 0
-    while runs < 2 or clock() - begin < seconds:
-        start = clock()
-        call()
-        fastest = min(fastest, clock() - start)
-        runs += 1
-    return max(1, round(BLOCK_S / max(fastest, 1e-6)))
-
-
-def _resampled_medians(samples: Samples, counts: np.ndarray) -> np.ndarray:
-    """Return the median for each row of `counts`, which says how often each turn was drawn: (resamples,)."""
-    order = np.argsort(samples.times_ms, kind="stable")
-    sorted_ms, turn = samples.times_ms[order], samples.blocks[order]
-    medians = np.empty(len(counts))
-    for row, drawn in enumerate(counts):
-        weight = np.cumsum(drawn[turn])
-        medians[row] = sorted_ms[np.searchsorted(weight, weight[-1] / 2)]
-    return medians
 
 
 def _call(runner: OnnxRunner, inputs: np.ndarray) -> Callable[[], None]:

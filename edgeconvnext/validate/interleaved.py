@@ -1,0 +1,91 @@
+"""Times of several networks, taken in turns so that all see the same machine, and the ratio of two of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+WARM_UP_S = 0.2
+MIN_SECONDS = 3.0
+MIN_RUNS = 10
+BLOCK_S = 0.1
+"""Each network runs about this long before the other's turn; a turn's first run, on cold caches, is not counted."""
+
+MIN_BLOCKS = 10
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Times of single runs in milliseconds, and the turn each was measured in."""
+
+    times_ms: np.ndarray
+    blocks: np.ndarray
+
+
+def time_interleaved(
+    calls: Mapping[str, Callable[[], None]],
+    seconds: float = MIN_SECONDS,
+    warm_up_s: float = WARM_UP_S,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Samples]:
+    """Run `calls` in turns of about BLOCK_S until each has `seconds`, MIN_RUNS and MIN_BLOCKS turns, each warmed up.
+
+    Odd turns go in reverse order, so that no network always runs behind the same other one.
+    """
+    runs_per_turn = {name: _warm_up(call, warm_up_s, clock) for name, call in calls.items()}
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    blocks: dict[str, list[int]] = {name: [] for name in calls}
+    turn = 0
+    while turn < MIN_BLOCKS or any(sum(t) < seconds or len(t) < MIN_RUNS for t in times.values()):
+        for name in list(calls)[:: -1 if turn % 2 else 1]:
+            call = calls[name]
+            call()
+            for _ in range(runs_per_turn[name]):
+                start = clock()
+                call()
+                times[name].append(clock() - start)
+                blocks[name].append(turn)
+        turn += 1
+    return {name: Samples(1000 * np.array(times[name]), np.array(blocks[name])) for name in calls}
+
+
+def ratio_of_medians(
+    slow: Samples, fast: Samples, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, float, float]:
+    """Return median time of `slow` / median time of `fast`, and the ends of its 95 % bootstrap interval over turns.
+
+    Runs next to each other share clock speed and neighbours, so turns are drawn, not runs, and one draw serves both
+    networks: what slowed a turn down slowed both.
+    """
+    turns = int(max(slow.blocks.max(), fast.blocks.max())) + 1
+    counts = np.random.default_rng(seed).multinomial(turns, np.full(turns, 1 / turns), size=resamples)
+    ratios = _resampled_medians(slow, counts) / _resampled_medians(fast, counts)
+    low, high = np.percentile(ratios, [2.5, 97.5])
+    value = float(np.median(slow.times_ms) / np.median(fast.times_ms))
+    return value, min(value, float(low)), max(value, float(high))
+
+
+def _warm_up(call: Callable[[], None], seconds: float, clock: Callable[[], float]) -> int:
+    """Run for `seconds`, at least twice; return how many runs fill a turn, judged by the fastest."""
+    begin, fastest, runs = clock(), float("inf"), 0
+    while runs < 2 or clock() - begin < seconds:
+        start = clock()
+        call()
+        fastest = min(fastest, clock() - start)
+        runs += 1
+    return max(1, round(BLOCK_S / max(fastest, 1e-6)))
+
+
+def _resampled_medians(samples: Samples, counts: np.ndarray) -> np.ndarray:
+    """Return the median for each row of `counts`, which says how often each turn was drawn: (resamples,)."""
+    order = np.argsort(samples.times_ms, kind="stable")
+    sorted_ms, turn = samples.times_ms[order], samples.blocks[order]
+    medians = np.empty(len(counts))
+    for row, drawn in enumerate(counts):
+        weight = np.cumsum(drawn[turn])
+        medians[row] = sorted_ms[np.searchsorted(weight, weight[-1] / 2)]
+    return medians
