@@ -295,9 +295,9 @@ def bench(
 ) -> None:
     """Time an artifact in its runtime, interleaved with its float baseline."""
     if runtime == "triton":
-        if against is not None or threads != 1:
+        if against is not None or threads != 1 or profile:
             raise typer.BadParameter(
-                "--runtime triton times a run's own float forms on a GPU; leave out --against and --threads."
+                "--runtime triton times a run's own float forms on a GPU; leave out --against, --threads and --profile."
             )
         _bench_triton(artifact, batch, seconds, json)
         return
@@ -315,12 +315,12 @@ def _bench_triton(run: Path, batch: int | None, seconds: float, json: bool) -> N
     from dataclasses import asdict
     from json import dumps
 
-    from edgeconvnext.triton.gpu import require_gpu
+    from edgeconvnext.triton.gpu import BATCHES, require_gpu
     from edgeconvnext.triton.planned import load_planned_run
 
     planned, device = load_planned_run(run), require_gpu()
     from edgeconvnext.triton.terminal import render_triton_bench
-    from edgeconvnext.triton.timing import BATCHES, CSV_NAME, bench_triton, write_csv
+    from edgeconvnext.triton.timing import CSV_NAME, bench_triton, write_csv
 
     bench = bench_triton(planned, device, BATCHES if batch is None else (batch,), seconds)
     if json:

@@ -12,6 +12,7 @@ import torch
 
 from edgeconvnext.errors import RuntimeMissingError
 
+BATCHES = (1, 8, 32, 128)
 _OLDEST = (8, 0)
 _COPIED_BYTES = 2**30
 _MATRIX = 8192

@@ -31,8 +31,8 @@ class PlannedNetwork:
 def load_planned_run(path: Path) -> PlannedNetwork:
     """Read the network and plan of a finished run.
 
-    Raises RunDirectoryError for a folder that is no finished run, QuantizationError for a network that is no ConvNeXt, or one that
-    takes raw pixels.
+    Raises RunDirectoryError for a folder that is no finished run, QuantizationError for a network that is no ConvNeXt, one that
+    ends without a head, or one that takes raw pixels.
     """
     from edgeconvnext.manifest import load_run
     from edgeconvnext.model.load import load_model
@@ -52,6 +52,10 @@ def load_planned_run(path: Path) -> PlannedNetwork:
     if not isinstance(model.module, ConvNeXt) or not isinstance(network, ConvNeXt):
         raise QuantizationError(
             f"{path} is a run of a {type(network).__name__}; the Triton kernels are those of ConvNeXt's blocks."
+        )
+    if network.config.ends_with != "head":
+        raise QuantizationError(
+            f"{path} is a run of a network without a head; the Triton kernels give logits. Make a run without --head."
         )
     float_type = torch.float16 if definition["float_type"] == "float16" else torch.float32
     name = f"{run.config['model']['name']} for {target['name']}"

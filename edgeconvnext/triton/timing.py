@@ -17,7 +17,7 @@ from edgeconvnext.errors import QuantizationError
 from edgeconvnext.files import atomic_write
 from edgeconvnext.model.macs import layer_macs
 from edgeconvnext.triton.forms import INT8, build_forms
-from edgeconvnext.triton.gpu import Peaks, describe_gpu, describe_versions, measure_peaks
+from edgeconvnext.triton.gpu import BATCHES, Peaks, describe_gpu, describe_versions, measure_peaks
 from edgeconvnext.triton.network import TritonNetwork
 from edgeconvnext.triton.planned import PlannedNetwork
 from edgeconvnext.triton.reference import CodeDifference, simulate, unit_differences
@@ -31,7 +31,6 @@ from edgeconvnext.validate.interleaved import (
     time_interleaved,
 )
 
-BATCHES = (1, 8, 32, 128)
 CSV_NAME = "triton.csv"
 BASELINE = "torch.compile FP16, layer scale folded"
 """The best float form of the network that torch has: what a speed-up is against."""

@@ -73,7 +73,7 @@ def test_a_plan_with_zero_points_and_float_convs(plan_of: Callable[..., Reconstr
     result = plan_of(small_network(), target="onnx")
     assert any(int(a.qparams.zero_point) for a in result.plan.activations.values())
     network, _ = checked(result)
-    assert {layer.rpartition(".")[2] for layer in network.int8_layers} == {"pwconv1", "pwconv2", "head"}
+    assert {layer.rpartition(".")[2] for layer in network.int8_layers} == {"pwconv1", "pwconv2", "1", "head"}
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from edgeconvnext.triton.planned import PlannedNetwork, load_planned_run
 from edgeconvnext.triton.roofline import Work, block_work, network_work
 from edgeconvnext.validate.interleaved import Samples
 
+ROOT = Path(__file__).resolve().parents[2]
 PEAKS = Peaks(bytes_per_s=3e12, int8_ops=1.5e15, float_ops=5e13)
 
 
@@ -85,9 +86,9 @@ def test_what_bench_cannot_take_is_said_before_the_gpu_is_looked_for(
 ) -> None:
     code, error = bench(tmp_path / "none", "--runtime", "triton", capsys=capsys, monkeypatch=monkeypatch)
     assert (code, "There is no run directory" in error) == (1, True)
-    for option in (("--threads", "2"), ("--against", "float.onnx")):
+    for option in (("--threads", "2"), ("--against", "float.onnx"), ("--profile",)):
         code, error = bench(tmp_path, "--runtime", "triton", *option, capsys=capsys, monkeypatch=monkeypatch)
-        assert (code, "leave out --against and --threads" in " ".join(error.split())) == (2, True), error
+        assert (code, "leave out --against, --threads and --profile" in " ".join(error.split())) == (2, True), error
     code, error = bench(tmp_path, "--runtime", "cuda", capsys=capsys, monkeypatch=monkeypatch)
     assert (code, "triton" in error) == (2, True)
 
@@ -96,6 +97,15 @@ def test_a_run_whose_network_takes_raw_pixels_is_refused_with_the_way_out(tmp_pa
     path = tmp_path / "run"
     edgeconvnext.quantize("digits", calib="digits", target="coreml", num_images=30, effort="quick", output=path)
     with pytest.raises(QuantizationError, match="--target rtx --from"):
+        load_planned_run(path)
+
+
+def test_a_backbone_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    edgeconvnext.quantize(
+        "digits", calib="digits", target="rtx", num_images=30, effort="quick", head="features", output=path
+    )
+    with pytest.raises(QuantizationError, match="without a head"):
         load_planned_run(path)
 
 
@@ -173,7 +183,7 @@ def version(name):
         raise metadata.PackageNotFoundError(name)
     return installed(name)
 metadata.version = version
-import edgeconvnext.triton.planned, edgeconvnext.triton.gpu, edgeconvnext.quantize.plan_storage, edgeconvnext.model.build
+import benchmarks.gpu, edgeconvnext.quantize.plan_storage, edgeconvnext.model.build, edgeconvnext.data.preprocess
 try:
     import triton
 except ImportError:
@@ -182,5 +192,5 @@ else:
     import edgeconvnext.triton.timing
     print("with triton")
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,191 @@
+"""What the Triton kernels do on a GPU: codes against the simulation, times against float forms, accuracy on photographs.
+
+    PYTHONPATH=. python -m benchmarks.gpu [--pack .gpu] [--output benchmarks/results] [--seconds 1] [--batch 1 8 32 128]
+
+Runs from a checkout with torch, Triton, numpy, safetensors and Pillow, and reads what `benchmarks.gpu_pack` wrote. Results are
+written after each network: gpu.json (codes, accuracy), gpu.csv (times). A network whose codes are not the simulation's is not
+timed, and the exit code is 3.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from edgeconvnext.errors import GATE_MISSED_EXIT_CODE, EdgeConvNextError
+from edgeconvnext.triton.gpu import BATCHES, describe_gpu, describe_versions, require_gpu
+from edgeconvnext.triton.planned import PlannedNetwork
+
+if TYPE_CHECKING:
+    from edgeconvnext.triton.network import TritonNetwork
+
+HERE = Path(__file__).resolve().parent
+PACK = HERE.parent / ".gpu"
+SETTINGS, NETWORK, PLAN, PHOTOGRAPHS = "network.json", "floats.safetensors", "plan.safetensors", "photographs.npz"
+EVALUATED_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a packed network is: float_type of the stream, mean and std of its input, and the config as `config_json` writes it."""
+
+    name: str
+    config: str
+    float_type: str
+    input_size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Photographs:
+    """Pictures at the network's input size and what other forms answered. classes: (N,) of the model; logits: (N, num_classes)."""
+
+    jpegs: list[bytes]
+    classes: np.ndarray
+    fp32: np.ndarray
+    simulated: np.ndarray
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """On the packed photographs, per cent and dB. agreement, sqnr_db: with FP32; fidelity_db: to the float32 simulated graph."""
+
+    images: int
+    fp32_top1: float
+    top1: float
+    agreement: float
+    sqnr_db: float
+    fidelity_db: float
+
+
+def main() -> None:
+    arguments = _arguments()
+    folders = sorted(path.parent for path in arguments.pack.glob(f"*/{SETTINGS}"))
+    if not folders:
+        sys.exit(f"{arguments.pack} holds no packed network; make it with: python -m benchmarks.gpu_pack --run RUN")
+    try:
+        device = require_gpu()
+    except EdgeConvNextError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    right = measure(folders, device, arguments.output, arguments.batch, arguments.seconds)
+    sys.exit(0 if right else GATE_MISSED_EXIT_CODE)
+
+
+def measure(folders: list[Path], device: torch.device, output: Path, batches: list[int], seconds: float) -> bool:
+    """Check and judge all networks, then time them; return whether all codes were the simulation's."""
+    from edgeconvnext.triton.network import TritonNetwork
+    from edgeconvnext.triton.timing import bench_triton, check_on, write_csv
+
+    results: dict[str, Any] = {"device": describe_gpu(), "versions": describe_versions(), "networks": {}}
+    right = []
+    for folder in folders:
+        planned = unpack(folder)
+        int8 = TritonNetwork(planned.network, planned.plan, planned.float_type, device)
+        differences = check_on(device, planned, int8)
+        if all(difference.is_allowed for difference in differences):
+            right.append(planned)
+        found: dict[str, Any] = {"codes": [asdict(difference) for difference in differences]}
+        if (folder / PHOTOGRAPHS).is_file():
+            found["accuracy"] = asdict(accuracy(int8, read_settings(folder), read_photographs(folder), device))
+        results["networks"][planned.name] = found
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "gpu.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        print(json.dumps({planned.name: found}), flush=True)
+    forms = []
+    for planned in right:
+        forms += bench_triton(planned, device, batches, seconds).forms
+        write_csv(output / "gpu.csv", forms)
+    return len(right) == len(folders)
+
+
+def unpack(folder: Path) -> PlannedNetwork:
+    """Read a packed network. Floats that codes stand for are new random ones: the float forms are timed, not judged."""
+    from safetensors.torch import load_file
+
+    from edgeconvnext.model.build import config_from_json
+    from edgeconvnext.model.convnext import ConvNeXt, ConvNeXtConfig
+    from edgeconvnext.quantize.plan_storage import load_plan
+
+    settings = read_settings(folder)
+    config = config_from_json(settings.config)
+    assert isinstance(config, ConvNeXtConfig)
+    torch.manual_seed(0)
+    folded = ConvNeXt(config).eval()
+    missing = folded.load_state_dict(load_file(folder / NETWORK), strict=False).missing_keys
+    plan, network = load_plan(folder / PLAN, folded)
+    lost = {name.rpartition(".")[0] for name in missing} - set(plan.weights)
+    if lost:
+        raise ValueError(f"{folder} lacks the parameters of {', '.join(sorted(lost))}: pack it again")
+    assert isinstance(network, ConvNeXt)
+    float_type = getattr(torch, settings.float_type)
+    return PlannedNetwork(settings.name, folded, network, plan, float_type, settings.input_size)
+
+
+def read_settings(folder: Path) -> Settings:
+    values = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    return Settings(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def read_photographs(folder: Path) -> Photographs:
+    with np.load(folder / PHOTOGRAPHS) as packed:
+        ends = np.cumsum(packed["sizes"])
+        content = packed["content"].tobytes()
+        jpegs = [content[end - size : end] for size, end in zip(packed["sizes"], ends, strict=True)]
+        return Photographs(jpegs, packed["classes"], packed["fp32"], packed["simulated"])
+
+
+def images_of(jpegs: list[bytes], settings: Settings) -> torch.Tensor:
+    """Decode and normalise pictures that have the input's size: (N, C, H, W), float32."""
+    from PIL import Image
+
+    from edgeconvnext.data.preprocess import Preprocess
+
+    pixels = np.stack([np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB")) for jpeg in jpegs])
+    preprocess = Preprocess(input_size=settings.input_size, mean=settings.mean, std=settings.std)
+    return torch.from_numpy(preprocess.normalize(pixels)).permute(0, 3, 1, 2).contiguous()
+
+
+def accuracy(int8: TritonNetwork, settings: Settings, photographs: Photographs, device: torch.device) -> Accuracy:
+    """Classify all photographs with the kernels."""
+    parts = []
+    for start in range(0, len(photographs.jpegs), EVALUATED_BATCH):
+        images = images_of(photographs.jpegs[start : start + EVALUATED_BATCH], settings)
+        parts.append(int8(images.to(device)).cpu().numpy())
+    logits = np.concatenate(parts)
+    answers, fp32 = logits.argmax(axis=1), photographs.fp32.argmax(axis=1)
+    return Accuracy(
+        len(logits),
+        100 * float((fp32 == photographs.classes).mean()),
+        100 * float((answers == photographs.classes).mean()),
+        100 * float((answers == fp32).mean()),
+        _sqnr_db(photographs.fp32, logits),
+        _sqnr_db(photographs.simulated, logits),
+    )
+
+
+def _sqnr_db(reference: np.ndarray, other: np.ndarray) -> float:
+    error = np.square(reference - other, dtype=np.float64).sum()
+    return float(10 * np.log10(np.square(reference, dtype=np.float64).sum() / max(error, 1e-30)))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pack", type=Path, default=PACK)
+    parser.add_argument("--output", type=Path, default=HERE / "results")
+    parser.add_argument("--seconds", type=float, default=1.0, help="measured time of each form at each batch")
+    parser.add_argument("--batch", type=int, nargs="+", default=list(BATCHES))
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

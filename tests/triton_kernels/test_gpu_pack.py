@@ -1,0 +1,101 @@
+"""What travels to a GPU machine: a packed network gives the codes and answers of the run it is of."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import edgeconvnext
+from benchmarks.gpu import accuracy, images_of, measure, read_photographs, read_settings, unpack
+from benchmarks.gpu_pack import pack
+from edgeconvnext.errors import ImageSetError
+from edgeconvnext.files import tree_size
+from edgeconvnext.triton.planned import load_planned_run
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("packed") / "run"
+    edgeconvnext.quantize("digits", calib="digits", target="rtx", num_images=30, effort="quick", output=path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def packed(run: Path) -> Path:
+    return pack(run, run.parent / "pack", "digits_test")
+
+
+def test_a_packed_network_is_the_runs(run: Path, packed: Path) -> None:
+    ours, theirs = unpack(packed), load_planned_run(run)
+    assert (ours.float_type, ours.input_size, ours.folded.config) == (torch.float16, (32, 32), theirs.folded.config)
+    for name, value in theirs.network.state_dict().items():
+        assert torch.equal(ours.network.state_dict()[name], value), name
+    # Float weights stay behind: their codes are a quarter of them.
+    photographs = (packed / "photographs.npz").stat().st_size
+    assert tree_size(packed) - photographs < (run / "folded.safetensors").stat().st_size / 2
+
+
+def test_photographs_travel_with_their_classes_and_logits(packed: Path) -> None:
+    photographs, settings = read_photographs(packed), read_settings(packed)
+    assert len(photographs.jpegs) == len(photographs.classes) == 599
+    assert images_of(photographs.jpegs[:3], settings).shape == (3, 3, 32, 32)
+    assert (photographs.fp32.argmax(axis=1) == photographs.classes).mean() > 0.98
+    assert photographs.simulated.shape == photographs.fp32.shape == (599, 10)
+
+
+def test_the_kernels_classify_packed_photographs_as_the_simulation_does(packed: Path) -> None:
+    pytest.importorskip("triton", reason="the kernels need Triton: pip install 'edgeconvnext[triton]'")
+    from edgeconvnext.triton.network import TritonNetwork
+
+    photographs = read_photographs(packed)
+    few = replace(
+        photographs,
+        jpegs=photographs.jpegs[:6],
+        classes=photographs.classes[:6],
+        fp32=photographs.fp32[:6],
+        simulated=photographs.simulated[:6],
+    )
+    planned = unpack(packed)
+    int8 = TritonNetwork(planned.network, planned.plan, planned.float_type, torch.device("cpu"))
+    found = accuracy(int8, read_settings(packed), few, torch.device("cpu"))
+    assert (found.images, found.agreement) == (6, 100)
+    # The stream is float16 here and float32 in the simulated graph; the quantization error itself is at 30 to 45 dB.
+    assert found.fidelity_db > 35 and found.sqnr_db > 20
+
+
+def test_a_network_with_other_codes_is_not_timed(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton", reason="the kernels need Triton: pip install 'edgeconvnext[triton]'")
+    from edgeconvnext.triton import timing
+    from edgeconvnext.triton.reference import CodeDifference
+
+    (packed / "photographs.npz").rename(tmp_path / "photographs.npz")
+    monkeypatch.setattr(timing, "check_on", lambda *_: [CodeDifference("stages.0.0.pwconv2", 100, 0.5, 3)])
+    assert not measure([packed], torch.device("cpu"), tmp_path / "out", [1], 0.1)
+    (tmp_path / "photographs.npz").rename(packed / "photographs.npz")
+    assert '"largest": 3' in (tmp_path / "out" / "gpu.json").read_text()
+    assert not (tmp_path / "out" / "gpu.csv").exists()
+
+
+def test_a_set_without_labels_is_refused(run: Path, tmp_path: Path, photo_folder: Path) -> None:
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for file in sorted(photo_folder.glob("temple/*"))[:2]:
+        (flat / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(ImageSetError, match="has no labels"):
+        pack(run, tmp_path / "pack", str(flat))
+
+
+def test_an_empty_pack_and_a_machine_without_a_gpu_are_said(packed: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.gpu", "--pack"]
+    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1 and "benchmarks.gpu_pack --run RUN" in done.stderr
+    if not torch.cuda.is_available():
+        done = subprocess.run([*command, str(packed.parent)], capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 4 and done.stderr.startswith("error: --runtime triton needs"), done.stderr
