@@ -12,6 +12,7 @@ as re-encoded.
 from __future__ import annotations
 
 import argparse
+import copy
 import io
 import json
 import shutil
@@ -41,6 +42,8 @@ from edgeconvnext.files import tree_size
 from edgeconvnext.model.build import config_json
 from edgeconvnext.model.load import load_model
 from edgeconvnext.model.loaded import LoadedModel
+from edgeconvnext.quantize.biases import round_biases
+from edgeconvnext.quantize.fake import quantize_activations
 from edgeconvnext.stages import FOLDED
 from edgeconvnext.stages import PLAN as RUN_PLAN
 from edgeconvnext.triton.planned import PlannedNetwork, load_planned_run
@@ -96,21 +99,21 @@ def _write_network(planned: PlannedNetwork, model: LoadedModel, run: Path, folde
 
 def _write_photographs(planned: PlannedNetwork, model: LoadedModel, name: str, folder: Path) -> None:
     """Write the re-encoded pictures, their classes, and the logits of FP32 and of the simulated graph, float32."""
-    from edgeconvnext.quantize.fake import fake_quantized
-
     images = resolve_image_set(name)
     if images.labels is None:
         raise ImageSetError(f"{name} has no labels; accuracy needs them. Name a labelled set: edgeconvnext data list.")
     class_of = match_labels(images, model.labels, model.config.num_classes)
     jpegs = [_jpeg(Image.fromarray(model.preprocess.pixels(images.read(index)))) for index in range(len(images))]
     settings = read_settings(folder)
+    simulation = copy.deepcopy(planned.network)
+    round_biases(simulation, planned.plan)
+    quantize_activations(simulation, planned.plan)
     fp32, simulated = [], []
     with torch.inference_mode():
         for start in range(0, len(jpegs), EVALUATED_BATCH):
             batch = images_of(jpegs[start : start + EVALUATED_BATCH], settings)
             fp32.append(planned.folded(batch).numpy())
-            with fake_quantized(planned.network, planned.plan):
-                simulated.append(planned.network(batch).numpy())
+            simulated.append(simulation(batch).numpy())
     np.savez(
         folder / PHOTOGRAPHS,
         content=np.frombuffer(b"".join(jpegs), dtype=np.uint8),

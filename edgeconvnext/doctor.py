@@ -80,6 +80,11 @@ def _packages() -> list[Check]:
             "builds and runs engines on the NVIDIA GPU of this machine (target gpu)",
             "TensorRT is made for NVIDIA GPUs on Linux and Windows" if mac else install.format("tensorrt"),
         ),
+        _package(
+            "triton",
+            "runs a quantised network on an NVIDIA GPU without TensorRT (bench --runtime triton)",
+            "Triton is made for Linux" if mac else install.format("triton"),
+        ),
     ]
 
 

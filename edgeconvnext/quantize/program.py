@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch.export import Dim, ExportedProgram
@@ -13,6 +13,7 @@ from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, Quantiza
 
 from edgeconvnext.errors import QuantizationError
 from edgeconvnext.model.input_size import SizeRange
+from edgeconvnext.quantize.biases import round_biases
 from edgeconvnext.quantize.plan import QParams, QuantPlan
 
 _CONV = torch.ops.aten.conv2d.default
@@ -66,7 +67,7 @@ def quantize_program(program: ExportedProgram, plan: QuantPlan) -> ExportedProgr
         warnings.simplefilter("ignore")
         prepared = prepare_pt2e(program.module(), ConvNeXtQuantizer(plan))
         converted = convert_pt2e(prepared)
-        _round_biases(converted, plan)
+        round_biases(converted, plan)
         _insert_blocked_weights(converted, plan)
         _drop_unused(converted)
         return torch.export.export(
@@ -86,22 +87,6 @@ def _check_palettes(program: ExportedProgram, plan: QuantPlan) -> None:
                 f"The weights of {layer} are not on the {len(grid.levels)} levels of its palette. Export the network that "
                 "load_plan or reconstruct returned with this plan."
             )
-
-
-def _round_biases(module: torch.fx.GraphModule, plan: QuantPlan) -> None:
-    """Round the bias of each layer with two 8-bit factors to the steps of their products.
-
-    Kernels that add the bias to their int32 sums hold it as such a code. Half a step is far below the quantization error, but a
-    bias rounded in the artifact alone would push values over rounding borders that the simulation leaves where they are.
-    """
-    for layer, grid in plan.weights.items():
-        source = plan.activations.get(f"{layer}:input")
-        owner = module.get_submodule(layer)
-        if source is None or grid.blocked or {grid.bits, source.qparams.bits} != {8} or owner.bias is None:
-            continue
-        step = (source.qparams.scale.double() * grid.scale.double()).float()
-        bias = cast(torch.Tensor, owner.bias).detach()
-        owner.register_parameter("bias", torch.nn.Parameter((bias.double() / step).round().mul(step).to(bias.dtype)))
 
 
 def _insert_blocked_weights(module: torch.fx.GraphModule, plan: QuantPlan) -> None:

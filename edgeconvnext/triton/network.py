@@ -10,6 +10,7 @@ import torch
 from edgeconvnext.model.convnext import ConvNeXt
 from edgeconvnext.model.input_size import check_input_size
 from edgeconvnext.model.layers import weighted_layers
+from edgeconvnext.quantize.biases import round_biases
 from edgeconvnext.quantize.fake import quantize_activations
 from edgeconvnext.quantize.plan import QuantPlan
 from edgeconvnext.triton.block import block_unit, is_int8_block
@@ -32,7 +33,8 @@ class TritonNetwork:
         self.device = device
         self._plan = plan
         self._network = copy.deepcopy(network).eval()
-        self._in_torch = copy.deepcopy(network).eval().to(device)
+        round_biases(self._network, plan)
+        self._in_torch = copy.deepcopy(self._network).to(device)
         quantize_activations(self._in_torch, plan)
         self.units: dict[str, Unit] = {}
         for stage in range(len(network.config.depths)):

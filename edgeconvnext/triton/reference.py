@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from edgeconvnext.model.convnext import ConvNeXt
-from edgeconvnext.quantize.fake import fake_quantized
+from edgeconvnext.quantize.biases import round_biases
+from edgeconvnext.quantize.fake import quantize_activations
 from edgeconvnext.quantize.plan import QuantPlan
 from edgeconvnext.triton.grids import planned_grid
 from edgeconvnext.triton.network import TritonNetwork
@@ -57,16 +58,14 @@ def simulate(network: ConvNeXt, plan: QuantPlan, images: torch.Tensor, float_typ
     """
     codes: Codes = {}
     inputs: dict[str, torch.Tensor] = {}
-    handles: list[RemovableHandle] = []
-    with torch.inference_mode(), exact_convs(), fake_quantized(network, plan):
-        try:
-            for layer in plan.weights:
-                handles += _note_codes(network, plan, layer, codes)
-            handles += _note_inputs(network, float_type, inputs)
-            logits = network(images)
-        finally:
-            for handle in handles:
-                handle.remove()
+    network = copy.deepcopy(network)
+    round_biases(network, plan)
+    quantize_activations(network, plan)
+    for layer in plan.weights:
+        _note_codes(network, plan, layer, codes)
+    _note_inputs(network, float_type, inputs)
+    with torch.inference_mode(), exact_convs():
+        logits = network(images)
     return Simulation(logits, codes, inputs)
 
 
@@ -103,11 +102,11 @@ def _difference(layer: str, ours: torch.Tensor, theirs: torch.Tensor) -> CodeDif
     )
 
 
-def _note_codes(network: ConvNeXt, plan: QuantPlan, layer: str, codes: Codes) -> list[RemovableHandle]:
+def _note_codes(network: ConvNeXt, plan: QuantPlan, layer: str, codes: Codes) -> None:
     """Note what a layer reads, rounded to its grid already: the hooks of the quantizers were attached before."""
     grid = planned_grid(network, plan, layer)
     if grid is None:
-        return []
+        return
     found = network.get_submodule(layer)
     affine = getattr(found, "input_affine", None)
 
@@ -115,11 +114,12 @@ def _note_codes(network: ConvNeXt, plan: QuantPlan, layer: str, codes: Codes) ->
         codes[layer] = ((values / grid.scale).round() + grid.zero).to(torch.int8)
 
     if affine is not None:
-        return [affine.register_forward_hook(lambda _module, _args, output: note(output))]
-    return [found.register_forward_pre_hook(lambda _module, args: note(args[0]))]
+        affine.register_forward_hook(lambda _module, _args, output: note(output))
+    else:
+        found.register_forward_pre_hook(lambda _module, args: note(args[0]))
 
 
-def _note_inputs(network: ConvNeXt, float_type: torch.dtype, inputs: dict[str, torch.Tensor]) -> list[RemovableHandle]:
+def _note_inputs(network: ConvNeXt, float_type: torch.dtype, inputs: dict[str, torch.Tensor]) -> None:
     """Note what each part reads, and round what it hands on to `float_type`."""
 
     def note(path: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
@@ -132,12 +132,11 @@ def _note_inputs(network: ConvNeXt, float_type: torch.dtype, inputs: dict[str, t
     def rounded(_module: nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor:
         return output.to(float_type).float()
 
-    handles = []
     for stage, entry in enumerate(network.downsample_layers):
         parts = {f"downsample_layers.{stage}": entry}
         parts |= {f"stages.{stage}.{index}": block for index, block in enumerate(network.blocks(stage))}
         for path, part in parts.items():
-            handles += [part.register_forward_pre_hook(note(path)), part.register_forward_hook(rounded)]
+            part.register_forward_pre_hook(note(path))
+            part.register_forward_hook(rounded)
     last = network.stages[-1]
-    handles.append(last.register_forward_hook(lambda _module, _args, output: note(HEAD)(_module, (output,))))
-    return handles
+    last.register_forward_hook(lambda module, _args, output: note(HEAD)(module, (output,)))
