@@ -38,9 +38,12 @@ SCRIPT = assemble_script("on_tensorrt.py")
 
 
 def vectors(count: int = 8) -> CheckVectors:
-    batch = images(count, seed=9)
+    batch, network = (
+        images(count, seed=9),
+        small_convnext(),
+    )  # made here: made in inference mode, it could not be exported later
     with torch.inference_mode():
-        fp32 = small_convnext()(batch).numpy()
+        fp32 = network(batch).numpy()
     simulated = run(half_program_for("jetson"), batch)
     return CheckVectors(batch.numpy(), fp32, simulated, labels=fp32.argmax(axis=1))
 
