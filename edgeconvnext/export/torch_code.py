@@ -12,7 +12,7 @@ from edgeconvnext.model import convnext, network
 from edgeconvnext.model.loaded import LoadedModel
 
 # What the two modules import from this package, and what stands in for it.
-_PROVIDED = {"ModelConfigError", "Operator", "Network", "NetworkBlock"}
+_PROVIDED = {"ModelConfigError", "Operator", "EndsWith", "Network", "NetworkBlock"}
 _FALLBACKS = '''Operator = str
 
 
