@@ -37,7 +37,8 @@ answer. SQNR: of the logits. Speed-up: against the FP32 ONNX in onnxruntime, bat
 95 % bootstrap interval. Quantising: wall time and peak memory of the process, libraries included; these times were taken
 while other work shared the two cores, so only their order of magnitude says something.
 
-Own rows: `target onnx` and the like are the shipped targets as they are; "with multiply-adds" and "no multiply-adds" say whether
+Own rows: `target onnx` and the like are the shipped targets as they were then: `onnx` has its downsampling convs in INT8 since
+(docs/devices.md has it anew); "with multiply-adds" and "no multiply-adds" say whether
 scales and shifts may stand in front of quantizers that no LayerNorm feeds (docs/quantization.md). W4A8 with symmetric activations
 was measured for all weighted operators only.
 
