@@ -50,7 +50,7 @@ from edgeconvnext.triton.planned import PlannedNetwork, load_planned_run
 
 QUALITY = 80
 LARGEST_PACK = 60 * 2**20
-"""Bytes. A lent machine takes 64 MiB, and the checkout is part of it."""
+"""Bytes. 64 MiB travel at most, and the checkout is part of it."""
 
 
 def main() -> None:

@@ -115,18 +115,19 @@ def search_placement(
         )
     fit, held_out = split_held_out(images)
     preprocess = model.preprocess.with_value_range(target.input.value_range)
-    streams = [
-        batches(images, preprocess, 16, part, description="Reading images") for part in (fit, held_out[:MOST_HELD_OUT])
-    ]
-    read = [[batch.images for batch in stream] for stream in streams]
-    check_broken(images, [image for stream in streams for image in stream.skipped])
+    fitted = batches(images, preprocess, 16, fit, description="Reading images")
+    judged = batches(images, preprocess, 16, held_out[:MOST_HELD_OUT], description="Reading images (held out)")
+    held = [batch.images for batch in judged]
     proof = (batch.images for batch in batches(images.take(8), model.preprocess, 8))
     folded = fold_exact(model.module, proof, preprocess=model.preprocess, value_range=target.input.value_range)
     layers = weighted_layers(folded.module)
     start = Placement.of(target, layers)
     if not start.operators:
         raise QuantizationError(f"Target {target.name} quantises no layer of {model.name}; there is nothing to search.")
-    statistics = collect_statistics(folded.module, read[0], read[1], sorted(set(layers.values())))
+    statistics = collect_statistics(
+        folded.module, (batch.images for batch in fitted), held, sorted(set(layers.values()))
+    )
+    check_broken(images, [*fitted.skipped, *judged.skipped])
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory() as scratch:
         import torch
@@ -135,7 +136,7 @@ def search_placement(
             folded.module,
             target,
             statistics,
-            torch.cat(read[1]).numpy(),
+            torch.cat(held).numpy(),
             model.preprocess,
             threads=threads,
             folder=Path(scratch),

@@ -171,7 +171,7 @@ def test_times_become_lines_of_a_csv(tmp_path: Path) -> None:
 
 
 def test_the_gpu_modules_need_nothing_but_torch_numpy_safetensors_and_triton() -> None:
-    """A lent GPU has these; pydantic, torchao and onnx are not there, nor is this package installed."""
+    """The machine with the GPU may have no pydantic, torchao or onnx, and not this package."""
     code = """
 import sys
 for name in ("pydantic", "torchao", "onnx", "onnxruntime", "onnxscript", "typer", "rich", "jinja2"):
