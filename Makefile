@@ -56,6 +56,7 @@ bench: $(INSTALLED)  ## Measure speed, calibration and stages on this machine, i
 	$(BIN)/python -m benchmarks.speed --again
 	$(BIN)/python -m benchmarks.calibration --again
 	$(BIN)/python -m benchmarks.pipeline --again
+	$(BIN)/python -m benchmarks.speed --page
 
 clean:  ## Remove .venv, build output and caches; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -32,7 +32,7 @@ from benchmarks.csv_rows import read_rows, write_rows
 from benchmarks.peers.grid import SUFFIXES, Configuration
 from benchmarks.peers.protocol import Task, peak_mib
 from benchmarks.peers.worker import Worker, WorkerError
-from benchmarks.pipeline import random_checkpoint
+from benchmarks.pipeline import link_last_images, random_checkpoint
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "calibration.csv"
@@ -150,7 +150,7 @@ def _plain(checkpoint: Path, images: int) -> dict[str, Any]:
 def _own(checkpoint: Path, images: int, effort: str) -> dict[str, Any]:
     """Run `edgeconvnext quantize`; a few images are evaluated, because every run evaluates."""
     with tempfile.TemporaryDirectory() as scratch:
-        few = _few_images(Path(scratch) / "few")
+        few = link_last_images(CALIBRATION, EVALUATED, Path(scratch) / "few")
         command = [
             sys.executable, "-m", "edgeconvnext.cli", "quantize", "--target", "onnx", "--model", str(checkpoint),
             "--calib", CALIBRATION, "--eval", str(few), "--num-images", str(images), "--effort", effort,
@@ -166,17 +166,6 @@ def _own(checkpoint: Path, images: int, effort: str) -> dict[str, Any]:
         "statistics_s": next((stage["seconds"] for stage in counted if stage["stage"] == "statistics"), None),
         "peak_mib": max(stage["peak_mib"] for stage in counted),
     }
-
-
-def _few_images(folder: Path) -> Path:
-    """Link a few images of the set, each in the folder of its class."""
-    root = Path(os.environ["EDGECONVNEXT_DATA"]) / CALIBRATION
-    images = sorted(path for path in root.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
-    for path in images[-EVALUATED:]:
-        link = folder / path.relative_to(root)
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(path.resolve())
-    return folder
 
 
 def _peer(checkpoint: Path, images: int, case: Configuration) -> dict[str, Any]:

@@ -1,77 +1,100 @@
-"""Time and peak memory of every stage of `edgeconvnext export --target onnx --effort quick`, by number of calibration images.
+"""Time and peak memory of every stage of `edgeconvnext export --target onnx`, with each effort and several numbers of images.
 
-    python -m benchmarks.pipeline [--model NAME_OR_FILE ...] [--calib SET] [--images 128 256 512] [--results DIR]
+    python -m benchmarks.pipeline [--row TEXT] [--again]     # on a quiet machine; `make bench` does it anew
 
-Each row is a process of its own in a folder of its own, so that nothing is reused. Without --model, an Atto and a Tiny with random
-weights are measured at 224: time and memory do not depend on the weights, accuracy is not looked at. Finished rows in
-the CSV are kept, so that an interrupted benchmark goes on where it stopped; --again (what `make bench` does) measures
-them anew.
+An Atto and a Tiny with random weights at 224 pixels: time and memory do not depend on the weights, accuracy is not looked at. Each
+row is the command in a process and a folder of its own, so that nothing is reused; the last EVALUATED images of the set are its
+evaluation set. Rows that are finished are kept, so that an interrupted benchmark goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import dataclasses
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-RESULTS = Path(__file__).parent / "results"
-FIELDS = (
-    "model", "input", "calibration_set", "calibration_images", "evaluation_images", "stage", "seconds", "peak_mib",
-    "cpu", "cores", "torch", "onnxruntime",
-)  # fmt: skip
+from pydantic import BaseModel
+
+from benchmarks.accuracy import DATA
+from benchmarks.csv_rows import read_rows, write_rows
+
+RESULTS = Path(__file__).parent / "results" / "pipeline.csv"
+CALIBRATION, EVALUATED = "imagenet_1k_subset", 64
+WHOLE = "whole command"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Case:
-    """One export: a model by name or file, and the number of calibration images."""
+    """One export: a preset, `--effort`, and `--num-images`."""
 
     model: str
+    effort: str
     images: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}, effort {self.effort}, {self.images} images"
+
+
+CASES = (
+    Case("convnext_atto", "quick", 256),
+    Case("convnext_atto", "default", 256),
+    Case("convnext_tiny", "quick", 128),
+    Case("convnext_tiny", "quick", 512),
+    Case("convnext_tiny", "default", 256),
+)
+
+
+class Row(BaseModel):
+    """One stage of one export, or the whole command, whose memory is the most that any stage took."""
+
+    model: str
+    effort: str
+    calibration_images: int
+    evaluation_images: int
+    stage: str
+    seconds: float
+    peak_mib: float
+    cpu: str
+    cores: int
+    versions: str
+
+    @property
+    def case(self) -> Case:
+        return Case(self.model, self.effort, self.calibration_images)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", nargs="+", default=["random:convnext_atto", "random:convnext_tiny"])
-    parser.add_argument("--calib", help="default: the first of imagenet_1k_subset, imagenette, digits that is here")
-    parser.add_argument("--images", type=int, nargs="+", default=[128, 256, 512])
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--again", action="store_true")
+    parser.add_argument("--row", default="", help="only the rows with this text in their name")
+    parser.add_argument("--again", action="store_true", help="measure the chosen rows anew")
     options = parser.parse_args()
-    calibration = options.calib or _first_set_here()
-    path = options.results / "pipeline.csv"
-    rows = [] if options.again or not path.is_file() else list(csv.DictReader(path.open()))
-    for model in options.model:
-        for images in options.images:
-            if any((row["model"], row["calibration_images"]) == (_label(model), str(images)) for row in rows):
-                continue
-            rows += _measure(Case(model, images), calibration)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("w", newline="") as file:
-                writer = csv.DictWriter(file, FIELDS)
-                writer.writeheader()
-                writer.writerows(rows)
-    print(f"written: {path}")
+    os.environ.setdefault("EDGECONVNEXT_DATA", str(DATA))
+    rows = read_rows(RESULTS, Row)
+    for case in CASES:
+        known = any(row.case == case for row in rows)
+        if options.row not in case.name or (known and not options.again):
+            continue
+        rows = [row for row in rows if row.case != case] + list(measure(case))
+        write_rows(RESULTS, sorted(rows, key=lambda row: CASES.index(row.case)))
+        print(f"{case.name}: {rows[-1].seconds:.0f} s, {rows[-1].peak_mib:.0f} MiB", flush=True)
 
 
-def _measure(case: Case, calibration: str) -> list[dict[str, object]]:
-    """Export in a fresh folder and return one row for each stage and one for the whole command."""
+def measure(case: Case) -> Iterator[Row]:
+    """Export in a fresh folder and yield a row for each stage and one for the whole command."""
     with tempfile.TemporaryDirectory() as scratch:
-        model = (
-            random_checkpoint(case.model.removeprefix("random:"), Path(scratch))
-            if "random:" in case.model
-            else case.model
-        )
+        few = link_last_images(CALIBRATION, EVALUATED, Path(scratch) / "evaluated")
         command = [
-            sys.executable, "-m", "edgeconvnext.cli", "export", "--target", "onnx", "--model", str(model),
-            "--calib", calibration, "--num-images", str(case.images), "--effort", "quick", "--output", f"{scratch}/run",
-            "--json",
+            sys.executable, "-m", "edgeconvnext.cli", "export", "--target", "onnx",
+            "--model", str(random_checkpoint(case.model, Path(scratch))), "--calib", CALIBRATION, "--eval", str(few),
+            "--num-images", str(case.images), "--effort", case.effort, "--output", f"{scratch}/run", "--json",
         ]  # fmt: skip
         start = time.perf_counter()
         result = subprocess.run(command, capture_output=True, text=True)
@@ -80,24 +103,31 @@ def _measure(case: Case, calibration: str) -> list[dict[str, object]]:
             sys.exit(f"{' '.join(command)} ended with {result.returncode}:\n{result.stderr}")
         report = json.loads(result.stdout)
     environment = report["environment"]
-    common = {
-        "model": _label(case.model),
-        "input": "x".join(map(str, report["model"]["input_size"])),
-        "calibration_set": calibration,
-        "calibration_images": case.images,
-        "evaluation_images": report["accuracy"]["images"],
-        "cpu": environment.get("cpu", ""),
-        "cores": os.cpu_count(),
-        "torch": environment.get("torch", ""),
-        "onnxruntime": environment.get("onnxruntime", ""),
-    }
-    stages = [
-        {**common, "stage": s["stage"], "seconds": s["seconds"], "peak_mib": s["peak_mib"]} for s in report["stages"]
-    ]
-    peak = max(stage["peak_mib"] for stage in report["stages"])
-    total = {**common, "stage": "whole command", "seconds": round(seconds, 1), "peak_mib": peak}
-    print(f"{case.model} {case.images} images: {seconds:.0f} s, {peak:.0f} MiB", flush=True)
-    return [*stages, total]
+    stages = [(stage["stage"], stage["seconds"], stage["peak_mib"]) for stage in report["stages"]]
+    for name, taken, peak in [*stages, (WHOLE, seconds, max(peak for *_, peak in stages))]:
+        yield Row(
+            model=case.model,
+            effort=case.effort,
+            calibration_images=case.images,
+            evaluation_images=report["accuracy"]["images"],
+            stage=name,
+            seconds=taken,
+            peak_mib=peak,
+            cpu=environment["cpu"],
+            cores=os.cpu_count() or 0,
+            versions=f"torch {environment['torch']}, onnxruntime {environment['onnxruntime']}",
+        )
+
+
+def link_last_images(name: str, count: int, folder: Path) -> Path:
+    """Link the last images of a set below EDGECONVNEXT_DATA into `folder`, each in the folder of its class, and return it."""
+    root = Path(os.environ["EDGECONVNEXT_DATA"]) / name
+    images = sorted(path for path in root.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
+    for path in images[-count:]:
+        link = folder / path.relative_to(root)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(path.resolve())
+    return folder
 
 
 def random_checkpoint(preset: str, folder: Path) -> Path:
@@ -116,23 +146,6 @@ def random_checkpoint(preset: str, folder: Path) -> Path:
                 parameter.fill_(0.1)  # the paper's 1e-6 would leave the blocks without effect
     torch.save(network.state_dict(), path)
     return path
-
-
-def _label(model: str) -> str:
-    return f"{model.removeprefix('random:')} (random weights)" if model.startswith("random:") else Path(model).stem
-
-
-def _first_set_here() -> str:
-    from edgeconvnext.data.sets import resolve_image_set
-    from edgeconvnext.errors import ImageSetError
-
-    for name in ("imagenet_1k_subset", "imagenette"):
-        try:
-            resolve_image_set(name)
-        except ImageSetError:
-            continue
-        return name
-    return "digits"
 
 
 if __name__ == "__main__":

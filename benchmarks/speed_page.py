@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.cost_tables import calibration_lines, pipeline_lines
 from benchmarks.csv_rows import read_rows
 from edgeconvnext.files import atomic_write
 
@@ -17,14 +18,7 @@ PLOT, PAGE = HERE / "results" / "speed.svg", HERE / "README.md"
 TITLES = {"atto": "ConvNeXt-Atto, trained", "tiny": "ConvNeXt-Tiny, random weights"}
 GOALS = {"atto": 1.5, "tiny": 1.7}
 COLOURS = {"edgeconvnext": "#d62728", "onnxruntime": "#1f77b4", "nncf": "#2ca02c", "modelopt": "#9467bd"}
-# What `make bench` runs, or what to run for the others, with the files they write.
 OTHERS = (
-    ("python -m benchmarks.pipeline --again", "pipeline.csv", "time and memory of every stage"),
-    (
-        "python -m benchmarks.calibration --again",
-        "calibration.csv",
-        "calibration beside a plain forward pass and other tools",
-    ),
     ("python -m benchmarks.accuracy", "accuracy.csv", "accuracy beside other tools at 128 pixels (docs/accuracy.md)"),
     ("python -m benchmarks.pruning", "pruning.csv", "pruning (docs/pruning.md)"),
     ("python -m benchmarks.norms", "norms.csv", "LayerNorms replaced (docs/layernorm.md)"),
@@ -96,6 +90,7 @@ def write_page(results: Path) -> None:
         ]
     else:
         lines += ["not measured here", ""]
+    lines += [*calibration_lines(), *pipeline_lines()]
     lines += ["## Other benchmarks", "", "| command | file | what |", "|---|---|---|"]
     lines += [f"| `{command}` | `results/{file}` | {what} |" for command, file, what in OTHERS]
     atomic_write(PAGE, "\n".join(lines) + "\n")
