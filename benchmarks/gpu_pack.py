@@ -44,8 +44,8 @@ from edgeconvnext.model.load import load_model
 from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.quantize.biases import round_biases
 from edgeconvnext.quantize.fake import quantize_activations
-from edgeconvnext.stages import FOLDED
-from edgeconvnext.stages import PLAN as RUN_PLAN
+from edgeconvnext.stages.network import FOLDED
+from edgeconvnext.stages.quantization import PLAN as RUN_PLAN
 from edgeconvnext.triton.planned import PlannedNetwork, load_planned_run
 
 QUALITY = 80

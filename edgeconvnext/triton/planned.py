@@ -37,7 +37,8 @@ def load_planned_run(path: Path) -> PlannedNetwork:
     from edgeconvnext.manifest import load_run
     from edgeconvnext.model.load import load_model
     from edgeconvnext.quantize.plan_storage import load_plan
-    from edgeconvnext.stages import FOLDED, PLAN
+    from edgeconvnext.stages.network import FOLDED
+    from edgeconvnext.stages.quantization import PLAN
 
     run = load_run(path)
     target = run.config["target"]
