@@ -23,10 +23,10 @@ from edgeconvnext.model.input_size import Size
 from edgeconvnext.model.load import load_model
 from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.pipeline import Analyzed, Outcome
+from edgeconvnext.quantize.candidates import Rounding
 from edgeconvnext.quantize.planning import Calibrator, Effort
 from edgeconvnext.quantize.precision import ActivationBits, WeightBits
 from edgeconvnext.quantize.preparations import Preparation
-from edgeconvnext.quantize.reconstruct import Rounding
 from edgeconvnext.rewrite.exact import FoldResult, fold_exact
 from edgeconvnext.rewrite.prune import PruneResult
 from edgeconvnext.rewrite.prune import prune as prune_network

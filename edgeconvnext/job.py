@@ -19,10 +19,10 @@ from edgeconvnext.model.heads import Head
 from edgeconvnext.model.input_size import Size, SizeRange, check_input_size
 from edgeconvnext.model.load import load_model
 from edgeconvnext.model.loaded import LoadedModel
+from edgeconvnext.quantize.candidates import DEFAULT_ADAROUND_MINUTES, ReconstructionOptions, Rounding
 from edgeconvnext.quantize.planning import Calibrator, Effort
 from edgeconvnext.quantize.precision import ActivationBits, BitPlan, WeightBits, read_plan
 from edgeconvnext.quantize.preparations import Preparation
-from edgeconvnext.quantize.reconstruct import DEFAULT_ADAROUND_MINUTES, ReconstructionOptions, Rounding
 from edgeconvnext.search.compress import CompressOptions
 from edgeconvnext.targets import Target, load_target
 

@@ -636,7 +636,7 @@ def test_ctrl_c_while_layers_are_reconstructed_leaves_none_of_their_files(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("edgeconvnext.quantize.reconstruct._Engine._rounded", interrupt)
+    monkeypatch.setattr("edgeconvnext.quantize.candidates.Candidates.rounded", interrupt)
     arguments = [argument for argument in EMBEDDED if argument not in ("--effort", "quick")]
     ended = command("quantize", *arguments, "--output", "run")
     assert ended.code == 130

@@ -11,9 +11,10 @@ from networks import sqnr_db
 
 from edgeconvnext.data.preprocess import Preprocess
 from edgeconvnext.model.convnext import ConvNeXt
+from edgeconvnext.quantize.candidates import ReconstructionOptions
 from edgeconvnext.quantize.fake import fake_quantized
 from edgeconvnext.quantize.precision import BitPlan, resolve_precision
-from edgeconvnext.quantize.reconstruct import Reconstructed, ReconstructionOptions, reconstruct
+from edgeconvnext.quantize.reconstruct import Reconstructed, reconstruct
 from edgeconvnext.targets import Target, load_target
 
 PREPROCESS = Preprocess(input_size=(32, 32), mean=(0.5,) * 3, std=(0.25,) * 3)
