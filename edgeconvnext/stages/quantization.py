@@ -188,15 +188,17 @@ def quantized(run: RunDirectory, job: Job, folded: StageResult, planned: StageRe
 
         module, _ = for_target(folded_model(folded, job), job)
         chosen, prepared = load_plan(planned.path(PLAN), module)
+        stored = Statistics.load(planned.path(PLAN_STATISTICS))
+        macs = layer_macs(module.config, job.model.preprocess.input_size)
+        layers = layer_errors(module, prepared, chosen, stored)
+        del module, stored  # the graph needs room: 0.1 of a Tiny's 1 GiB
         program = quantize_program(exported(job, prepared), chosen)
         # Through memory: on a full disk torch's own writer ends the whole process.
         buffer = io.BytesIO()
         torch.export.save(program, buffer)
         (folder / PROGRAM).write_bytes(buffer.getbuffer())
-        macs = layer_macs(module.config, job.model.preprocess.input_size)
-        stored = Statistics.load(planned.path(PLAN_STATISTICS))
         return {
-            "layers": [layer.model_dump() for layer in layer_errors(module, prepared, chosen, stored)],
+            "layers": [layer.model_dump() for layer in layers],
             "int8_macs": sum(macs[layer] for layer in chosen.weights) / sum(macs.values()),
             "scheme": scheme(chosen, job.target, macs),
         }
