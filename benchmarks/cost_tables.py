@@ -49,26 +49,32 @@ def calibration_lines() -> Iterator[str]:
 
 def pipeline_lines() -> Iterator[str]:
     """Yield the section on the stages of an export."""
-    rows = read_rows(pipeline.RESULTS, pipeline.Row)
+    everything = read_rows(pipeline.RESULTS, pipeline.Row)
+    rows = [row for row in everything if row.case in pipeline.CASES]
     yield "## The stages of an export"
     yield ""
-    if not rows:
-        yield from (NOT_MEASURED, "")
-        return
-    yield f"`edgeconvnext export --target onnx` at 224 pixels, random weights, {rows[0].evaluation_images} evaluation images: time"
-    yield "and peak memory of each stage, by effort and number of calibration images. `python -m benchmarks.pipeline`"
+    if rows:
+        yield f"`edgeconvnext export --target onnx` at 224 pixels, random weights, {rows[0].evaluation_images} evaluation images:"
+        yield "time and peak memory of each stage, by effort and number of calibration images. `python -m benchmarks.pipeline`"
+        yield ""
+        cases = [case for case in pipeline.CASES if any(row.case == case for row in rows)]
+        yield "| stage |" + "".join(f" {case.model}, {case.effort}, {case.images} |" for case in cases)
+        yield "|---|" + "---|" * len(cases)
+        measured = {(row.case, row.stage): row for row in rows}
+        for stage in [name for name in STAGES if any(name == row.stage for row in rows)]:
+            cells = (measured.get((case, stage)) for case in cases)
+            yield f"| {STAGES[stage]} |" + "".join(f" {_cost(row)} |" for row in cells)
+    else:
+        yield NOT_MEASURED
     yield ""
-    cases = [case for case in pipeline.CASES if any(row.case == case for row in rows)]
-    yield "| stage |" + "".join(f" {case.model}, {case.effort}, {case.images} |" for case in cases)
-    yield "|---|" + "---|" * len(cases)
-    measured = {(row.case, row.stage): row for row in rows}
-    for stage in [name for name in STAGES if any(name == row.stage for row in rows)]:
-        cells = (measured.get((case, stage)) for case in cases)
-        yield f"| {STAGES[stage]} |" + "".join(f" {_cost(row)} |" for row in cells)
-    yield ""
-    yield f"Machine: {rows[0].cpu}, {rows[0].cores} cores; {rows[0].versions}."
-    yield ""
+    for row in everything:
+        if row.case == pipeline.START:
+            yield f"`{row.model}` takes {row.seconds:.2f} s (median of {pipeline.STARTS}; {row.versions})."
+            yield ""
+    if rows:
+        yield f"Machine: {rows[0].cpu}, {rows[0].cores} cores; {rows[0].versions}."
+        yield ""
 
 
 def _cost(row: pipeline.Row | None) -> str:
-    return "" if row is None else f"{row.seconds:.1f} s, {row.peak_mib:,.0f} MiB"
+    return "" if row is None else f"{row.seconds:.1f} s, {row.peak_mib or 0:,.0f} MiB"

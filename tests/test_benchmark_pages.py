@@ -1,0 +1,63 @@
+"""The tables of benchmarks/README.md show what the CSVs hold, and say what was not measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import calibration, cost_tables, pipeline
+from benchmarks.csv_rows import write_rows
+
+
+def stage(case: pipeline.Case, name: str, seconds: float, peak: float | None) -> pipeline.Row:
+    return pipeline.Row(
+        model=case.model, effort=case.effort, calibration_images=case.images, evaluation_images=64, stage=name,
+        seconds=seconds, peak_mib=peak, cpu="a processor", cores=2, versions="torch 2.13.0",
+    )  # fmt: skip
+
+
+def test_stages_are_rows_and_exports_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "RESULTS", tmp_path / "pipeline.csv")
+    assert "not measured here" in list(cost_tables.pipeline_lines())
+    quick, default = pipeline.CASES[0], pipeline.CASES[1]
+    rows = [
+        stage(quick, "statistics", 2.5, 514), stage(quick, "plan", 1.5, 520), stage(quick, pipeline.WHOLE, 53.3, 1083),
+        stage(default, "plan", 61.2, 700), stage(default, pipeline.WHOLE, 99.9, 1100),
+        stage(pipeline.START, pipeline.WHOLE, 0.213, None),
+    ]  # fmt: skip
+    write_rows(pipeline.RESULTS, rows)
+    lines = list(cost_tables.pipeline_lines())
+    assert "| stage | convnext_atto, quick, 256 | convnext_atto, default, 256 |" in lines
+    assert "| statistics (calibration) | 2.5 s, 514 MiB |  |" in lines  # with the default effort there is no such stage
+    assert "| **whole command** | 53.3 s, 1,083 MiB | 99.9 s, 1,100 MiB |" in lines
+    assert any(line.startswith("`edgeconvnext --help` takes 0.21 s") for line in lines)
+
+
+def test_a_tool_that_failed_shows_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "RESULTS", tmp_path / "calibration.csv")
+    assert "not measured here" in list(cost_tables.calibration_lines())
+    common = {"images": 512, "cores": 2, "cpu": "a processor"}
+    write_rows(
+        calibration.RESULTS,
+        [
+            calibration.Row(
+                tool="edgeconvnext", method="quick", seconds=57.3, statistics_s=48.6, peak_mib=940, **common
+            ),
+            calibration.Row(tool="onnxruntime", method="Entropy", error="out of memory", **common),
+        ],
+    )
+    lines = list(cost_tables.calibration_lines())
+    assert "| edgeconvnext | quick | 512 | 57 s | 49 s | 940 MiB |" in lines
+    assert any(line.startswith("| onnxruntime | Entropy | 512 | out of memory |") for line in lines)
+
+
+def test_images_are_linked_below_their_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a/1.jpg", "b/2.jpg", "b/3.jpeg", "b/notes.txt"):
+        path = tmp_path / "data" / "some_set" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+    monkeypatch.setenv("EDGECONVNEXT_DATA", str(tmp_path / "data"))
+    folder = pipeline.link_last_images("some_set", 2, tmp_path / "few")
+    assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*.jp*g")) == ["b/2.jpg", "b/3.jpeg"]
+    assert (folder / "b" / "2.jpg").read_bytes() == b"b/2.jpg"
