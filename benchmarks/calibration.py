@@ -3,9 +3,10 @@
     python -m benchmarks.calibration [--row TEXT] [--images 512] [--again]     # on a quiet machine
 
 ConvNeXt-Tiny with random weights, 224x224, all cores, every row a process of its own. The plain pass decodes and runs the images
-as this toolkit's stages do: channels-last, inference mode, batch by batch, decoding beside it. This toolkit's rows are the stages
-of `edgeconvnext quantize` that lead from the checkpoint to the quantised graph, decoding included; other tools get the images as
-arrays. No process may take more than MEMORY_GIB of address space; a tool that needs more has that as its result.
+as this toolkit's stages do: channels-last, inference mode, batch by batch, decoding beside it. This toolkit's row is the stages of
+`edgeconvnext quantize --effort quick` that lead from the checkpoint to the quantised graph, decoding included (the default effort:
+benchmarks/pipeline.py); other tools get the images as arrays. No process may take more than MEMORY_GIB of address space; a tool
+that needs more has that as its result.
 """
 
 from __future__ import annotations
@@ -46,7 +47,6 @@ PEERS = (
     Configuration("nncf", "default preset", activations="symmetric"),
     Configuration("torchao", "X86InductorQuantizer"),
 )
-EFFORTS = ("quick", "default")
 
 
 class Row(BaseModel):
@@ -109,17 +109,14 @@ def _cases(checkpoint: Path, images: int) -> list[_Case]:
     common: dict[str, Any] = {"images": images, "cores": os.cpu_count() or 0, "cpu": cpu_name()}
     own = f"edgeconvnext {edgeconvnext.__version__}"
     plain: _Case = Row(tool="torch", method=PLAIN, **common), partial(_plain, checkpoint, images)
-    efforts: list[_Case] = [
-        (
-            Row(tool="edgeconvnext", method=f"effort {effort}", versions=own, **common),
-            partial(_own, checkpoint, images, effort),
-        )
-        for effort in EFFORTS
-    ]
+    quick: _Case = (
+        Row(tool="edgeconvnext", method="effort quick", versions=own, **common),
+        partial(_own, checkpoint, images, "quick"),
+    )
     peers: list[_Case] = [
         (Row(tool=peer.peer, method=peer.method, **common), partial(_peer, checkpoint, images, peer)) for peer in PEERS
     ]
-    return [plain, *efforts, *peers]
+    return [plain, quick, *peers]
 
 
 def forward(checkpoint: Path, count: int) -> dict[str, float | str]:
