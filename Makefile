@@ -1,5 +1,5 @@
 # One environment in .venv serves every goal; it is made on first use and again when the versions change.
-#   make export TARGET=jetson [MODEL=weights.pth] [CALIB=set or folder] [EVAL=set or folder]
+#   make export TARGET=jetson [MODEL=weights.pth CALIB=set or folder [EVAL=set or folder]]
 #   make setup PYTHON=python3.12
 
 PYTHON ?= python3

@@ -23,6 +23,7 @@ OTHERS = (
     ("python -m benchmarks.pruning", "pruning.csv", "pruning (docs/pruning.md)"),
     ("python -m benchmarks.norms", "norms.csv", "LayerNorms replaced (docs/layernorm.md)"),
     ("python -m benchmarks.targets", "targets.csv", "every target on one network (docs/devices.md)"),
+    ("python -m benchmarks.recipes", "recipes.csv", "two networks, two recipes, from scratch (docs/recipe.md)"),
 )
 
 

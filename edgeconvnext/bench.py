@@ -66,6 +66,7 @@ def bench_artifact(
     batch: images at once; None takes the file's own where it is fixed, else 1. profile: also run both with onnxruntime's profiler.
     Raises RuntimeMissingError for artifacts whose runtime is not on this machine.
     """
+    from edgeconvnext.export.onnx import read_metadata
     from edgeconvnext.progress import progress_bar
     from edgeconvnext.validate.latency import grey_ramp, onnx_latency
     from edgeconvnext.validate.profile import profile_onnx
@@ -78,8 +79,10 @@ def bench_artifact(
     if against is None and not baseline.is_file():
         baseline = None  # type: ignore[assignment]
     shape = onnx_session(artifact).get_inputs()[0].shape
-    if len(shape) != 4 or not all(isinstance(side, int) for side in shape[1:]):
-        raise ExportError(f"{artifact} takes input of shape {shape}; only images of a fixed size can be timed.")
+    if len(shape) != 4 or not isinstance(shape[1], int):
+        raise ExportError(f"{artifact} takes input of shape {shape}; only networks of images can be timed.")
+    if not all(isinstance(side, int) for side in shape[2:]):
+        shape = [*shape[:2], *read_metadata(artifact).preprocess.input_size]  # several sizes: at the network's own
     batch = batch or (shape[0] if isinstance(shape[0], int) else 1)
     images = grey_ramp((shape[2], shape[3]), shape[1])
     profiles = {}

@@ -3,23 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal, TypeVar
-
-Item = TypeVar("Item")
+from typing import Literal
 
 _bar_is_shown = False
-
-
-def track(iterable: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
-    """Yield the items of `iterable` while a bar counts them; `total` is asked from len() where it is not given."""
-    if total is None and hasattr(iterable, "__len__"):
-        total = len(iterable)  # type: ignore[arg-type]
-    with progress_bar(description, total) as advance:
-        for item in iterable:
-            yield item
-            advance(1)
 
 
 @contextmanager

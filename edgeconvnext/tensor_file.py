@@ -33,10 +33,6 @@ class TensorFile:
     ) -> None:
         self.delete()
 
-    @property
-    def row_shape(self) -> tuple[int, ...]:
-        return self._shape
-
     def append(self, rows: torch.Tensor) -> None:
         """Write rows (N, ...) behind those already there."""
         self._shape = tuple(rows.shape[1:])

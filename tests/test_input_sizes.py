@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from edgeconvnext import pipeline
+from edgeconvnext.bench import bench_artifact
 from edgeconvnext.errors import ModelConfigError, TargetError
 from edgeconvnext.job import Request
 from edgeconvnext.model.load import load_model
@@ -94,6 +95,12 @@ def test_gates_count_the_worst_size(features: Outcome) -> None:
 def test_validate_keeps_the_sizes(features: Outcome) -> None:
     again = pipeline.validate(features.path, measure_latency=False)
     assert again.report.sizes == features.report.sizes
+
+
+def test_bench_times_the_networks_own_size(features: Outcome) -> None:
+    result = bench_artifact(features.path, seconds=0.05, profile=True)
+    assert result.latency.artifact is not None and result.latency.fp32 is not None
+    assert set(result.profiles) == {"model.onnx", "model_fp32.onnx"}
 
 
 def test_a_classifier_has_its_accuracy_at_every_size(runs: Path) -> None:

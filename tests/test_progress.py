@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Iterator, Sequence
 
 import pytest
 
-from edgeconvnext.progress import progress_bar, track, without_bars
+from edgeconvnext.progress import progress_bar, without_bars
+
+
+def track(items: Sequence[int], description: str) -> Iterator[int]:
+    with progress_bar(description, len(items)) as advance:
+        for item in items:
+            yield item
+            advance(1)
 
 
 class Terminal(io.StringIO):

@@ -57,6 +57,16 @@ def test_the_shipped_targets_are_those_of_the_documentation() -> None:
     assert {"coreml", "coreml-w8", "coreml-p6", "gpu", "onnx", "rtx", *PRESETS} <= set(rows)
 
 
+def test_targets_of_one_exporter_quantise_the_same_operators() -> None:
+    """A device's preset quantises ResNets where the target that it stands for does."""
+    found: dict[str, set[frozenset[str]]] = {}
+    for name in target_files():
+        target = load_target(name)
+        family = "tensorrt" if target.exporter.startswith("tensorrt") else target.exporter
+        found.setdefault(family, set()).add(frozenset(target.quantize.operators))
+    assert {family: len(sets) for family, sets in found.items()} == dict.fromkeys(("onnx", "tensorrt", "coreml"), 1)
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_gives_a_source_for_every_fact_and_says_what_is_not_confirmed(name: str) -> None:
     facts = load_target(name).facts

@@ -114,7 +114,12 @@ def export(
     calib: CalibOption = None,
     eval_set: EvalOption = None,
     from_run: Annotated[
-        Path | None, typer.Option("--from", help="A finished run: its model, images and statistics are used again.")
+        Path | None,
+        typer.Option(
+            "--from",
+            help="A finished run: its model, images, options and statistics are used again. An option given at its default counts "
+            "as not given.",
+        ),
     ] = None,
     num_images: ImagesOption = 256,
     calibrator: CalibratorOption = "auto",

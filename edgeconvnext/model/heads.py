@@ -12,7 +12,6 @@ from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.model.network import EndsWith
 
 Head = Literal["classifier", "features", "none", "gap"]
-HEADS: tuple[Head, ...] = ("classifier", "features", "none", "gap")
 _ENDS: dict[Head, EndsWith] = {"features": "stages", "none": "last_stage", "gap": "head"}
 
 

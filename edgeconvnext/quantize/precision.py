@@ -1,6 +1,7 @@
 """How many bits each layer gets: the target's own, what the command line asks for, or a plan file, layer by layer.
 
-A plan file is TOML; every run writes the one it was made with, to be edited and given back with --plan:
+A plan file is TOML; every run writes the one it was made with, every layer's bits as comments, to be edited and given back with
+--plan:
 
     weights = 8
     activations = 8
@@ -67,6 +68,15 @@ class BitPlan(Section):
             lines += ["float = true"] if entry.float else []
             lines += [f"{k} = {v}" for k in ("weights", "activations") if (v := getattr(entry, k)) is not None]
         return "\n".join(lines) + "\n"
+
+    def toml_with(self, precisions: Mapping[str, Precision]) -> str:
+        """Return the plan as the text of a plan file, with every layer's bits as comments to start an edit from."""
+        lines = ["# What each quantised layer has; layers that are not listed are float. To change one, add a section:"]
+        lines += ["#", '#     [layers."stages.0.0.pwconv1"]', "#     weights = 4    # or float = true", "#"]
+        for layer, bits in precisions.items():
+            activations = "float" if bits.activations is None else f"{bits.activations}-bit"
+            lines.append(f"# {layer}: {bits.weights}-bit weights, {activations} activations")
+        return self.toml() + "\n" + "\n".join(lines) + "\n"
 
     def over(self, other: BitPlan) -> BitPlan:
         """Return `other` with everything that this plan says put over it."""

@@ -44,11 +44,6 @@ class RoadmapStep(Record):
     run: str | None = None
     not_measured: dict[str, str] = Field(default={})
 
-    @property
-    def macs_error(self) -> float:
-        """How far the counted multiply-adds are from the printed ones, as a share of these."""
-        return self.macs / 1e9 / self.published_gflops - 1
-
 
 class Roadmap(Record):
     """All steps, and how they were measured. environment: device and versions; notes: what was assumed or is absent."""

@@ -14,7 +14,7 @@ from edgeconvnext.data.loader import batches, check_broken
 from edgeconvnext.job import KEPT_METHOD, Job
 from edgeconvnext.model.layers import weighted_layers
 from edgeconvnext.model.network import Network
-from edgeconvnext.quantize.precision import BitPlan
+from edgeconvnext.quantize.precision import BitPlan, resolve_precision
 from edgeconvnext.runs import RunDirectory, StageResult
 from edgeconvnext.stages.network import BATCH, exported, folded_model, for_target, images_of
 from edgeconvnext.targets import Target
@@ -94,7 +94,8 @@ def plan(run: RunDirectory, job: Job, folded: StageResult, gathered: StageResult
             stored.save(folder / PLAN_STATISTICS)
             values = gathered.values
         bits = job.bits if budget is None else BitPlan.model_validate(budget["bits"])
-        (folder / PLAN_TOML).write_text(bits.toml(), encoding="utf-8")
+        text = bits.toml_with(resolve_precision(module, job.target, bits))
+        (folder / PLAN_TOML).write_text(text, encoding="utf-8")
         counts = {key: values[key] for key in ("fit", "held_out", "skipped")}
         return {**counts, "input_error": error, "budget": budget}
 
@@ -128,7 +129,6 @@ def _reconstructed(
 ) -> tuple[Reconstructed, dict[str, Any], dict[str, Any] | None]:
     """Reconstruct the network's layers, within a budget where one is set; return also what was read and what the budget cost."""
     from edgeconvnext.quantize.plan_storage import save_plan
-    from edgeconvnext.quantize.precision import resolve_precision
     from edgeconvnext.quantize.reconstruct import reconstruct
     from edgeconvnext.search.budget import within_budget
 

@@ -20,6 +20,18 @@ def test_a_plan_survives_its_file(tmp_path: Path) -> None:
     assert read_plan(path) == plan
 
 
+def test_the_bits_of_every_layer_are_comments_of_the_same_plan(tmp_path: Path) -> None:
+    plan = BitPlan(weights=4, layers={"head": LayerEntry(float=True)})
+    text = plan.toml_with(
+        resolve_precision(small_network(), load_target("coreml-p6"), plan.over(BitPlan(activations=16)))
+    )
+    path = tmp_path / "plan.toml"
+    path.write_text(text)
+    assert read_plan(path) == plan
+    assert "# stages.0.0.pwconv1: 4-bit weights, float activations\n" in text
+    assert "# head" not in text
+
+
 def test_layers_go_before_the_plan_and_the_plan_before_the_target() -> None:
     network = small_network()
     plan = BitPlan(
