@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import os
 import resource
 import sys
@@ -54,6 +57,13 @@ class CostMeter:
         if workers:
             self._workers_mib = sum(_private_mib(pid) for pid in _descendants(os.getpid()))
         self.peak_mib = max(self.peak_mib, _resident_mib() + self._workers_mib)
+
+
+def give_back_free_memory() -> None:
+    """Return memory that was freed, and that the C library keeps, to the system: it would count in the next stage's peak."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # other C libraries have no such call
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _resident_mib() -> float:

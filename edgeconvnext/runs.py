@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeconvnext.claim import claim_folder, hold, is_run
-from edgeconvnext.cost import CostMeter
+from edgeconvnext.cost import CostMeter, give_back_free_memory
 from edgeconvnext.errors import RunDirectoryError
 from edgeconvnext.files import TEMPORARY_PREFIX, atomic_write, storage_errors, tree_files, tree_sha256, tree_size
 from edgeconvnext.manifest import FinishedRun, load_run, write_manifest
@@ -212,6 +212,7 @@ class RunDirectory:
 
     def _made(self, name: str, key: str, inputs: dict[str, Any], make: Make) -> StageResult:
         with self._temporary(name) as folder:
+            give_back_free_memory()
             with CostMeter() as cost:
                 values = make(folder)
             record = StageRecord(

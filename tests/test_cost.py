@@ -1,0 +1,39 @@
+"""What a stage costs: its time, its peak, and nothing of what an earlier one left behind."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgeconvnext.cost import CostMeter, give_back_free_memory
+
+LINUX = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
+
+
+@LINUX
+def test_the_peak_is_of_the_block_alone() -> None:
+    give_back_free_memory()
+    with CostMeter() as idle:
+        pass
+    with CostMeter() as busy:
+        block = bytearray(b"x") * 200_000_000
+    assert len(block) == 200_000_000
+    assert 150 < busy.peak_mib - idle.peak_mib < 300
+    assert busy.seconds > 0
+
+
+@LINUX
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc_trim")
+def test_freed_memory_between_blocks_in_use_goes_back() -> None:
+    blocks = [bytearray(3000) for _ in range(60_000)]
+    kept = blocks[::100]
+    with CostMeter() as full:
+        pass
+    del blocks
+    give_back_free_memory()
+    with CostMeter() as trimmed:
+        pass
+    assert len(kept) == 600
+    assert full.peak_mib - trimmed.peak_mib > 120
