@@ -27,6 +27,7 @@ from benchmarks.accuracy import AS_EXPORTED, DATA, take_turns
 from benchmarks.accuracy_models import atto
 from benchmarks.accuracy_table import OWN
 from benchmarks.csv_rows import read_rows, write_rows
+from benchmarks.own_runs import target_text
 from benchmarks.peers.grid import RUNTIMES, SUFFIXES, Configuration
 from benchmarks.peers.protocol import Task
 from benchmarks.peers.worker import Worker, WorkerError
@@ -40,6 +41,11 @@ CACHE = HERE / ".cache" / "speed"
 SIDE = 224
 THREADS = (1, 2)
 MEMORY_GIB = 16
+# This toolkit's: its target as shipped, and only what "linears only" of the peers means, with weights of eight bits as theirs.
+OWN_CASES = (
+    Configuration("onnxruntime", "target onnx"),
+    Configuration("onnxruntime", "target file", "linears only", activations="affine"),
+)
 PEERS = (
     Configuration("onnxruntime", "MinMax"),
     Configuration("onnxruntime", "Entropy"),
@@ -192,8 +198,7 @@ def _artifacts(subject: Subject, prepared: Prepared, tools: list[str], *, again:
     common = {"model": subject.name, "threads": 1, "judged": len(expected), "cpu": cpu_name()}
     size = prepared.best.stat().st_size
     yield Row(tool="onnxruntime", method="FP32", versions=versions, size_bytes=size, **common)  # type: ignore[arg-type]
-    own = Configuration("onnxruntime", "target onnx")
-    for tool, case in [(OWN, own), *((str(case.peer), case) for case in PEERS)]:
+    for tool, case in [*((OWN, case) for case in OWN_CASES), *((str(case.peer), case) for case in PEERS)]:
         if tool not in tools:
             continue
         row = Row(tool=tool, method=case.method, placement=case.placement, **common)  # type: ignore[arg-type]
@@ -224,16 +229,20 @@ def _quantise(subject: Subject, prepared: Prepared, tool: str, case: Configurati
     from edgeconvnext.job import Request
     from edgeconvnext.pipeline import export
 
+    target, run = "onnx", prepared.folder / "run"
+    if case.placement == "linears only":
+        target, run = str(prepared.folder / "linears.toml"), prepared.folder / "run-linears"
+        Path(target).write_text(target_text(case.placement, "affine"), encoding="utf-8")
     outcome = export(
         Request(
             model=str(prepared.checkpoint),
-            target="onnx",
+            target=target,
             calibration=subject.image_set,
             num_images=subject.images,
             resolution=SIDE,
             measure_latency=False,
             most_evaluated=16,
-            output=prepared.folder / "run",
+            output=run,
         )
     )
     artifact.write_bytes((outcome.path / "model.onnx").read_bytes())

@@ -82,7 +82,8 @@ def write_page(results: Path) -> None:
     if rows:
         lines += [
             "Times are medians of interleaved runs, a process for each artifact, with 95 % intervals of the ratio.",
-            "SQNR and agreement are the artifact's, in its runtime, against FP32. Line in the plot: the goal.",
+            "SQNR and agreement are the artifact's, in its runtime, against FP32. Line in the plot: the goal. Placement: a tool's",
+            "own choice, or linears only: pwconv1, pwconv2 and the head.",
             "",
             "![Speed-ups by tool](results/speed.svg)",
             "",
@@ -114,7 +115,7 @@ def _tables(rows: list[Row]) -> Iterator[str]:
             cells = [
                 row.tool,
                 row.method,
-                row.placement,
+                "own" if row.placement == "peer's own default" else row.placement,
                 speed,
                 _shown(row.latency_ms, 2),
                 _shown(row.sqnr_db, 1, " dB"),
