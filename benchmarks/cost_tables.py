@@ -37,7 +37,7 @@ def calibration_lines() -> Iterator[str]:
     for row in rows:
         what = f"| {row.tool} | {row.method} | {row.images} |"
         if row.seconds is None or row.peak_mib is None:
-            yield f"{what} {row.error or NOT_MEASURED} | | |"
+            yield f"{what} {_brief(row.error) if row.error else NOT_MEASURED} | | |"
             continue
         statistics = "" if row.statistics_s is None else f"{row.statistics_s:.0f} s"
         yield f"{what} {row.seconds:.0f} s | {statistics} | {row.peak_mib:,.0f} MiB |"
@@ -74,6 +74,11 @@ def pipeline_lines() -> Iterator[str]:
     if rows:
         yield f"Machine: {rows[0].cpu}, {rows[0].cores} cores; {rows[0].versions}."
         yield ""
+
+
+def _brief(error: str) -> str:
+    """Keep how an error begins, and the limit it ended at; the CSV has all of it."""
+    return error if len(error) <= 80 else f"{error[:30].rstrip()} ... {error[-45:].lstrip()}"
 
 
 def _cost(row: pipeline.Row | None) -> str:
