@@ -229,14 +229,11 @@ def measure_own(prepared: Prepared, case: OwnRun, reference: np.ndarray) -> Row:
     row = empty_row(prepared.model, case)
     artifact = artifact_file(prepared, row)
     with tempfile.TemporaryDirectory() as scratch:
-        target = case.target
-        if "\n" in target:
-            target = f"{scratch}/target.toml"
-            Path(target).write_text(case.target)
         # Beside the runs of the same network, whose FP32 results are taken over.
         run = prepared.folder / "runs" / artifact.stem
         command = [
-            sys.executable, "-m", "edgeconvnext.cli", "export", "--target", target, "--model", str(prepared.checkpoint),
+            sys.executable, "-m", "edgeconvnext.cli", "export", "--target", case.target_in(Path(scratch)),
+            "--model", str(prepared.checkpoint),
             "--calib", prepared.model.calibration, "--num-images", str(CALIBRATION_IMAGES),
             "--eval", prepared.model.evaluation, "--no-latency", "--output", str(run), "--json", *case.flags,
         ]  # fmt: skip

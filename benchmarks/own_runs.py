@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from benchmarks.peers.grid import ACTIVATIONS, PLACEMENTS
 from benchmarks.peers.protocol import Activations, Bits, Placement
@@ -25,6 +26,14 @@ class OwnRun:
     flags: tuple[str, ...] = ()
     runs_here: bool = True
     models: tuple[str, ...] = ()
+
+    def target_in(self, folder: Path) -> str:
+        """Return what `--target` takes: the shipped target's name, or the file, which is written into `folder`."""
+        if "\n" not in self.target:
+            return self.target
+        path = folder / "target.toml"
+        path.write_text(self.target, encoding="utf-8")
+        return str(path)
 
 
 OPERATORS: dict[Placement, tuple[str, ...]] = {

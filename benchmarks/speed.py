@@ -27,7 +27,7 @@ from benchmarks.accuracy import AS_EXPORTED, DATA, take_turns
 from benchmarks.accuracy_models import atto
 from benchmarks.accuracy_table import OWN
 from benchmarks.csv_rows import read_rows, write_rows
-from benchmarks.own_runs import target_text
+from benchmarks.own_runs import OwnRun, target_text
 from benchmarks.peers.grid import RUNTIMES, SUFFIXES, Configuration
 from benchmarks.peers.protocol import Task
 from benchmarks.peers.worker import Worker, WorkerError
@@ -42,9 +42,9 @@ SIDE = 224
 THREADS = (1, 2)
 MEMORY_GIB = 16
 # This toolkit's: its target as shipped, and only what "linears only" of the peers means, with weights of eight bits as theirs.
-OWN_CASES = (
-    Configuration("onnxruntime", "target onnx"),
-    Configuration("onnxruntime", "target file", "linears only", activations="affine"),
+OWN_RUNS = (
+    OwnRun("target onnx", "onnx", "peer's own default", "affine"),
+    OwnRun("target file", target_text("linears only", "affine"), "linears only", "affine"),
 )
 PEERS = (
     Configuration("onnxruntime", "MinMax"),
@@ -198,15 +198,16 @@ def _artifacts(subject: Subject, prepared: Prepared, tools: list[str], *, again:
     common = {"model": subject.name, "threads": 1, "judged": len(expected), "cpu": cpu_name()}
     size = prepared.best.stat().st_size
     yield Row(tool="onnxruntime", method="FP32", versions=versions, size_bytes=size, **common)  # type: ignore[arg-type]
-    for tool, case in [*((OWN, case) for case in OWN_CASES), *((str(case.peer), case) for case in PEERS)]:
+    for case in (*OWN_RUNS, *PEERS):
+        tool, runtime = (OWN, "onnxruntime") if isinstance(case, OwnRun) else (str(case.peer), RUNTIMES[case.peer])
         if tool not in tools:
             continue
         row = Row(tool=tool, method=case.method, placement=case.placement, **common)  # type: ignore[arg-type]
         artifact = artifact_file(prepared, row)
         try:
             if again or not artifact.is_file():
-                _quantise(subject, prepared, tool, case, artifact)
-            with Worker(RUNTIMES[case.peer], prepared.folder / f"{tool}.log") as worker:
+                _quantise(subject, prepared, case, artifact)
+            with Worker(runtime, prepared.folder / f"{tool}.log") as worker:
                 row.versions = worker.load(artifact)
                 logits = worker.logits(prepared.judged, prepared.folder / "logits.npy")
             row.sqnr_db, row.agreement = logit_sqnr_db(expected, logits), agreement(expected, logits)
@@ -216,33 +217,29 @@ def _artifacts(subject: Subject, prepared: Prepared, tools: list[str], *, again:
         yield row
 
 
-def _quantise(subject: Subject, prepared: Prepared, tool: str, case: Configuration, artifact: Path) -> None:
+def _quantise(subject: Subject, prepared: Prepared, case: Configuration | OwnRun, artifact: Path) -> None:
     """Write the artifact of a tool with its own means."""
-    if tool != OWN:
+    if isinstance(case, Configuration):
         task = Task(
             prepared.onnx, prepared.program, prepared.calibration, artifact,
             case.method, case.placement, case.bits, case.activations,
         )  # fmt: skip
-        with Worker(case.peer, prepared.folder / f"{tool}.log") as worker:
+        with Worker(case.peer, prepared.folder / f"{case.peer}.log") as worker:
             worker.quantize(task)
         return
     from edgeconvnext.job import Request
     from edgeconvnext.pipeline import export
 
-    target, run = "onnx", prepared.folder / "run"
-    if case.placement == "linears only":
-        target, run = str(prepared.folder / "linears.toml"), prepared.folder / "run-linears"
-        Path(target).write_text(target_text(case.placement, "affine"), encoding="utf-8")
     outcome = export(
         Request(
             model=str(prepared.checkpoint),
-            target=target,
+            target=case.target_in(prepared.folder),
             calibration=subject.image_set,
             num_images=subject.images,
             resolution=SIDE,
             measure_latency=False,
             most_evaluated=16,
-            output=run,
+            output=prepared.folder / "runs" / artifact.stem,
         )
     )
     artifact.write_bytes((outcome.path / "model.onnx").read_bytes())
