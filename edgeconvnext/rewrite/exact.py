@@ -27,6 +27,9 @@ Rewrite = Callable[[Any], Network]
 EXACT_LIMIT = 1e-4
 """Largest error of the logits, relative to the largest logit, that still counts as rounding of float32."""
 
+# Images that run at once: with 4, proving a Tiny at 224 takes a fifth of the memory that 16 take, and no longer.
+_BATCH = 4
+
 
 @dataclass(frozen=True)
 class FoldResult:
@@ -225,8 +228,9 @@ def _blocks(module: ConvNeXt) -> Iterator[Block]:
 
 
 def _batches(inputs: torch.Tensor | Iterable[torch.Tensor]) -> list[torch.Tensor]:
-    """Return the images as a list of batches, read once; raise RewriteError where there are none."""
-    images = [inputs] if isinstance(inputs, torch.Tensor) else list(inputs)
+    """Return the images as a list of small batches, read once; raise RewriteError where there are none."""
+    given = [inputs] if isinstance(inputs, torch.Tensor) else inputs
+    images = [part for batch in given for part in batch.split(_BATCH)]
     if not any(len(batch) for batch in images):
         raise RewriteError("The exact rewrites are proven on real images, and there are none; name a set with --calib.")
     return images

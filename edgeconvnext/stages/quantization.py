@@ -10,6 +10,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
+from edgeconvnext.cost import give_back_free_memory
 from edgeconvnext.data.loader import batches, check_broken
 from edgeconvnext.job import KEPT_METHOD, Job
 from edgeconvnext.model.layers import weighted_layers
@@ -192,6 +193,7 @@ def quantized(run: RunDirectory, job: Job, folded: StageResult, planned: StageRe
         macs = layer_macs(module.config, job.model.preprocess.input_size)
         layers = layer_errors(module, prepared, chosen, stored)
         del module, stored  # the graph needs room: 0.1 of a Tiny's 1 GiB
+        give_back_free_memory()
         program = quantize_program(exported(job, prepared), chosen)
         # Through memory: on a full disk torch's own writer ends the whole process.
         buffer = io.BytesIO()
