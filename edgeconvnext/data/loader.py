@@ -18,9 +18,14 @@ from edgeconvnext.data.image_set import ImageSet
 from edgeconvnext.data.images import BrokenImage
 from edgeconvnext.data.preprocess import Preprocess
 from edgeconvnext.errors import ImageSetError
+from edgeconvnext.model.input_size import Size
 from edgeconvnext.progress import progress_bar
 
 BROKEN_LIMIT = 0.01
+
+# Images that run at once: activations need memory by the pixel, and on a CPU 4 photographs of 224x224 are as fast as 8 or 32.
+PIXELS_AT_ONCE = 4 * 224 * 224
+MOST_AT_ONCE = 32
 
 # Starting workers costs more than decoding this many photographs.
 _FEW_IMAGES = 64
@@ -149,24 +154,31 @@ def check_broken(image_set: ImageSet, skipped: Sequence[SkippedImage], asked: in
 def batches(
     image_set: ImageSet,
     preprocess: Preprocess,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     indices: Sequence[int] | None = None,
     workers: int | None = None,
     description: str = "Calibrating",
 ) -> BatchStream:
     """Return the batches of a set, or of the images at `indices`, in that order.
 
-    workers: decoding processes; None chooses by the number of images and processor cores, 0 decodes in this process.
+    batch_size: None is `images_at_once`. workers: decoding processes; None chooses by the number of images and processor cores,
+    0 decodes in this process.
     description: what the progress bar says.
     """
     preprocess.check_channels()
     chosen = list(range(len(image_set))) if indices is None else list(indices)
     if not chosen:
         raise ImageSetError(f"No images of {image_set.name} were asked for; at least one is needed.")
+    batch_size = images_at_once(preprocess.input_size) if batch_size is None else batch_size
     if batch_size < 1:
         raise ImageSetError(f"The batch size must be at least 1; it is {batch_size}.")
     workers = default_workers(image_set, len(chosen)) if workers is None else workers
     return BatchStream(image_set, preprocess, batch_size, chosen, workers, description)
+
+
+def images_at_once(size: Size) -> int:
+    """Return how many images of `size`, height and width, a pass over a set takes at a time."""
+    return max(1, min(MOST_AT_ONCE, PIXELS_AT_ONCE // (size[0] * size[1])))
 
 
 def default_workers(image_set: ImageSet, count: int) -> int:

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 
 MAX_BINS = 8192
+# Whole numbers up to here, and their differences, are float32 values.
+_WHOLE_IN_FLOAT32 = 2**23
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,10 @@ class StreamingHistogram:
         self._low, self._high = min(self._low, low), max(self._high, high)
         self._grow()
         assert self._exponent is not None
-        width = 2.0**self._exponent
-        start, stop = self._first * width, (self._first + len(self._counts)) * width
-        self._counts += torch.histc(values.float(), bins=len(self._counts), min=start, max=stop).double().numpy()
+        # Scaling by a power of two is exact, so that every value is counted in its own bin, wherever the bins begin.
+        scaled = values.float() if abs(self._first) < _WHOLE_IN_FLOAT32 else values.double()
+        index = scaled.mul(2.0**-self._exponent).floor_().sub_(self._first).to(torch.int64)
+        self._counts += np.bincount(index.flatten().numpy(), minlength=len(self._counts))
 
     def _grow(self) -> None:
         """Widen bins and range until low..high is covered."""

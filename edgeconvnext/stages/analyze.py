@@ -10,7 +10,7 @@ import numpy as np
 from edgeconvnext.data.loader import batches, check_broken
 from edgeconvnext.job import Job
 from edgeconvnext.runs import RunDirectory, StageResult
-from edgeconvnext.stages.network import BATCH, folded_model, for_target, images_of
+from edgeconvnext.stages.network import folded_model, for_target, images_of
 from edgeconvnext.stages.quantization import PLAN, PLAN_STATISTICS
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def analysis(run: RunDirectory, job: Job, folded: StageResult, planned: StageRes
         chosen, prepared = load_planned(planned.path(PLAN), module)
         stored = Statistics.load(planned.path(PLAN_STATISTICS))
         preprocess = job.model.preprocess.with_value_range(job.target.input.value_range)
-        stream = batches(job.calibration, preprocess, BATCH, judged, description="Reading images (held out)")
+        stream = batches(job.calibration, preprocess, indices=judged, description="Reading images (held out)")
         images = list(images_of(stream))
         check_broken(job.calibration, stream.skipped)
         found = measure(

@@ -15,7 +15,7 @@ from edgeconvnext.export.artifact import ARTIFACTS
 from edgeconvnext.job import Job
 from edgeconvnext.model.input_size import size_text
 from edgeconvnext.runs import RunDirectory, StageResult
-from edgeconvnext.stages.network import BATCH, exported, folded_model, for_target, model_key, proof_images, read_images
+from edgeconvnext.stages.network import exported, folded_model, for_target, model_key, proof_images, read_images
 from edgeconvnext.stages.quantization import UNBUDGETED_PLAN, simulation
 from edgeconvnext.validate.device import describe_device
 
@@ -23,9 +23,8 @@ if TYPE_CHECKING:
     from edgeconvnext.validate.latency import LatencyResult
     from edgeconvnext.validate.runners import Runner
 
-# Images that networks are compared on at sizes other than their own: 996 at 224x224, 30 at 1280x1280; and how many at once.
+# Images that networks are compared on at sizes other than their own: 996 at 224x224, 30 at 1280x1280.
 EVALUATED_PIXELS = 50_000_000
-PIXELS_AT_ONCE = 1_000_000
 
 
 def reference(run: RunDirectory, job: Job) -> StageResult:
@@ -97,13 +96,11 @@ def other_sizes(run: RunDirectory, job: Job, program: StageResult, artifact: Sta
         names = job.model.module.output_names
         records = []
         for size in job.sizes:
-            count, batch = (max(1, pixels // (size[0] * size[1])) for pixels in (EVALUATED_PIXELS, PIXELS_AT_ONCE))
+            count = max(1, EVALUATED_PIXELS // (size[0] * size[1]))
             images, labels = job.evaluation.images, job.evaluation.labels
             chosen = np.unique(np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int)).tolist()
             preprocess = replace(job.model.preprocess, input_size=size)
-            stream = batches(
-                images, preprocess, min(batch, BATCH), chosen, description=f"Comparing at {size_text(size)}"
-            )
+            stream = batches(images, preprocess, indices=chosen, description=f"Comparing at {size_text(size)}")
             records.append(at_size(size, names, networks, stream, labels).model_dump())
         return {"sizes": records}
 

@@ -17,7 +17,7 @@ from edgeconvnext.model.layers import weighted_layers
 from edgeconvnext.model.network import Network
 from edgeconvnext.quantize.precision import BitPlan, resolve_precision
 from edgeconvnext.runs import RunDirectory, StageResult
-from edgeconvnext.stages.network import BATCH, exported, folded_model, for_target, images_of
+from edgeconvnext.stages.network import exported, folded_model, for_target, images_of
 from edgeconvnext.targets import Target
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ def statistics(run: RunDirectory, job: Job, folded: StageResult) -> StageResult:
         if value_range != "normalized":
             module, _ = for_target(folded_model(folded, job), job)
             preprocess = preprocess.with_value_range(value_range)
-        fit = batches(job.calibration, preprocess, BATCH, job.fit, description="Calibrating")
-        held_out = batches(job.calibration, preprocess, BATCH, job.held_out, description="Calibrating (held out)")
+        fit = batches(job.calibration, preprocess, indices=job.fit, description="Calibrating")
+        held_out = batches(job.calibration, preprocess, indices=job.held_out, description="Calibrating (held out)")
         gathered = collect_statistics(module, images_of(fit), images_of(held_out), job.target.quantize.outputs)
         check_broken(job.calibration, [*fit.skipped, *held_out.skipped])
         gathered.save(folder / "statistics.safetensors")
@@ -137,8 +137,8 @@ def _reconstructed(
     read: dict[str, Any] = {}
 
     def with_bits(bits: BitPlan) -> Reconstructed:
-        fit = batches(job.calibration, preprocess, BATCH, job.fit, description="Reading images")
-        held_out = batches(job.calibration, preprocess, BATCH, job.held_out, description="Reading images (held out)")
+        fit = batches(job.calibration, preprocess, indices=job.fit, description="Reading images")
+        held_out = batches(job.calibration, preprocess, indices=job.held_out, description="Reading images (held out)")
         result = reconstruct(
             module,
             job.target,
@@ -160,7 +160,7 @@ def _reconstructed(
 
     if job.request.max_drop is None:
         return with_bits(job.bits), read, None
-    stream = batches(job.calibration, preprocess, BATCH, job.held_out, description="Reading images (held out)")
+    stream = batches(job.calibration, preprocess, indices=job.held_out, description="Reading images (held out)")
     pairs = [(batch.images, batch.indices) for batch in stream]
     labels = job.calibration_labels
     outcome = within_budget(

@@ -19,7 +19,7 @@ from edgeconvnext.data.digits import digits_set
 from edgeconvnext.data.image_set import ImageSet
 from edgeconvnext.data.images import BrokenImage
 from edgeconvnext.data.labels import match_labels
-from edgeconvnext.data.loader import BatchStream, batches, default_workers
+from edgeconvnext.data.loader import MOST_AT_ONCE, BatchStream, batches, default_workers, images_at_once
 from edgeconvnext.data.preprocess import Preprocess
 from edgeconvnext.data.sets import resolve_image_set
 from edgeconvnext.errors import ImageSetError, ModelConfigError
@@ -71,6 +71,15 @@ def test_images_come_in_the_order_asked_for(workers: int) -> None:
     assert numbers(batches(coloured(70), RAW, batch_size=8, workers=workers)) == list(range(70))
     chosen = [5, 3, 69, 0]
     assert numbers(batches(coloured(70), RAW, batch_size=3, indices=chosen, workers=workers)) == chosen
+
+
+@pytest.mark.parametrize(
+    ("size", "images"),
+    [((32, 32), MOST_AT_ONCE), ((128, 128), 12), ((224, 224), 4), ((384, 640), 1), ((1280, 1280), 1)],
+)
+def test_the_larger_the_images_the_fewer_run_at_once(size: tuple[int, int], images: int) -> None:
+    assert images_at_once(size) == images
+    assert batches(coloured(70), Preprocess(size)).batch_size == images
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -45,6 +45,25 @@ def test_bins_stay_bounded_when_the_range_grows_a_millionfold() -> None:
     assert result.total == 7000
 
 
+def test_every_value_is_counted_in_its_own_bin_on_borders_too() -> None:
+    values = torch.cat(
+        [torch.arange(-6000, 2000) * 2.0**-9, torch.randn(10_000, generator=torch.Generator().manual_seed(2))]
+    )
+    result = count([values.reshape(2, -1), values[:5]]).result()
+    edges = (result.first + np.arange(len(result.counts) + 1, dtype=np.float64)) * result.width
+    assert edges[0] <= result.low < edges[1]
+    expected = np.histogram(torch.cat([values, values[:5]]).double().numpy(), np.append(edges[:-1], np.inf))[0]
+    np.testing.assert_array_equal(result.counts, expected)
+
+
+@pytest.mark.parametrize("value", [5.0, -5.0, 2.0**60])
+def test_a_narrow_range_far_from_zero_is_counted(value: float) -> None:
+    values = torch.tensor([value, value * (1 + 2.0**-20), value * (1 + 2.0**-21)])
+    result = count([values, values[:1]]).result()
+    assert result.total == 4
+    assert result.counts[0] + result.counts[-1] == 3
+
+
 def test_mean_square_matches_the_data() -> None:
     values = torch.randn(100_000, generator=torch.Generator().manual_seed(1))
     # Bin width is about 1e-3, so replacing a value by its bin's middle changes its square by about 1e-3 at most.
