@@ -62,6 +62,11 @@ class CostMeter:
 def give_back_free_memory() -> None:
     """Return memory that was freed, and that the C library keeps, to the system: it would count in the next stage's peak."""
     gc.collect()
+    trim_heap()
+
+
+def trim_heap() -> None:
+    """Return what the C library keeps of freed memory to the system, as far as it can."""
     with contextlib.suppress(OSError, AttributeError):  # other C libraries have no such call
         ctypes.CDLL(None).malloc_trim(0)
 

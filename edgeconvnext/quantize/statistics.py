@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from edgeconvnext.cost import trim_heap
 from edgeconvnext.errors import QuantizationError
 from edgeconvnext.model.layers import weighted_layers
 from edgeconvnext.model.network import Network
@@ -163,9 +164,11 @@ def collect_statistics(
     try:
         with torch.inference_mode():
             for phase["held_out"], batches in ((False, fit), (True, held_out)):
-                for batch in batches:
+                for number, batch in enumerate(batches):
                     module(batch)
                     images[phase["held_out"]] += len(batch)
+                    if number % 8 == 0:
+                        trim_heap()
     finally:
         for handle in handles:
             handle.remove()
