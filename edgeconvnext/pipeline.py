@@ -282,11 +282,12 @@ def _programs(job: Job, done: dict[str, StageResult]) -> Programs:
     images = to_value_range(
         stages.proof_images(job).contiguous().numpy(), job.model.preprocess, job.target.input.value_range
     )
-    module = stages.simulation(job, done["quantized"])
+    quantized = stages.quantized_program(done["quantized"])
+    module = stages.simulation_of(job, quantized)
     with torch.inference_mode():
         simulated = TorchRunner(module).outputs(images)
-    quantized, floating = stages.quantized_program(done["quantized"]), stages.float_program(job, done["fold"])
-    return Programs(quantized, floating, images, simulated, job.profile_sizes)
+    del module
+    return Programs(quantized, stages.float_program(job, done["fold"]), images, simulated, job.profile_sizes)
 
 
 def _metadata(job: Job) -> ArtifactMetadata:

@@ -15,7 +15,6 @@ from edgeconvnext.data.preprocess import Preprocess
 from edgeconvnext.export.metadata import ArtifactMetadata
 from edgeconvnext.export.onnx import export_onnx
 from edgeconvnext.model.convnext import ConvNeXt
-from edgeconvnext.quantize.program import export_program
 from edgeconvnext.rewrite.norms import replaceable_norms
 from edgeconvnext.validate.interleaved import Samples, time_interleaved
 from edgeconvnext.validate.latency import speedup
@@ -110,6 +109,8 @@ def norm_elements(module: ConvNeXt, input_size: tuple[int, int]) -> dict[str, in
 
 def write_float_onnx(module: ConvNeXt, preprocess: Preprocess, path: Path) -> Path:
     """Write a network as a float ONNX file."""
+    from edgeconvnext.quantize.program import export_program  # torchao is slow to load, and most commands need none
+
     example = torch.zeros(1, module.config.in_channels, *preprocess.input_size)
     metadata = ArtifactMetadata("network", None, preprocess, "normalized", edgeconvnext.__version__)
     return export_onnx(export_program(module, example, max_batch=16), path, opset=OPSET, metadata=metadata)

@@ -222,9 +222,13 @@ def quantized_program(stage: StageResult) -> ExportedProgram:
 
 def simulation(job: Job, stage: StageResult) -> GraphModule:
     """The quantised graph in the target's float type, ready to run."""
+    return simulation_of(job, quantized_program(stage))
+
+
+def simulation_of(job: Job, program: ExportedProgram) -> GraphModule:
+    """The same of a loaded graph, which stays as it is."""
     from edgeconvnext.quantize.simulate import simulator
 
-    program = quantized_program(stage)
     if job.target.float_type == "float32":
         return simulator(program)
     from edgeconvnext.quantize.float16 import to_float16
