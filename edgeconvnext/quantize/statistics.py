@@ -112,8 +112,10 @@ class _TensorObserver:
             raise QuantizationError("activations are not finite")
         self.low = low if self.low is None else torch.minimum(self.low, low)
         self.high = high if self.high is None else torch.maximum(self.high, high)
+        # Image by image, so that the positions that are binned do not depend on the batch.
         stride = max(1, rows.numel() // (BINNED_PER_IMAGE * len(x)))
-        (self.held_out if held_out else self.fit).update(rows[::stride], smallest, largest)
+        positions = rows.view(len(x), -1, rows.shape[-1])[:, ::stride]
+        (self.held_out if held_out else self.fit).update(positions, smallest, largest)
 
     def result(self) -> TensorStatistics:
         assert self.low is not None and self.high is not None

@@ -56,6 +56,18 @@ def test_extremes_are_those_of_the_tensors(network: ConvNeXt, images: torch.Tens
     assert tensor.fit.high == pytest.approx(float(seen[0][:8].max()), rel=1e-5)
 
 
+def test_what_is_binned_of_large_tensors_does_not_depend_on_the_batch() -> None:
+    network = small_network()
+    images = torch.randn(3, 3, 388, 388, generator=torch.Generator().manual_seed(5))
+    layer = "stages.0.0.pwconv2:input"
+    whole, single = (collect_statistics(network, images.split(cut), [images[:1]]).tensors[layer] for cut in (3, 1))
+    hidden = network.get_submodule("stages.0.0.pwconv2").in_features
+    # 97 positions a side, which no stride divides, and more of them than are binned.
+    assert whole.fit.total < 3 * hidden * 97 * 97
+    assert whole.fit.total == single.fit.total
+    np.testing.assert_array_equal(whole.fit.counts, single.fit.counts)
+
+
 def test_statistics_survive_saving(statistics: Statistics, tmp_path: Path) -> None:
     statistics.save(tmp_path / "statistics.safetensors")
     loaded = Statistics.load(tmp_path / "statistics.safetensors")
