@@ -52,7 +52,7 @@ from edgeconvnext.quantize.planning import (
 from edgeconvnext.quantize.precision import Precision
 from edgeconvnext.quantize.ranges import Grid, quantization_mse
 from edgeconvnext.quantize.statistics import Statistics, TensorStatistics
-from edgeconvnext.rewrite.lockstep import BATCH, Lockstep, StoredImages
+from edgeconvnext.rewrite.lockstep import Lockstep, StoredImages
 from edgeconvnext.rewrite.prepare import norm_before, place_affine
 from edgeconvnext.targets import Target
 
@@ -294,13 +294,14 @@ class _Evaluation:
         rows = torch.linspace(0, state.held_out_images - 1, count).round().long() + state.fit_images
         self.inputs = state.given.pick(rows.tolist())
         expected = state.expected.pick(rows.tolist())
-        self.targets = [unit.branch(state.reference, batch) for batch in expected.split(BATCH)]
+        self.at_once = state.given.rows_at_once
+        self.targets = [unit.branch(state.reference, batch) for batch in expected.split(self.at_once)]
         self.power = sum(float(target.double().square().sum()) for target in self.targets)
 
     def error(self) -> float:
         """Squared error of the working network's unit against the float network's."""
         total = 0.0
-        for batch, target in zip(self.inputs.split(BATCH), self.targets, strict=True):
+        for batch, target in zip(self.inputs.split(self.at_once), self.targets, strict=True):
             total += float((self.unit.branch(self.state.working, batch) - target).square().sum(dtype=torch.float64))
         return total
 

@@ -12,9 +12,7 @@ import torch
 
 from edgeconvnext.model.network import Network
 from edgeconvnext.model.units import Unit
-from edgeconvnext.tensor_file import TensorFile
-
-BATCH = 16
+from edgeconvnext.tensor_file import TensorFile, pairs_of
 
 
 class StoredImages:
@@ -41,16 +39,12 @@ class StoredImages:
         self.file.delete()
 
     def fit(self) -> Iterator[torch.Tensor]:
-        """Read the images to fit on, BATCH at a time."""
-        return self._read(0, self.fit_images)
+        """Read the images to fit on."""
+        return self.file.batches(0, self.fit_images)
 
     def held_out(self) -> Iterator[torch.Tensor]:
-        """Read the held-out images, BATCH at a time."""
-        return self._read(self.fit_images, self.fit_images + self.held_out_images)
-
-    def _read(self, start: int, stop: int) -> Iterator[torch.Tensor]:
-        for first in range(start, stop, BATCH):
-            yield self.file.read(first, min(first + BATCH, stop))
+        """Read the held-out images."""
+        return self.file.batches(self.fit_images, self.fit_images + self.held_out_images)
 
     def _store(self, batches: Iterable[torch.Tensor]) -> int:
         before = len(self.file)
@@ -116,7 +110,7 @@ class Lockstep:
         self._steps += 1
 
     def _batches(self, start: int, stop: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for first in range(start, stop, BATCH):
-            last = min(first + BATCH, stop)
-            expected = self.expected.read(first, last)
-            yield expected, expected if self.same else self.given.read(first, last)
+        if self.same:
+            yield from ((both, both) for both in self.expected.batches(start, stop))
+        else:
+            yield from pairs_of(self.expected, self.given, start, stop)

@@ -14,7 +14,7 @@ import torch
 
 from edgeconvnext.errors import RewriteError
 from edgeconvnext.model.convnext import Block, ConvNeXt
-from edgeconvnext.rewrite.prune_segments import batches_of, hidden_widths
+from edgeconvnext.rewrite.prune_segments import hidden_widths
 from edgeconvnext.tensor_file import TensorFile
 
 Score = Literal["auto", "elimination", "magnitude", "energy", "taylor"]
@@ -166,7 +166,7 @@ def taylor_scores(reference: ConvNeXt, images: TensorFile, count: int) -> dict[s
 
     hooks = [reference.get_submodule(f"{path}.pwconv2").register_forward_pre_hook(watch(path)) for path in widths]
     try:
-        for batch in batches_of(images, 0, count):
+        for batch in images.batches(0, count):
             logits = reference(batch.requires_grad_())
             p = logits.detach().softmax(dim=1)
             drawn = p.sqrt() * torch.randn(p.shape, generator=generator)

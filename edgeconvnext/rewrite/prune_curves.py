@@ -20,7 +20,7 @@ from edgeconvnext.rewrite.prune_channels import (
     refit,
     removal_order,
 )
-from edgeconvnext.rewrite.prune_segments import Segment, batches_of, hidden_of, logit_kl, written
+from edgeconvnext.rewrite.prune_segments import Segment, hidden_of, logit_kl, written
 from edgeconvnext.tensor_file import TensorFile
 
 SHARES = (1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8)
@@ -81,7 +81,7 @@ def segment_moments(reference: ConvNeXt, segment: Segment, inputs: TensorFile, c
     """Return the statistics of the segment's block on the original network's inputs, the first `count` rows of `inputs`."""
     block = segment.block(reference)
     sums = MomentSums(block.pwconv2.in_features, block.pwconv2.out_features)
-    for batch in batches_of(inputs, 0, count):
+    for batch in inputs.batches(0, count):
         target = (segment.run(reference, batch) - batch).permute(0, 2, 3, 1)
         sums.add(hidden_of(block, batch).flatten(0, 2), target.flatten(0, 2))
     return sums.result(segment.path)
@@ -98,7 +98,7 @@ def measured_kl(
     """Return the KL of the logits for each of several pwconv2 of the segment's block, everything else as it was."""
     block = segment.block(reference)
     answers: list[list[torch.Tensor]] = [[] for _ in layers]
-    for batch in batches_of(inputs, counts[0], sum(counts)):
+    for batch in inputs.batches(counts[0], sum(counts)):
         hidden = hidden_of(block, batch)
         for (kept, weight, bias), found in zip(layers, answers, strict=True):
             added = F.linear(hidden[..., kept], weight, bias).permute(0, 3, 1, 2)

@@ -12,7 +12,7 @@ from edgeconvnext.errors import RewriteError
 from edgeconvnext.model.convnext import ConvNeXt
 from edgeconvnext.progress import progress_bar
 from edgeconvnext.rewrite.prune_curves import fitted_layer, measured_kl, segment_moments
-from edgeconvnext.rewrite.prune_segments import Segment, batches_of, segments_of
+from edgeconvnext.rewrite.prune_segments import Segment, segments_of
 from edgeconvnext.tensor_file import TensorFile
 
 
@@ -78,7 +78,7 @@ def _kl(
 ) -> float:
     """Measure the segment's block, fitted to stand for the whole segment, in the original network."""
     with TensorFile(folder / "inputs.bin") as inputs:
-        for batch in batches_of(images, 0, len(images)):
+        for batch in images.batches(0, len(images)):
             inputs.append(_before(reference, segment, batch))
         block = segment.block(reference)
         moments = segment_moments(reference, segment, inputs, counts[0])

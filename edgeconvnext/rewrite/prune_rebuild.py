@@ -12,8 +12,8 @@ from torch import nn
 from edgeconvnext.model.convnext import Block, ConvNeXt
 from edgeconvnext.progress import progress_bar
 from edgeconvnext.rewrite.prune_channels import MomentSums, Score, refit, removal_order
-from edgeconvnext.rewrite.prune_segments import Segment, hidden_of, pairs_of
-from edgeconvnext.tensor_file import TensorFile
+from edgeconvnext.rewrite.prune_segments import Segment, hidden_of
+from edgeconvnext.tensor_file import TensorFile, pairs_of
 
 
 def rebuild(

@@ -6,7 +6,7 @@ stage. Its input is compared with the original network's before the first of the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,6 @@ from edgeconvnext.errors import RewriteError
 from edgeconvnext.model.convnext import Block, ConvNeXt, ConvNeXtConfig
 from edgeconvnext.tensor_file import TensorFile
 
-BATCH = 16
 FEWEST_IMAGES = 3
 
 
@@ -87,19 +86,6 @@ def hidden_of(block: Block, x: torch.Tensor) -> torch.Tensor:
     return seen[0]
 
 
-def batches_of(file: TensorFile, start: int, stop: int) -> Iterator[torch.Tensor]:
-    """Read rows `start` up to `stop`, BATCH at a time."""
-    for first in range(start, stop, BATCH):
-        yield file.read(first, min(first + BATCH, stop))
-
-
-def pairs_of(
-    expected: TensorFile, given: TensorFile, start: int, stop: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Read rows `start` up to `stop` of two files of the same length, BATCH at a time."""
-    yield from zip(batches_of(expected, start, stop), batches_of(given, start, stop), strict=True)
-
-
 def stored(images: TensorFile, fit: Iterable[torch.Tensor], held_out: Iterable[torch.Tensor]) -> tuple[int, int]:
     """Write the images to fit on and those held out into `images`, and return how many there are of each.
 
@@ -121,13 +107,13 @@ def stored(images: TensorFile, fit: Iterable[torch.Tensor], held_out: Iterable[t
 
 def run_reference(reference: ConvNeXt, images: TensorFile, counts: tuple[int, int]) -> torch.Tensor:
     """Return the logits of the held-out images, which lie behind the images to fit on, (held out, classes)."""
-    return torch.cat([reference(batch) for batch in batches_of(images, counts[0], sum(counts))])
+    return torch.cat([reference(batch) for batch in images.batches(counts[0], sum(counts))])
 
 
 def written(path: Path, source: TensorFile, function: Callable[[torch.Tensor], torch.Tensor]) -> TensorFile:
     """Return a new file that holds `function` of every row of `source`."""
     file = TensorFile(path)
-    for batch in batches_of(source, 0, len(source)):
+    for batch in source.batches(0, len(source)):
         file.append(function(batch))
     return file
 

@@ -23,9 +23,9 @@ from edgeconvnext.model.units import Unit, units_of
 from edgeconvnext.progress import progress_bar
 from edgeconvnext.rewrite.exact import fold_layer_scale
 from edgeconvnext.rewrite.prune_channels import MomentSums
-from edgeconvnext.rewrite.prune_segments import logit_kl, pairs_of, run_reference, stored
+from edgeconvnext.rewrite.prune_segments import logit_kl, run_reference, stored
 from edgeconvnext.rewrite.two_of_four import GROUP, KEPT, masked_fit
-from edgeconvnext.tensor_file import TensorFile
+from edgeconvnext.tensor_file import TensorFile, pairs_of
 
 LINEARS = ("pwconv1", "pwconv2")
 DAMPING = 1e-3

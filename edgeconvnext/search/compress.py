@@ -29,7 +29,7 @@ from edgeconvnext.report.schema import (
 )
 from edgeconvnext.rewrite.channel_norm import fold_batch_norms, with_batch_norms
 from edgeconvnext.rewrite.exact import fold_exact
-from edgeconvnext.rewrite.lockstep import BATCH, StoredImages
+from edgeconvnext.rewrite.lockstep import StoredImages
 from edgeconvnext.rewrite.norms import replace_norms, replaceable_norms
 from edgeconvnext.rewrite.prune import prune
 from edgeconvnext.rewrite.prune_budget import Budget
@@ -304,7 +304,7 @@ def _labels(images: ImageSet, model: LoadedModel, held_out: list[int]) -> np.nda
 
 def read_images(model: LoadedModel, images: ImageSet, indices: list[int]) -> Iterator[torch.Tensor]:
     """Read some images of a set as batches (N, C, H, W), preprocessed as the model's checkpoint says."""
-    stream = batches(images, model.preprocess, BATCH, indices, description="Reading images")
+    stream = batches(images, model.preprocess, indices=indices, description="Reading images")
     for batch in stream:
         yield batch.images
     check_broken(images, stream.skipped)

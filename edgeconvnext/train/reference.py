@@ -115,7 +115,8 @@ ImageNet's terms: research, no redistribution.
 
 def _part_section(number: int, part: Part, alone: bool) -> str:
     lines = "\n".join(f"| {epoch} | {top1:.2f} % |" for epoch, top1 in part.evaluated)
-    title = "" if alone else f"### Part {number}\n\n"
+    command = "train, from scratch" if number == 1 else f"fine-tune, from the weights of part {number - 1}"
+    title = "" if alone else f"### Part {number}: {command}\n\n"
     return f"""{title}{part.epochs} epochs, {part.minutes:.0f} minutes of processor time (on a GPU: of wall time).
 
 | epoch | top-1 |

@@ -43,7 +43,7 @@ def test_the_file_is_half_as_large_and_scores_what_its_card_says(trained: Traine
 def test_parts_are_listed_in_order(trained: Trained, tmp_path: Path) -> None:
     ship([trained.path.parent, trained.path.parent], "digits_test", tmp_path / "twice.safetensors")
     card = (tmp_path / "twice.md").read_text()
-    assert card.index("### Part 1") < card.index("### Part 2")
+    assert card.index("### Part 1: train") < card.index("### Part 2: fine-tune, from the weights of part 1")
 
 
 def test_an_unfinished_training_is_refused(trained: Trained, tmp_path: Path) -> None:
