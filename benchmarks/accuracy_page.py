@@ -7,6 +7,7 @@ from pathlib import Path
 
 from benchmarks.accuracy_table import OWN, RESULTS, Row
 from benchmarks.csv_rows import read_rows
+from benchmarks.plots import pyplot_for
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "accuracy.md"
@@ -65,11 +66,7 @@ def write_page(results: Path = RESULTS, page: Path = PAGE) -> None:
 
 def write_plot(results: Path = RESULTS, plot: Path = PLOT) -> None:
     """Draw logit SQNR over speed-up, one panel a model, one colour a tool; W4A8 is hollow."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "accuracy"  # the same CSV gives the same file
-    from matplotlib import pyplot
+    pyplot = pyplot_for("accuracy")
     from matplotlib.lines import Line2D
 
     rows = [row for row in read_rows(results, Row) if row.speedup is not None and row.method != "FP32"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from benchmarks.plots import pyplot_for
 from benchmarks.pruning_table import RESULTS, SHARES, PruningRow
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,11 +25,7 @@ def write_page(rows: list[PruningRow], page: Path = PAGE) -> None:
 
 def write_plot(rows: list[PruningRow], path: Path = PLOT) -> None:
     """Draw agreement and drop against the share of the multiply-adds, one line for each method."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "pruning"
-    from matplotlib import pyplot
+    pyplot = pyplot_for("pruning")
 
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2))
     for method in dict.fromkeys(row.method for row in rows):

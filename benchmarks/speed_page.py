@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.cost_tables import calibration_lines, pipeline_lines
 from benchmarks.csv_rows import read_rows
+from benchmarks.plots import pyplot_for
 from edgeconvnext.files import atomic_write
 
 if TYPE_CHECKING:
@@ -35,11 +36,7 @@ def _rows(results: Path) -> list[Row]:
 
 def write_plot(results: Path) -> None:
     """Draw a bar for each artifact: its speed-up over FP32, a panel for each network and number of threads."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "speed"  # the same CSV gives the same file
-    from matplotlib import pyplot
+    pyplot = pyplot_for("speed")
 
     rows = [row for row in _rows(results) if row.speedup is not None and row.method != "FP32"]
     panels = list(dict.fromkeys((row.model, row.threads) for row in rows))
@@ -59,7 +56,7 @@ def write_plot(results: Path) -> None:
             axis.text(0.02, place, f"{row.speedup:.2f}x, {row.sqnr_db:.1f} dB", va="center", color="white", fontsize=8)
         axis.axvline(1, color="grey", linewidth=0.8, linestyle=":")
         axis.axvline(GOALS[model], color="black", linewidth=0.8)
-        axis.set_title(f"{TITLES[model]}, 224 pixels, {threads} threads")
+        axis.set_title(f"{TITLES[model]}, 224 pixels, {_threads(threads)}")
         axis.set_xlabel("speed-up over the best FP32 file in onnxruntime")
         axis.tick_params(axis="y", labelsize=8)
     figure.tight_layout()
@@ -102,7 +99,7 @@ def write_page(results: Path) -> None:
 
 def _tables(rows: list[Row]) -> Iterator[str]:
     for model, threads in dict.fromkeys((row.model, row.threads) for row in rows):
-        yield f"### {TITLES[model]}, {threads} {'thread' if threads == 1 else 'threads'}"
+        yield f"### {TITLES[model]}, {_threads(threads)}"
         yield ""
         yield "| tool | method | placement | speed-up | ms | SQNR | agreement | size |"
         yield "|---|---|---|---|---|---|---|---|"
@@ -125,6 +122,10 @@ def _tables(rows: list[Row]) -> Iterator[str]:
             cells += [_shown(row.agreement, 1, " %"), _shown((row.size_bytes or 0) / 1e6, 2, " MB")]
             yield f"| {' | '.join(cells)} |"
         yield ""
+
+
+def _threads(threads: int) -> str:
+    return f"{threads} {'thread' if threads == 1 else 'threads'}"
 
 
 def _machine(rows: list[Row]) -> list[str]:
