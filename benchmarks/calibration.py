@@ -40,13 +40,16 @@ RESULTS = HERE / "results" / "calibration.csv"
 CACHE = HERE / ".cache" / "calibration"
 MODEL, CALIBRATION, EVALUATED = "convnext_tiny", "imagenet_1k_subset", 16
 MEMORY_GIB = 16
-PLAIN = "plain FP32 forward pass"
+PLAIN, OWN = "plain FP32 forward pass", "effort quick"
 PEERS = (
     Configuration("onnxruntime", "MinMax"),
     Configuration("onnxruntime", "Entropy"),
     Configuration("nncf", "default preset", activations="symmetric"),
     Configuration("torchao", "X86InductorQuantizer"),
 )
+
+# Of the rows, by tool and method.
+ORDER = (("torch", PLAIN), ("edgeconvnext", OWN), *((peer.peer, peer.method) for peer in PEERS))
 
 
 class Row(BaseModel):
@@ -95,7 +98,7 @@ def main() -> None:
             except WorkerError as error:
                 row.error = f"{error} (at most {MEMORY_GIB} GiB)"
             rows = [kept for kept in rows if (kept.tool, kept.method, kept.images) != key] + [row]
-            write_rows(RESULTS, rows)
+            write_rows(RESULTS, sorted(rows, key=lambda row: (row.images, ORDER.index((row.tool, row.method)))))
             print(f"{row.tool} {row.method}: {row.seconds} s, {row.peak_mib} MiB {row.error or ''}", flush=True)
 
 
@@ -110,7 +113,7 @@ def _cases(checkpoint: Path, images: int) -> list[_Case]:
     own = f"edgeconvnext {edgeconvnext.__version__}"
     plain: _Case = Row(tool="torch", method=PLAIN, **common), partial(_plain, checkpoint, images)
     quick: _Case = (
-        Row(tool="edgeconvnext", method="effort quick", versions=own, **common),
+        Row(tool="edgeconvnext", method=OWN, versions=own, **common),
         partial(_own, checkpoint, images, "quick"),
     )
     peers: list[_Case] = [
