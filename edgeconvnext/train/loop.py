@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -25,6 +25,7 @@ from edgeconvnext.files import atomic_write
 from edgeconvnext.model.network import Network
 from edgeconvnext.progress import progress_bar
 from edgeconvnext.train.average import WeightAverage
+from edgeconvnext.train.depthwise import fast_weight_gradients
 from edgeconvnext.train.recipe import Precision
 from edgeconvnext.train.world import World
 
@@ -151,7 +152,7 @@ class Trainer(Generic[Part]):
         for number, part in enumerate(parts):
             last = number == len(parts) - 1
             with _gradients_kept(self.distributed, kept=not last):
-                with self._autocast():
+                with self._autocast(), self._kernels():
                     loss = self.loss(part, self.steps, number) / len(parts)
                 self._scaler.scale(loss).backward()
             total += float(loss.detach())
@@ -219,6 +220,9 @@ class Trainer(Generic[Part]):
     def _autocast(self) -> torch.autocast:
         kind = torch.float16 if self.settings.precision == "fp16" else torch.bfloat16
         return torch.autocast(self.world.device.type, dtype=kind, enabled=self.settings.precision != "fp32")
+
+    def _kernels(self) -> AbstractContextManager[None]:
+        return fast_weight_gradients(self.module) if self.world.device.type == "cpu" else nullcontext()
 
     def _now(self) -> float:
         return time.process_time() if self.world.device.type == "cpu" else time.monotonic()
