@@ -67,10 +67,8 @@ def quantize_program(program: ExportedProgram, plan: QuantPlan) -> ExportedProgr
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         prepared = prepare_pt2e(program.module(), ConvNeXtQuantizer(plan))
-        # PT2E's own folding of weights runs the whole graph, and holds 0.2 GiB more for a Tiny.
-        converted = convert_pt2e(prepared, fold_quantize=False)
-        _store_codes(converted)
-        give_back_free_memory()
+        converted = convert_pt2e(prepared)
+        give_back_free_memory()  # of the folding of weights
         round_biases(converted, plan)
         _insert_blocked_weights(converted, plan)
         _drop_unused(converted)
@@ -91,33 +89,6 @@ def _check_palettes(program: ExportedProgram, plan: QuantPlan) -> None:
                 f"The weights of {layer} are not on the {len(grid.levels)} levels of its palette. Export the network that "
                 "load_plan or reconstruct returned with this plan."
             )
-
-
-def _store_codes(module: torch.fx.GraphModule) -> None:
-    """Replace quantised float weights, one after the other, by the int8 codes that their quantise operators give."""
-    operators = torch.ops.quantized_decomposed
-    quantise = (operators.quantize_per_channel.default, operators.quantize_per_tensor.default)
-    for node in list(module.graph.nodes):
-        if node.target not in quantise or node.args[0].op != "get_attr":
-            continue
-        values = [_value(module, argument) for argument in node.args]
-        name = f"{str(node.args[0].target).replace('.', '_')}_codes"
-        module.register_buffer(name, node.target(*values).detach())
-        with module.graph.inserting_before(node):
-            node.replace_all_uses_with(module.graph.get_attr(name))
-        weight = node.args[0]
-        module.graph.erase_node(node)
-        if not weight.users:
-            module.graph.erase_node(weight)
-    module.recompile()
-
-
-def _value(module: torch.fx.GraphModule, argument: Any) -> Any:
-    """Return an argument of a node; the tensor itself where that is an attribute of the module."""
-    if not isinstance(argument, torch.fx.Node):
-        return argument
-    path, _, attribute = str(argument.target).rpartition(".")
-    return getattr(module.get_submodule(path), attribute)
 
 
 def _insert_blocked_weights(module: torch.fx.GraphModule, plan: QuantPlan) -> None:

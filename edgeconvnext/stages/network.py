@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.export import ExportedProgram
@@ -18,9 +18,6 @@ from edgeconvnext.model.load import load_model
 from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.model.network import Network
 from edgeconvnext.runs import RunDirectory, StageResult
-
-if TYPE_CHECKING:
-    pass
 
 # Exact rewrites are proven on so many real images.
 PROOF_IMAGES = 16
