@@ -12,9 +12,15 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import multiprocessing
+import os
 import sys
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import BrokenBarrierError
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,12 +31,18 @@ from edgeconvnext.triton.gpu import BATCHES, describe_gpu, describe_versions, re
 from edgeconvnext.triton.planned import PlannedNetwork
 
 if TYPE_CHECKING:
+    from multiprocessing.synchronize import Barrier, Lock
+
     from edgeconvnext.triton.network import TritonNetwork
+    from edgeconvnext.triton.timing import TimedForm
 
 HERE = Path(__file__).resolve().parent
 PACK = HERE.parent / ".gpu"
 SETTINGS, NETWORK, PLAN, PHOTOGRAPHS = "network.json", "floats.safetensors", "plan.safetensors", "photographs.npz"
 EVALUATED_BATCH = 64
+LONGEST_PREPARATION_S = 480
+_PREPARED: Barrier
+_TURN: Lock
 
 
 @dataclass(frozen=True)
@@ -82,30 +94,97 @@ def main() -> None:
 
 
 def measure(folders: list[Path], device: torch.device, output: Path, batches: list[int], seconds: float) -> bool:
-    """Check and judge all networks, then time them; return whether all codes were the simulation's."""
-    from edgeconvnext.triton.network import TritonNetwork
-    from edgeconvnext.triton.timing import bench_triton, check_on, write_csv
+    """Check and judge all networks, and time them; return whether all codes were the simulation's.
 
+    Each network's check, and the float forms of each network and batch, are prepared side by side in processes of their own:
+    nearly all of that is compiling on the CPU. Times are taken when all are done, one after the other.
+    """
+    context = multiprocessing.get_context("spawn")
+    processes = len(folders) * (1 + len(batches))
+    prepared, turn = context.Barrier(processes), context.Lock()
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(max(2, (os.cpu_count() or 1) // processes)))
+    with ProcessPoolExecutor(processes, context, _join, (prepared, turn)) as pool:
+        checks = {folder: pool.submit(_check, folder, device) for folder in folders}
+        times = {(f, batch): pool.submit(_time, f, device, batch, seconds) for f in folders for batch in batches}
+        return collect(checks, times, output)
+
+
+def collect(
+    checks: Mapping[Path, Future[dict[str, Any]]],
+    times: Mapping[tuple[Path, int], Future[list[TimedForm]]],
+    output: Path,
+) -> bool:
+    """Write what the processes found, as it comes; return whether all codes were the simulation's.
+
+    checks: of each network's folder. times: of each folder and batch; those of a network with other codes are left out.
+    """
+    from edgeconvnext.triton.timing import write_csv
+
+    output.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {"device": describe_gpu(), "versions": describe_versions(), "networks": {}}
     right = []
-    for folder in folders:
+    for folder, check in checks.items():
+        found = check.result()
+        if found.pop("right"):
+            right.append(folder)
+        results["networks"][read_settings(folder).name] = found
+        (output / "gpu.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        print(json.dumps({folder.name: found}), flush=True)
+    forms = []
+    for (folder, _), timed in times.items():
+        if folder in right:
+            forms += timed.result()
+            write_csv(output / "gpu.csv", forms)
+    return len(right) == len(checks)
+
+
+def _join(prepared: Barrier, turn: Lock) -> None:
+    global _PREPARED, _TURN
+    _PREPARED, _TURN = prepared, turn
+
+
+@contextmanager
+def _turn() -> Iterator[None]:
+    """Wait until every process has prepared what it can, then for the GPU."""
+    _PREPARED.wait(LONGEST_PREPARATION_S)
+    with _TURN:
+        yield
+
+
+def _check(folder: Path, device: torch.device) -> dict[str, Any]:
+    """Return how the codes of a packed network compare, whether that is allowed, and its accuracy where it has photographs."""
+    from edgeconvnext.triton.network import TritonNetwork
+    from edgeconvnext.triton.timing import check_on
+
+    try:
         planned = unpack(folder)
         int8 = TritonNetwork(planned.network, planned.plan, planned.float_type, device)
         differences = check_on(device, planned, int8)
-        if all(difference.is_allowed for difference in differences):
-            right.append(planned)
-        found: dict[str, Any] = {"codes": [asdict(difference) for difference in differences]}
+        found: dict[str, Any] = {
+            "right": all(difference.is_allowed for difference in differences),
+            "codes": [asdict(difference) for difference in differences],
+        }
         if (folder / PHOTOGRAPHS).is_file():
             found["accuracy"] = asdict(accuracy(int8, read_settings(folder), read_photographs(folder), device))
-        results["networks"][planned.name] = found
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "gpu.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        print(json.dumps({planned.name: found}), flush=True)
-    forms = []
-    for planned in right:
-        forms += bench_triton(planned, device, batches, seconds).forms
-        write_csv(output / "gpu.csv", forms)
-    return len(right) == len(folders)
+    except BaseException:
+        _PREPARED.abort()
+        raise
+    with suppress(BrokenBarrierError):  # what was found holds, whatever became of the others
+        _PREPARED.wait(LONGEST_PREPARATION_S)
+    return found
+
+
+def _time(folder: Path, device: torch.device, batch: int, seconds: float) -> list[TimedForm]:
+    from edgeconvnext.triton.network import TritonNetwork
+    from edgeconvnext.triton.timing import time_batch
+
+    try:
+        planned = unpack(folder)
+        int8 = TritonNetwork(planned.network, planned.plan, planned.float_type, device)
+        return time_batch(planned, int8, device, batch, seconds, _turn())
+    except BaseException:
+        _PREPARED.abort()
+        raise
 
 
 def unpack(folder: Path) -> PlannedNetwork:

@@ -1,7 +1,8 @@
 """Pruning side by side: this toolkit and Torch-Pruning at equal multiply-adds, without training and with recovery.
 
     python -m benchmarks.pruning [--method TEXT ...] [--again]
-    python -m benchmarks.pruning --recovery      # then train what was pruned, 10 and 30 processor minutes each: hours
+    python -m benchmarks.pruning --recovery      # then train what was pruned, 10 and 30 processor minutes each: hours;
+                                                 # on a GPU, as many steps as 30 of these minutes took
     python -m benchmarks.pruning --timings       # onnxruntime's times of the networks that are there, on a quiet machine
     python -m benchmarks.pruning --page          # write docs/pruning.md's tables and the plot from the CSV, measure nothing
 
@@ -15,10 +16,11 @@ benchmark, and an interrupted recovery, goes on.
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -46,6 +48,7 @@ from edgeconvnext.rewrite.prune_channels import Score
 from edgeconvnext.rewrite.prune_curves import Curve
 from edgeconvnext.rewrite.sparsity import sparsify
 from edgeconvnext.train.distill import DistillOptions, distill
+from edgeconvnext.train.world import own_device
 from edgeconvnext.validate.accuracy import agreement, logit_sqnr_db, paired_drop, topk
 from edgeconvnext.validate.device import cpu_name
 
@@ -72,10 +75,14 @@ PEER_METHODS = (
     "taylor, global, whole network",
     "taylor, local, whole network",
 )
-RECOVERED_PEER = "magnitude, local, hidden only"
-"""Torch-Pruning's best without training, at every share."""
+RECOVERED_PEER = "taylor, local, hidden only"
+"""Torch-Pruning's best without training, at each of the shares below."""
 RECOVERED_SHARES = (0.5, 0.7, 0.8, 0.9)
-RECOVERY_MINUTES = (10, 30)
+RECOVERIES = {
+    "10 min": DistillOptions(epochs=200, budget_minutes=10),
+    "30 min": DistillOptions(epochs=200, budget_minutes=30),
+}
+GPU_RECOVERIES = {"10 epochs on a GPU": DistillOptions(epochs=10), "60 epochs on a GPU": DistillOptions(epochs=60)}
 
 
 def main() -> None:
@@ -83,6 +90,8 @@ def main() -> None:
     parser.add_argument("--method", nargs="+", default=[""], help="only methods whose name contains one of these texts")
     parser.add_argument("--again", action="store_true", help="measure the chosen rows anew")
     parser.add_argument("--recovery", action="store_true", help="only train what was pruned")
+    parser.add_argument("--share", type=float, nargs="+", default=RECOVERED_SHARES, help="shares that --recovery takes")
+    parser.add_argument("--how", default="", help="only recoveries whose name contains this text, as in: 10 min")
     parser.add_argument("--timings", action="store_true", help="only take the times that are missing")
     parser.add_argument("--page", action="store_true", help="only write the page and the plot from the CSV")
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -94,7 +103,7 @@ def main() -> None:
     elif not options.page:
         bench = Bench(table, options.method, options.again)
         if options.recovery:
-            bench.recovered()
+            bench.recovered(options.share, options.how)
         else:
             bench.own()
             bench.sparse()
@@ -120,7 +129,7 @@ class Bench:
         self.images = self._images(self.evaluation, None)
         self.reference = logits_of(folded, self.images)
         self._write_network("original", folded)
-        self._note("original", "", 1.0, folded, self.reference, 0.0)
+        self._note("original", 1.0, folded, self.reference, 0.0)
 
     def own(self) -> None:
         """This toolkit's scores, each with the re-fit and the measured allocation; the default is the elimination."""
@@ -173,37 +182,37 @@ class Bench:
                 row.share = row.macs / self.macs
                 self.table.put(row)
 
-    def recovered(self) -> None:
+    def recovered(self, shares: Sequence[float], how: str) -> None:
         """Both tools' pruned networks, trained without labels towards the original; rows are made where the network is there."""
         held_out = {self.calibration.ids[index] for index in split_held_out(self.calibration)[1]}
         photographs = resolve_image_set("imagenette")
         train = [index for index, name in enumerate(photographs.ids) if name not in held_out]
         peer = CACHE / f"peer{PEER_METHODS.index(RECOVERED_PEER)}"
-        for minutes in RECOVERY_MINUTES:
-            for share in RECOVERED_SHARES:
+        for recovery, options in (RECOVERIES if own_device().type == "cpu" else GPU_RECOVERIES).items():
+            for share in shares:
                 networks = {
-                    "edgeconvnext, elimination": self._path(f"edgeconvnext, elimination {share:g}"),
+                    "edgeconvnext, elimination": network_path(f"edgeconvnext, elimination {share:g}"),
                     f"torch-pruning, {RECOVERED_PEER}": peer / f"{share}.pt",
                 }
                 for pruned, path in networks.items():
-                    method = f"{pruned}, recovered {minutes} min"
-                    if not path.is_file() or not self._wanted(method, share):
+                    method = f"{pruned}, recovered {recovery}"
+                    if how not in recovery or not path.is_file() or not self._wanted(method, share):
                         continue
-                    checkpoint = CACHE / f"recovering_{minutes}_{share:g}_{pruned[:4]}.pt"
+                    checkpoint = CACHE / f"recovering_{recovery.replace(' ', '_')}_{share:g}_{pruned[:4]}.pt"
                     done = distill(
                         cast(ConvNeXt, load_model(path).module),
                         cast(ConvNeXt, self.model.module),
                         photographs,
                         self.model.preprocess,
-                        DistillOptions(epochs=200, budget_minutes=minutes),
+                        options,
                         indices=train,
                         checkpoint=checkpoint,
                     )
-                    self._finish(method, share, done.module, 60 * done.minutes, None)
+                    self._finish(method, share, done.module, 60 * done.minutes, None, done.images)
                     checkpoint.unlink(missing_ok=True)
 
     def _run_peer(self, name: str, shares: list[float], folder: Path) -> None:
-        write_torch_code(self.model, self._path("original"), CACHE / "network.py")
+        write_torch_code(self.model, network_path("original"), CACHE / "network.py")
         arrays = {
             "calibration": CACHE / "calibration.npy",
             "evaluation": CACHE / "evaluation.npy",
@@ -226,21 +235,30 @@ class Bench:
         row = self.table.find(method, share)
         return self.again or row is None or row.error is not None
 
-    def _finish(self, method: str, share: float, module: ConvNeXt, seconds: float, kl: float | None) -> None:
+    def _finish(
+        self,
+        method: str,
+        share: float,
+        module: ConvNeXt,
+        seconds: float,
+        kl: float | None,
+        learnt_from: int | None = None,
+    ) -> None:
         self._write_network(f"{method} {share:g}", module)
-        self._note(method, f"{method} {share:g}", share, module, logits_of(module, self.images), seconds, kl)
+        self._note(method, share, module, logits_of(module, self.images), seconds, kl, learnt_from)
 
     def _note(
         self,
         method: str,
-        _name: str,
         share: float,
         module: ConvNeXt,
         logits: np.ndarray,
         seconds: float,
         kl: float | None = None,
+        learnt_from: int | None = None,
     ) -> None:
         row = self._row(method, share, logits, seconds, kl)
+        row.learnt_from = learnt_from
         row.macs, row.parameters = count_macs(module, self.size), count_parameters(module)
         row.share = row.macs / self.macs
         before = self.table.find(method, share)
@@ -262,18 +280,15 @@ class Bench:
             sqnr_db=logit_sqnr_db(self.reference, logits),
             held_out_kl=kl,
             seconds=seconds,
-            cpu=cpu_name(),
+            cpu=cpu_name() if own_device().type == "cpu" else torch.cuda.get_device_name(),
         )
 
     def _images(self, image_set: ImageSet, indices: list[int] | None) -> torch.Tensor:
         stream = batches(image_set, self.model.preprocess, BATCH, indices, description=f"Reading {image_set.name}")
         return torch.cat([batch.images for batch in stream])
 
-    def _path(self, name: str) -> Path:
-        return network_path(name)
-
     def _write_network(self, name: str, module: ConvNeXt) -> None:
-        save_checkpoint(replace(self.model, module=module, config=module.config), self._path(name))
+        save_checkpoint(replace(self.model, module=module, config=module.config), network_path(name))
 
 
 def network_path(name: str) -> Path:
@@ -283,7 +298,11 @@ def network_path(name: str) -> Path:
 
 @torch.no_grad()
 def logits_of(module: ConvNeXt, images: torch.Tensor) -> np.ndarray:
-    return torch.cat([module(batch) for batch in images.split(BATCH)]).numpy()
+    """Return the answers to `images`, computed in float32 on the GPU where there is one."""
+    device = own_device()
+    there = copy.deepcopy(module).to(device)
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        return torch.cat([there(batch.to(device)).cpu() for batch in images.split(BATCH)]).numpy()
 
 
 def take_times(table: PruningTable) -> None:

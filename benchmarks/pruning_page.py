@@ -91,14 +91,15 @@ def _recovery(rows: list[PruningRow]) -> str:
     lines = [
         "With recovery (label-free distillation from the original, this toolkit's, for either tool's network):",
         "",
-        "| multiply-adds | pruned by | processor minutes | drop before | after | agreement before | after | SQNR before | after |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| multiply-adds | pruned by | recovered | images seen "
+        "| drop before | after | agreement before | after | SQNR before | after |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in sorted(recovered, key=lambda row: (-row.target_share, row.method)):
-        method, _, minutes = row.method.partition(RECOVERED)
+        method, _, how = row.method.partition(RECOVERED)
         before = next(r for r in rows if r.method == method and r.target_share == row.target_share)
         lines.append(
-            f"| {100 * row.target_share:.0f} % | {method} | {minutes.removesuffix(' min')} | {_drop(before)} | {_drop(row)} "
+            f"| {100 * row.target_share:.0f} % | {method} | {how} | {row.learnt_from:,} | {_drop(before)} | {_drop(row)} "
             f"| {before.agreement:.2f} % | {row.agreement:.2f} % | {before.sqnr_db:.1f} dB | {row.sqnr_db:.1f} dB |"
         )
     return "\n".join(lines) + "\n\n"

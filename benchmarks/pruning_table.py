@@ -16,7 +16,8 @@ class PruningRow(BaseModel):
     """One line. target_share: of the original's multiply-adds, at most; share: what they are. What was not measured is empty.
 
     drop_pp: the original's top-1 minus this one's, points, with its paired 95 % interval. held_out_kl: nats, on held-out
-    calibration images, what choices were made by. speedup: against the original in onnxruntime, batch 1, one thread.
+    calibration images, what choices were made by. learnt_from: images that recovery saw, repeats counted. cpu: or the GPU.
+    speedup: against the original in onnxruntime, batch 1, one thread.
     """
 
     method: str
@@ -36,6 +37,7 @@ class PruningRow(BaseModel):
     latency_ms: float | None = None
     speedup: float | None = None
     seconds: float | None = None
+    learnt_from: int | None = None
     cpu: str = ""
     error: str | None = None
 

@@ -26,7 +26,7 @@ from edgeconvnext.train.loop import LoopSettings, Trainer
 from edgeconvnext.train.networks import weights_sha256
 from edgeconvnext.train.optimizer import parameter_groups
 from edgeconvnext.train.schedule import rate_factor
-from edgeconvnext.train.world import World
+from edgeconvnext.train.world import World, own_device
 
 WARM_UP = 0.05
 LARGEST_SHIFT = 0.06
@@ -76,7 +76,7 @@ def distill(
     indices: Sequence[int] | None = None,
     checkpoint: Path | None = None,
 ) -> Distilled:
-    """Train a copy of `student` towards `teacher` on images without labels.
+    """Train a copy of `student` towards `teacher` on images without labels, on the GPU where there is one.
 
     student: of the teacher's depths and dims. indices: the images to use; None: all of the set. checkpoint: a file that training
     is saved to and resumed from; resumed training is the same, step by step, as uninterrupted training (but for time budgets).
@@ -89,8 +89,12 @@ def distill(
         raise RewriteError(
             f"Recovery learns from images, and {len(chosen)} are too few; give at least 2, better thousands."
         )
-    student = copy.deepcopy(student).requires_grad_(True)
-    units, teacher = units_of(teacher), teacher.eval()
+    device = own_device()
+    student = copy.deepcopy(student).to(device).requires_grad_(True)
+    # The student is left out: fitted anew on another number of threads it may differ in the last bit.
+    identity = json_sha256([weights_sha256(teacher), images.fingerprint, chosen, asdict(options)])
+    teacher = teacher.eval() if device.type == "cpu" else copy.deepcopy(teacher).eval().to(device)
+    units = units_of(teacher)
 
     def loss(images: torch.Tensor, step: int, part: int) -> torch.Tensor:
         set_share(student, min(1.0, trainer.progress / max(options.anneal_share, 1e-9)))
@@ -110,17 +114,15 @@ def distill(
         optimizer=torch.optim.AdamW(parameter_groups(student, options.learning_rate, options.weight_decay)),
         loss=loss,
         settings=settings,
-        world=World(0, 1, next(student.parameters()).device),
+        world=World(0, 1, device),
     )
-    # The student is left out: fitted anew on another number of threads it may differ in the last bit.
-    identity = json_sha256([weights_sha256(teacher), images.fingerprint, chosen, asdict(options)])
     if checkpoint is not None and checkpoint.is_file():
         trainer.load(checkpoint, identity)
-    stream = _augmented_steps(images, preprocess, batch_size, chosen, settings, options.seed, trainer.steps)
+    stream = _augmented_steps(images, preprocess, batch_size, chosen, settings, options.seed, trainer.steps, device)
     trainer.run(stream, identity, checkpoint)
     set_share(student, 1.0)
     spent = trainer.spent_s / 60
-    return Distilled(student.eval(), trainer.steps, trainer.steps * batch_size, spent, tuple(trainer.losses))
+    return Distilled(student.eval().cpu(), trainer.steps, trainer.steps * batch_size, spent, tuple(trainer.losses))
 
 
 def _loss(
@@ -152,15 +154,16 @@ def _augmented_steps(
     settings: LoopSettings,
     seed: int,
     first_step: int,
+    device: torch.device,
 ) -> Iterator[list[torch.Tensor]]:
-    """Yield the images of each step from number `first_step` on, (N, C, H, W); an epoch's last few are left out."""
+    """Yield the images of each step from number `first_step` on, (N, C, H, W), on `device`; an epoch's last few are left out."""
     step = first_step
     while step < settings.total_steps:
         epoch, begun = divmod(step, settings.steps_per_epoch)
         order = _order(chosen, seed, epoch)[begun * batch_size : settings.steps_per_epoch * batch_size]
         for batch in batches(images, preprocess, batch_size, order, description="Reading images"):
             if len(batch.images) > 1:  # a BatchNorm cannot learn from one
-                yield [_augmented(batch.images.contiguous(), seed, step)]
+                yield [_augmented(batch.images.to(device).contiguous(), seed, step)]
             step += 1
 
 

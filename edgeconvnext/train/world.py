@@ -41,13 +41,17 @@ ALONE = World(0, 1, torch.device("cpu"))
 """One process on the processor."""
 
 
+def own_device() -> torch.device:
+    """Return what this process computes on: its GPU where there is one, else the processor."""
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else ALONE.device
+
+
 @contextmanager
 def joined_world() -> Iterator[World]:
     """Join the processes that torchrun started, over NCCL on GPUs and gloo on CPUs, and part from them at the end."""
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    device = own_device()
+    if device.type == "cuda":
         torch.cuda.set_device(device)
     if size == 1:
         yield World(0, 1, device)

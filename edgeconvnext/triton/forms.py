@@ -29,13 +29,15 @@ class Form:
         return f"{self.name}, layer scale {self.layer_scale}"
 
 
-def build_forms(folded: ConvNeXt, int8: TritonNetwork, images: torch.Tensor) -> list[Form]:
-    """Return all forms, warmed up: eager float32, eager float16 channels-last, compiled float16, and int8.
+def float_forms(folded: ConvNeXt, images: torch.Tensor) -> list[Form]:
+    """Return the float forms, warmed up: eager float32, eager float16 channels-last, compiled float16.
 
-    folded: the float network, on any device. images: (N, C, H, W), float32, on the GPU, which every form reads in place. The float
-    forms run with layer scale folded and, where the network had one, as a multiplication of its own. The int8 network and the
-    compiled ones run as CUDA graphs; eager ones start kernel by kernel, which is what eager means.
+    folded: the float network, on any device. images: (N, C, H, W), float32, on the GPU, which every form reads in place. They run
+    with layer scale folded and, where the network had one, as a multiplication of its own. Compiled ones run as CUDA graphs; eager
+    ones start kernel by kernel, which is what eager means.
     """
+    # torch compiles one function for so many networks only, and runs later ones eagerly without a word.
+    torch.compiler.reset()
     half = images.half().contiguous(memory_format=torch.channels_last)
     networks = {"folded": folded}
     if folded.config.version == 1:
@@ -50,11 +52,15 @@ def build_forms(folded: ConvNeXt, int8: TritonNetwork, images: torch.Tensor) -> 
             Form("eager FP16 channels-last", layer_scale, _synchronised(channels_last, half)),
             Form("torch.compile FP16", layer_scale, _synchronised(compiled, half)),
         ]
-    forms.append(Form(INT8, "folded", _captured(int8, images)))
     for form in forms:
         for _ in range(3):
             form.call()
     return forms
+
+
+def int8_form(int8: TritonNetwork, images: torch.Tensor) -> Form:
+    """Return the int8 network as a CUDA graph, tuned for `images`: (N, C, H, W), float32, on the GPU."""
+    return Form(INT8, "folded", _captured(int8, images))
 
 
 def with_layer_scale(folded: ConvNeXt) -> ConvNeXt:

@@ -6,6 +6,7 @@ import copy
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from edgeconvnext.errors import QuantizationError
 from edgeconvnext.files import atomic_write
 from edgeconvnext.model.macs import layer_macs
-from edgeconvnext.triton.forms import INT8, build_forms
+from edgeconvnext.triton.forms import INT8, float_forms, int8_form
 from edgeconvnext.triton.gpu import BATCHES, Peaks, describe_gpu, describe_versions, measure_peaks
 from edgeconvnext.triton.network import TritonNetwork
 from edgeconvnext.triton.planned import PlannedNetwork
@@ -95,12 +96,27 @@ def bench_triton(
     bench = TritonBench(differences, [])
     if not bench.is_right:
         return bench
-    peaks = measure_peaks(device)
     for batch in batches:
-        forms = build_forms(planned.folded, int8, random_images(planned, batch).to(device))
-        samples = time_interleaved({form.key: form.call for form in forms}, seconds=seconds)
-        bench.forms.extend(timed_forms(planned, int8.int8_layers, batch, samples, peaks, seconds))
+        bench.forms.extend(time_batch(planned, int8, device, batch, seconds))
     return bench
+
+
+def time_batch(
+    planned: PlannedNetwork,
+    int8: TritonNetwork,
+    device: torch.device,
+    batch: int,
+    seconds: float,
+    turn: AbstractContextManager[object] | None = None,
+) -> list[TimedForm]:
+    """Time all forms at one batch. turn: entered when the float forms are compiled, for what needs the GPU for itself."""
+    images = random_images(planned, batch).to(device)
+    forms = float_forms(planned.folded, images)
+    with turn or nullcontext():
+        forms.append(int8_form(int8, images))
+        samples = time_interleaved({form.key: form.call for form in forms}, seconds=seconds)
+        peaks = measure_peaks(device)
+    return timed_forms(planned, int8.int8_layers, batch, samples, peaks, seconds)
 
 
 def check_on(device: torch.device, planned: PlannedNetwork, int8: TritonNetwork) -> list[CodeDifference]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import edgeconvnext
-from benchmarks.gpu import accuracy, images_of, measure, read_photographs, read_settings, unpack
+from benchmarks.gpu import accuracy, collect, images_of, measure, read_photographs, read_settings, unpack
 from benchmarks.gpu_pack import pack
 from edgeconvnext.errors import ImageSetError
 from edgeconvnext.files import tree_size
@@ -70,17 +74,22 @@ def test_the_kernels_classify_packed_photographs_as_the_simulation_does(packed: 
     assert found.fidelity_db > 35 and found.sqnr_db > 20
 
 
-def test_a_network_with_other_codes_is_not_timed(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_with_other_codes_has_no_times(packed: Path, tmp_path: Path) -> None:
     pytest.importorskip("triton", reason="the kernels need Triton: pip install 'edgeconvnext[triton]'")
-    from edgeconvnext.triton import timing
-    from edgeconvnext.triton.reference import CodeDifference
+    check: Future[dict[str, Any]] = Future()
+    check.set_result({"right": False, "codes": [{"layer": "stages.0.0.pwconv2", "largest": 3}]})
+    assert not collect({packed: check}, {(packed, 1): Future()}, tmp_path)
+    assert '"largest": 3' in (tmp_path / "gpu.json").read_text()
+    assert not (tmp_path / "gpu.csv").exists()
 
-    (packed / "photographs.npz").rename(tmp_path / "photographs.npz")
-    monkeypatch.setattr(timing, "check_on", lambda *_: [CodeDifference("stages.0.0.pwconv2", 100, 0.5, 3)])
-    assert not measure([packed], torch.device("cpu"), tmp_path / "out", [1], 0.1)
-    (tmp_path / "photographs.npz").rename(packed / "photographs.npz")
-    assert '"largest": 3' in (tmp_path / "out" / "gpu.json").read_text()
-    assert not (tmp_path / "out" / "gpu.csv").exists()
+
+def test_networks_are_checked_in_processes_of_their_own(packed: Path, tmp_path: Path) -> None:
+    pytest.importorskip("triton", reason="the kernels need Triton: pip install 'edgeconvnext[triton]'")
+    alone = tmp_path / "pack" / packed.name
+    shutil.copytree(packed, alone, ignore=shutil.ignore_patterns("photographs.npz"))
+    assert measure([alone], torch.device("cpu"), tmp_path, [], 0.1)
+    (found,) = json.loads((tmp_path / "gpu.json").read_text())["networks"].values()
+    assert len(found["codes"]) > 10 and all(layer["largest"] == 0 for layer in found["codes"])
 
 
 def test_a_set_without_labels_is_refused(run: Path, tmp_path: Path, photo_folder: Path) -> None:
