@@ -53,8 +53,9 @@ class Simulation:
 def simulate(network: ConvNeXt, plan: QuantPlan, images: torch.Tensor, float_type: torch.dtype) -> Simulation:
     """Run the simulated graph of a plan on its float network.
 
-    network, plan: as `load_plan` returns them. float_type: float32 is the simulated graph itself; with float16, the outputs of
-    stem, downsampling and blocks are rounded to it, which is all that a float16 stream changes.
+    network, plan: as `load_plan` returns them, on the CPU. images: on the device to compute on. float_type: float32 is the
+    simulated graph itself; with float16, the outputs of stem, downsampling and blocks are rounded to it, which is all that a
+    float16 stream changes.
     """
     codes: Codes = {}
     inputs: dict[str, torch.Tensor] = {}
@@ -64,6 +65,7 @@ def simulate(network: ConvNeXt, plan: QuantPlan, images: torch.Tensor, float_typ
     for layer in plan.weights:
         _note_codes(network, plan, layer, codes)
     _note_inputs(network, float_type, inputs)
+    network.to(images.device)
     with torch.inference_mode(), exact_convs():
         logits = network(images)
     return Simulation(logits, codes, inputs)
