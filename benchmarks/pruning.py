@@ -82,7 +82,7 @@ RECOVERIES = {
     "10 min": DistillOptions(epochs=200, budget_minutes=10),
     "30 min": DistillOptions(epochs=200, budget_minutes=30),
 }
-GPU_RECOVERIES = {"10 epochs on a GPU": DistillOptions(epochs=10), "60 epochs on a GPU": DistillOptions(epochs=60)}
+GPU_RECOVERIES = {"10 epochs on a GPU": DistillOptions(epochs=10), "40 epochs on a GPU": DistillOptions(epochs=40)}
 
 
 def main() -> None:
