@@ -79,7 +79,8 @@ def distill(
     """Train a copy of `student` towards `teacher` on images without labels, on the GPU where there is one.
 
     student: of the teacher's depths and dims. indices: the images to use; None: all of the set. checkpoint: a file that training
-    is saved to and resumed from; resumed training is the same, step by step, as uninterrupted training (but for time budgets).
+    is saved to and resumed from; resumed training is the same, step by step, as uninterrupted training (but for time budgets, and
+    on a GPU for the order of sums).
 
     Raises RewriteError where there are fewer images than a batch, or the loss is not finite any more.
     """
