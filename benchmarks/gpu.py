@@ -16,7 +16,7 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -130,11 +130,9 @@ def collect(
         results["networks"][read_settings(folder).name] = found
         (output / "gpu.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         print(json.dumps({folder.name: found}), flush=True)
-    forms = []
-    for (folder, _), timed in times.items():
-        if folder in right:
-            forms += timed.result()
-            write_csv(output / "gpu.csv", forms)
+    pending = [timed for (folder, _), timed in times.items() if folder in right]
+    for _ in as_completed(pending):
+        write_csv(output / "gpu.csv", [form for timed in pending if timed.done() for form in timed.result()])
     return len(right) == len(checks)
 
 

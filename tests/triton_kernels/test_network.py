@@ -137,3 +137,15 @@ def test_a_difference_is_allowed_up_to_one_code_in_a_thousand() -> None:
     assert CodeDifference("a", 1000, 1e-3, 1).is_allowed
     assert not CodeDifference("a", 1000, 1.1e-3, 1).is_allowed
     assert not CodeDifference("a", 1000, 1e-6, 2).is_allowed
+
+
+def test_the_simulation_is_computed_where_the_images_are(
+    plan_of: Callable[..., Reconstructed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # No GPU is needed to see that: tensors without content lie on a device of their own, which mixes with no other.
+    monkeypatch.setattr("edgeconvnext.quantize.fake.round_activation", lambda x, qparams: x + 0)
+    result = plan_of(small_network())
+    simulation = simulate(result.module, result.plan, photographs(2).to("meta"), torch.float16)
+    found = [simulation.logits, *simulation.codes.values(), *simulation.inputs.values()]
+    assert len(found) > 10 and {tensor.device.type for tensor in found} == {"meta"}
+    assert {parameter.device.type for parameter in result.module.parameters()} == {"cpu"}
