@@ -3,8 +3,8 @@
     PYTHONPATH=. python -m benchmarks.gpu [--pack .gpu] [--output benchmarks/results] [--seconds 1] [--batch 1 8 32 128]
 
 Runs from a checkout with torch, Triton, numpy, safetensors and Pillow, and reads what `benchmarks.gpu_pack` wrote. Results are
-written after each network: gpu.json (codes, accuracy), gpu.csv (times). A network whose codes are not the simulation's is not
-timed, and the exit code is 3.
+written after each network: gpu.json (codes, accuracy), gpu.csv (times). A network whose codes are not the simulation's has
+no times, and the exit code is 3.
 """
 
 from __future__ import annotations
@@ -132,7 +132,10 @@ def collect(
         print(json.dumps({folder.name: found}), flush=True)
     pending = [timed for (folder, _), timed in times.items() if folder in right]
     for _ in as_completed(pending):
-        write_csv(output / "gpu.csv", [form for timed in pending if timed.done() for form in timed.result()])
+        well = [timed for timed in pending if timed.done() and timed.exception() is None]
+        write_csv(output / "gpu.csv", [form for timed in well for form in timed.result()])
+    for timed in pending:
+        timed.result()  # raises what went wrong, after all that went well is written
     return len(right) == len(checks)
 
 

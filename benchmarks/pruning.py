@@ -2,7 +2,7 @@
 
     python -m benchmarks.pruning [--method TEXT ...] [--again]
     python -m benchmarks.pruning --recovery      # then train what was pruned, 10 and 30 processor minutes each: hours;
-                                                 # on a GPU, as many steps as 30 of these minutes took
+                                                 # on a GPU, 10 and 40 epochs
     python -m benchmarks.pruning --timings       # onnxruntime's times of the networks that are there, on a quiet machine
     python -m benchmarks.pruning --page          # write docs/pruning.md's tables and the plot from the CSV, measure nothing
 
@@ -301,7 +301,7 @@ def logits_of(module: ConvNeXt, images: torch.Tensor) -> np.ndarray:
     """Return the answers to `images`, computed in float32 on the GPU where there is one."""
     device = own_device()
     there = copy.deepcopy(module).to(device)
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         return torch.cat([there(batch.to(device)).cpu() for batch in images.split(BATCH)]).numpy()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from benchmarks.plots import pyplot_for
 from benchmarks.pruning_table import RESULTS, SHARES, PruningRow
@@ -24,35 +25,45 @@ def write_page(rows: list[PruningRow], page: Path = PAGE) -> None:
 
 
 def write_plot(rows: list[PruningRow], path: Path = PLOT) -> None:
-    """Draw agreement and drop against the share of the multiply-adds, one line for each method."""
+    """Draw drop and SQNR against the share of the multiply-adds, one line for each method; below, what was trained afterwards."""
     pyplot = pyplot_for("pruning")
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2))
-    for method in dict.fromkeys(row.method for row in rows):
-        line = sorted(
-            (row for row in rows if row.method == method and row.drop_pp is not None), key=lambda row: row.share or 0
-        )
-        if len(line) < 2:
-            continue
-        tool, _, what = method.partition(", ")
-        own = tool == "edgeconvnext"
-        style = {"color": COLOURS.get(what)} if own else {"linestyle": "--" if "hidden" in what else ":", "alpha": 0.8}
+    untrained = list(dict.fromkeys(row.method for row in rows if RECOVERED not in row.method))
+    recovered = list(dict.fromkeys(row.method for row in rows if RECOVERED in row.method))
+    before = [method for method in untrained if any(name.startswith(method + RECOVERED) for name in recovered)]
+    parts = {"pruned, without training": untrained}
+    if recovered:
+        parts["recovered, beside the same without training"] = before + recovered
+    figure, grid = pyplot.subplots(len(parts), 2, figsize=(13, 4 * len(parts)), squeeze=False)
+    for axes, (title, methods) in zip(grid, parts.items(), strict=True):
+        for method in methods:
+            _draw(axes, method, [row for row in rows if row.method == method and row.drop_pp is not None])
+        axes[0].set_title(title, fontsize=9, loc="left")
+        axes[0].set_ylabel("top-1 drop, points")
+        axes[0].set_yscale("symlog", linthresh=1)
+        axes[1].set_ylabel("logit SQNR, dB")
+        for axis in axes:
+            axis.set_xlabel("multiply-adds left, %")
+            axis.invert_xaxis()
+            axis.grid(alpha=0.3)
+        axes[1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.02, 1))
+    figure.suptitle("ConvNeXt-Atto, Imagenette, 128 px")
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def _draw(axes: Any, method: str, rows: list[PruningRow]) -> None:
+    """Draw a method's line in both axes, a point alone where it was measured at one share."""
+    tool, _, what = method.partition(", ")
+    line = sorted(rows, key=lambda row: row.share or 0)
+    own = tool == "edgeconvnext"
+    style = {"color": COLOURS.get(what)} if own else {"linestyle": "--" if "hidden" in what else ":", "alpha": 0.8}
+    if len(line) > 1 or RECOVERED in method:
         shares = [100 * (row.share or 0) for row in line]
         width = 2.4 if method == OWN else 1.2
         axes[0].plot(shares, [row.drop_pp for row in line], marker=".", label=method, linewidth=width, **style)
         axes[1].plot(shares, [row.sqnr_db for row in line], marker=".", label=method, linewidth=width, **style)
-    axes[0].set_ylabel("top-1 drop, points")
-    axes[0].set_yscale("symlog", linthresh=1)
-    axes[1].set_ylabel("logit SQNR, dB")
-    for axis in axes:
-        axis.set_xlabel("multiply-adds left, %")
-        axis.invert_xaxis()
-        axis.grid(alpha=0.3)
-    axes[1].legend(fontsize=6)
-    figure.suptitle("ConvNeXt-Atto, Imagenette, 128 px: pruned without training")
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
 
 
 def _summary(rows: list[PruningRow]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from edgeconvnext import pipeline
 from edgeconvnext.claim import is_run
@@ -16,7 +16,7 @@ from edgeconvnext.errors import RewriteError, RunDirectoryError
 from edgeconvnext.export.torch_code import check_torch_code_path, write_torch_code
 from edgeconvnext.files import atomic_write
 from edgeconvnext.job import DEFAULT_IMAGES, Request
-from edgeconvnext.model.checkpoint import prepare_output, save_checkpoint
+from edgeconvnext.model.checkpoint import check_file, prepare_output, save_checkpoint
 from edgeconvnext.model.convnext import ConvNeXt
 from edgeconvnext.model.heads import Head, require_answers
 from edgeconvnext.model.input_size import Size
@@ -32,8 +32,9 @@ from edgeconvnext.rewrite.prune import PruneResult
 from edgeconvnext.rewrite.prune import prune as prune_network
 from edgeconvnext.rewrite.prune_budget import Budget, BudgetKind
 from edgeconvnext.rewrite.prune_channels import Score
+from edgeconvnext.rewrite.prune_segments import FEWEST_IMAGES
 from edgeconvnext.rewrite.sparsity import SparseResult, sparsify
-from edgeconvnext.search.compress import Compressed, CompressOptions, compressed_model
+from edgeconvnext.search.compress import Compressed, CompressOptions, compressed_model, read_images
 from edgeconvnext.search.compress import compress as run_compress
 from edgeconvnext.search.placement_search import PlacementFound
 from edgeconvnext.targets import load_target
@@ -225,14 +226,16 @@ def compress(
     options.check()
     require_answers(loaded)
     named = load_target(target)
-    checkpoint = None
+    checkpoint, record = None, None
     if output is not None:
         prepare_output(Path(output), loaded)
-        checkpoint = Path(output).with_suffix(".recovery.pt")
+        record = check_file(Path(output).with_suffix(".changes.json"))
+        if options.recover:
+            checkpoint = check_file(Path(output).with_suffix(".recovery.pt"))
     result = run_compress(loaded, resolve_image_set(calib), options, named, checkpoint=checkpoint)
-    if output is not None:
+    if output is not None and record is not None:
         save_checkpoint(compressed_model(loaded, result), Path(output))
-        atomic_write(Path(output).with_suffix(".changes.json"), result.record.model_dump_json(indent=2) + "\n")
+        atomic_write(record, result.record.model_dump_json(indent=2) + "\n")
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
     return result
@@ -313,19 +316,23 @@ def prune(
             raise RewriteError("--torch-code loads the weights that --output writes; give both.")
     if output is not None:
         prepare_output(Path(output), loaded)
+    named = None if target is None else load_target(target)
     if multiple is None:
-        multiple = DEFAULT_MULTIPLE if target is None else load_target(target).hidden_multiple
+        multiple = DEFAULT_MULTIPLE if named is None else named.hidden_multiple
+    _check_choices(score, sparsity, multiple if budget is not None else 4)
     images = resolve_image_set(calib).take(num_images)
-    fit, held_out = (
-        [batch.images for batch in batches(images, loaded.preprocess, indices=part, description="Reading images")]
-        for part in split_held_out(images)
-    )
+    if len(images) < FEWEST_IMAGES:
+        raise RewriteError(
+            f"Weights are fitted on calibration images and judged on others, on {FEWEST_IMAGES} at least and better on hundreds; "
+            f"there are {len(images)}. Name a larger set with --calib, or a larger --num-images."
+        )
+    fit, held_out = split_held_out(images)
     module, channels, sparse = loaded.module, None, None
     if budget is not None:
         channels = prune_network(
             module,
-            fit,
-            held_out,
+            read_images(loaded, images, fit),
+            read_images(loaded, images, held_out),
             budget,
             input_size=loaded.preprocess.input_size,
             multiple=multiple,
@@ -334,7 +341,7 @@ def prune(
         )
         module = channels.module
     if sparsity is not None:
-        sparse = sparsify(module, fit, held_out)
+        sparse = sparsify(module, read_images(loaded, images, fit), read_images(loaded, images, held_out))
         module = sparse.module
     smaller = replace(loaded, module=module, config=module.config)
     if output is not None:
@@ -342,6 +349,19 @@ def prune(
         if torch_code is not None:
             write_torch_code(smaller, Path(output), Path(torch_code))
     return Pruned(module, channels, sparse)
+
+
+def _check_choices(score: str, sparsity: str | None, multiple: int) -> None:
+    """Raise RewriteError for choices that there are not, and for widths that 2:4 does not go into."""
+    if score not in get_args(Score):
+        raise RewriteError(f"There is no score {score!r}; there are {', '.join(get_args(Score))}.")
+    if sparsity not in (None, "2:4"):
+        raise RewriteError(f"There is no sparsity {sparsity!r}; 2:4 is the one that kernels skip zeros of.")
+    if sparsity is not None and multiple % 4:
+        raise RewriteError(
+            f"2:4 sparsity takes fours of channels, and widths in multiples of {multiple} do not part into them. Give a "
+            "--multiple that 4 divides."
+        )
 
 
 def _budget(

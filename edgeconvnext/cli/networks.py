@@ -23,6 +23,7 @@ from edgeconvnext.cli.options import (
     ResolutionOption,
     ScoreName,
     TargetOption,
+    refuse_without,
 )
 from edgeconvnext.cli.output import print_out, show_changes
 
@@ -51,6 +52,7 @@ def inspect(
 
 @app.command()
 def fold(
+    context: typer.Context,
     model: ModelArgument,
     output: Annotated[Path, typer.Option("--output", help="Weights file to write, .safetensors.")],
     calib: Annotated[str, typer.Option("--calib", help="Images the fold is proven on: a set's name or a folder.")],
@@ -71,6 +73,8 @@ def fold(
     from edgeconvnext import api
     from edgeconvnext.search.compress import CompressOptions
 
+    if not recover:
+        refuse_without(context, "--recover", "epochs", "budget_minutes")
     if replace_norm:
         options = CompressOptions(
             replace_norms=True,
@@ -88,6 +92,7 @@ def fold(
         raise typer.BadParameter(
             "--recover makes up for what --replace-norm changed; an exact fold has nothing to recover."
         )
+    refuse_without(context, "--replace-norm", "norms", "max_drop", "num_images", "target", "latency")
     result = api.fold(model, calib=calib, output=output)
     if json:
         from json import dumps
@@ -101,6 +106,7 @@ def fold(
 
 @app.command()
 def prune(
+    context: typer.Context,
     model: ModelArgument,
     calib: Annotated[str, typer.Option("--calib", help="Calibration images: a set's name or a folder.")],
     output: Annotated[Path, typer.Option("--output", help="Weights file to write, .safetensors.")],
@@ -169,6 +175,7 @@ def prune(
             api.compress(model, calib=calib, options=options, target=target or "onnx", output=output), output, False
         )
         return
+    refuse_without(context, "--recover", "epochs", "budget_minutes")
     result = run(
         model,
         calib=calib,

@@ -15,6 +15,17 @@ EffortName = Literal["quick", "default", "best"]
 HeadName = Literal["classifier", "features", "none", "gap"]
 ScoreName = Literal["auto", "elimination", "magnitude", "energy", "taylor"]
 
+
+def refuse_without(context: typer.Context, switch: str, *names: str) -> None:
+    """Raise a usage error for options that were given and mean nothing without `switch`. names: of the command's parameters."""
+    sources = {name: context.get_parameter_source(name) for name in names}
+    given = [f"--{n.replace('_', '-')}" for n, source in sources.items() if source and source.name == "COMMANDLINE"]
+    if given:
+        raise typer.BadParameter(
+            f"{' and '.join(given)} {'mean' if len(given) > 1 else 'means'} nothing without {switch}."
+        )
+
+
 ModelArgument = Annotated[str, typer.Argument(help="Weights file, folder, hub name, preset, or 'digits'.")]
 ModelOption = Annotated[
     str | None,

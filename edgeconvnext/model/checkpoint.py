@@ -96,6 +96,13 @@ def prepare_output(path: Path, model: LoadedModel) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
 
 
+def check_file(path: Path) -> Path:
+    """Return `path`, which is written later; raises CheckpointError where a folder is in its place."""
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder, and a file of that name is to be written. Choose another --output.")
+    return path
+
+
 def save_checkpoint(model: LoadedModel, path: Path) -> None:
     """Write weights to `path` (.safetensors) and preprocessing and labels to a JSON of the same stem, each atomically.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import cast
 
 import torch
@@ -24,7 +24,7 @@ class ChannelNorm(nn.Module):
     running_var: torch.Tensor
 
     def __init__(self, layer_norm: nn.Module | None, channels: int, channel_axis: int) -> None:
-        """layer_norm: None where the BatchNorm starts alone, on inputs of mean 0 and deviation 1, which it leaves as they are."""
+        """layer_norm: None where the BatchNorm starts alone; `leave_inputs_as_they_are` then makes it begin as nothing at all."""
         super().__init__()
         self.layer_norm = layer_norm
         self.weight = nn.Parameter(torch.ones(channels))
@@ -60,6 +60,40 @@ def with_batch_norms(module: ConvNeXt, paths: Collection[str], *, anneal: bool) 
         channels = _channels(module, path)
         trained.set_submodule(path, ChannelNorm(norm if anneal else None, channels, axis))
     return trained
+
+
+@torch.no_grad()
+def leave_inputs_as_they_are(module: ConvNeXt, batches: Iterable[torch.Tensor]) -> None:
+    """Give every ChannelNorm without a LayerNorm the statistics of its inputs, in place, and weights that undo them.
+
+    batches: images, (N, C, H, W). In eval mode the norms are then the identity, and in training as nearly as a batch's statistics
+    are all images'.
+    """
+    sums: dict[ChannelNorm, list[torch.Tensor]] = {}
+
+    def note(norm: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        assert isinstance(norm, ChannelNorm)
+        x = args[0].double()
+        rows = x.transpose(0, 1).flatten(1) if norm.channel_axis == 1 else x.flatten(0, -2).T
+        found = torch.tensor(float(rows.shape[1])), rows.sum(1), rows.square().sum(1)
+        sums[norm] = [a + b for a, b in zip(sums[norm], found, strict=True)] if norm in sums else list(found)
+
+    alone = [norm for norm in module.modules() if isinstance(norm, ChannelNorm) and norm.layer_norm is None]
+    handles = [norm.register_forward_pre_hook(note) for norm in alone]
+    try:
+        module.eval()
+        for batch in batches:
+            module(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for norm, (count, total, squares) in sums.items():
+        mean = total / count
+        variance = (squares / count - mean.square()).clamp(min=0)
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(variance)
+        norm.weight.copy_((variance + norm.eps).sqrt())
+        norm.bias.copy_(mean)
 
 
 def set_share(module: ConvNeXt, share: float) -> None:

@@ -69,7 +69,7 @@ class LinearFit:
         """Return the fit whose ridge leaves the least held-out error.
 
         prior: (outputs, inputs), the weights that a large ridge pulls towards; None: zero. ridges: penalties on the change from
-        `prior`, as shares of the inputs' mean variance. With fewer batches than folds the smallest error on all rows decides.
+        `prior`, as shares of the inputs' mean variance. Of one batch alone the error is measured on the rows it was fitted to.
         """
         assert self._origin is not None, "no rows were added"
         start = torch.zeros_like(self._xt[0]).T if prior is None else prior.detach().double()

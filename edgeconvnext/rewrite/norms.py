@@ -269,13 +269,15 @@ def _assign(layer: nn.Linear | nn.Conv2d, fitted: FittedLinear) -> None:
 
 def _unit_error(state: Lockstep, unit: Unit) -> float:
     """Return the relative squared error of what the unit computes, on held-out images; see NormsReplaced.errors."""
-    lost = total = 0.0
+    lost = total = energy = 0.0
     for expected, given in state.held_out():
         target = unit.branch(state.reference, expected)
         lost += float((unit.branch(state.working, given) - target).square().sum(dtype=torch.float64))
         axes = (0, 2, 3) if target.dim() == 4 else (0,)
         total += float((target - target.mean(axes, keepdim=True)).square().sum(dtype=torch.float64))
-    return lost / max(total, torch.finfo(torch.float64).tiny)
+        energy += float(target.square().sum(dtype=torch.float64))
+    # Images that are all the same vary in nothing; rounding must not be divided by that.
+    return lost / max(total, 1e-6 * energy, 1e-30)
 
 
 def _both(state: Lockstep, unit: Unit) -> tuple[torch.Tensor, torch.Tensor]:

@@ -41,8 +41,8 @@ class PrunedBlock:
 
     path: in the network handed in. hidden_before, hidden_after: channels; 0 where the block was removed. score: what chose the
     channels. kl_alone: KL of the logits in nats on held-out images that was expected from pruning this block alone; None where
-    it was not pruned. relative_error: RMS error of what the block adds, relative to its RMS variation, held-out images, all
-    blocks before it pruned; None for removed blocks and where nothing changed.
+    it was not pruned. relative_error: RMS error of the block's output, what the blocks before it lost included, relative to
+    the RMS variation of what the block adds, held-out images; None for removed blocks and where nothing changed.
     """
 
     path: str
@@ -158,7 +158,8 @@ def prune(
 
         measured = measured_latency({"before": reference, "after": pruned}, input_size)
         times = measured["before"], measured["after"]
-    verdicts = tuple(PruneVerdict(name, kl, agreement, kl == best[0]) for name, kl, agreement in tried)
+    taken = min(range(len(tried)), key=lambda index: tried[index][1])
+    verdicts = tuple(PruneVerdict(*each, taken=index == taken) for index, each in enumerate(tried))
     return PruneResult(
         module=pruned,
         budget=budget,
@@ -207,7 +208,9 @@ def _rows(
     rows = []
     for path, before in hidden_widths(reference.config).items():
         after = widths.get(path, 0)
-        alone = interpolated(curves[path].points, after) if after and after < before else None
+        # At its full width a block loses something only where it stands for removed ones too.
+        changed = after and (after < before or curves[path].points[before] > 0)
+        alone = interpolated(curves[path].points, after) if changed else None
         score = curves[path].score if path in curves else ""
         rows.append(PrunedBlock(path, before, after, score, alone, errors.get(path)))
     return tuple(rows)

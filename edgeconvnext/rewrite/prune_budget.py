@@ -74,11 +74,13 @@ class Costs:
         if lowest > budget.share * self.total:
             # Rounded up, so that the share printed can be reached.
             reachable = math.ceil(1000 * lowest / self.total) / 1000
+            stages = [path.split(".")[1] for path in paths]
+            several = any(stages.count(stage) > 1 for stage in stages)
+            blocks = ", take whole blocks out first (edgeconvnext prune --blocks)" if several else ""
             raise RewriteError(
                 f"Pruning hidden channels cannot reach {budget.share:g} of the {_WHAT[self.kind]}: with {multiple} channels "
                 f"left in every block, {reachable:.3f} remain (stem, depthwise and downsampling convs and head are not "
-                f"pruned). Ask for {reachable:.3f} or more, take whole blocks out with --blocks, or start from a smaller "
-                "network."
+                f"pruned). Ask for {reachable:.3f} or more{blocks}, or start from a smaller network."
             )
 
 

@@ -24,7 +24,7 @@ from edgeconvnext.rewrite.prune_segments import Segment, hidden_of, logit_kl, wr
 from edgeconvnext.tensor_file import TensorFile
 
 SHARES = (1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8)
-"""Widths that are measured, as shares of the block's own; between them the logarithm of the KL is interpolated."""
+"""Widths that are measured beside the narrowest, as shares of the block's own; between them log(KL) is interpolated."""
 
 PROBE = 3 / 8
 """Width at which the scores compete."""
@@ -32,7 +32,7 @@ PROBE = 3 / 8
 
 @dataclass(frozen=True)
 class Curve:
-    """One block. points: KL in nats by width, ascending; score: what chose the channels; probes: KL of every score at PROBE."""
+    """One block. points: KL in nats by width; score: what chose the channels; probes: KL of every score at PROBE."""
 
     score: Score
     points: dict[int, float]
@@ -136,10 +136,12 @@ def _curve(
         found = measured_kl(reference, segment, inputs, counts, logits, layers)
         probes = dict(zip(orders, found, strict=True))
     chosen = min(probes, key=lambda name: probes[name]) if probes else names[0]
-    widths = sorted({measured_width(width, share, multiple) for share in SHARES} - {width})
+    widths = sorted({min(multiple, width), *(measured_width(width, share, multiple) for share in SHARES)} - {width})
+    if segment.first < segment.last:  # it stands for removed blocks too, and loses something at its full width
+        widths.append(width)
     layers = [fitted_layer(weight, moments, orders[chosen], each) for each in widths]
     kls = measured_kl(reference, segment, inputs, counts, logits, layers)
-    return Curve(chosen, {**dict(zip(widths, kls, strict=True)), width: 0.0}, probes)
+    return Curve(chosen, {width: 0.0} | dict(zip(widths, kls, strict=True)), probes)
 
 
 def measured_width(width: int, share: float, multiple: int) -> int:

@@ -27,7 +27,7 @@ from edgeconvnext.report.schema import (
     PruningRecord,
     RecoveryRecord,
 )
-from edgeconvnext.rewrite.channel_norm import fold_batch_norms, with_batch_norms
+from edgeconvnext.rewrite.channel_norm import fold_batch_norms, leave_inputs_as_they_are, with_batch_norms
 from edgeconvnext.rewrite.exact import fold_exact
 from edgeconvnext.rewrite.lockstep import StoredImages
 from edgeconvnext.rewrite.norms import replace_norms, replaceable_norms
@@ -44,6 +44,8 @@ DEFAULT_IMAGES = 768
 """Images that layers are re-fitted on, a third of them held out: as many as resolve half a point of agreement."""
 
 PROOF_IMAGES = 16
+FEWEST_IMAGES = 6
+"""A third of them is held out, and recovery learns from the others."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +81,9 @@ class CompressOptions:
             raise RewriteError(
                 f"Replacing LayerNorms may cost points above 0 and up to 100, as in 0.5; {self.max_drop:g} were allowed."
             )
-        if self.images < 6:
+        if self.images < FEWEST_IMAGES:
             raise RewriteError(
-                f"Layers are re-fitted on at least 6 images, better hundreds; {self.images} were asked for."
+                f"Layers are re-fitted on at least {FEWEST_IMAGES} images, better hundreds; {self.images} were asked for."
             )
         if self.epochs < 1 or (self.minutes is not None and self.minutes <= 0):
             raise RewriteError("Recovery takes at least one epoch (--epochs) and a time above 0 (--budget-minutes).")
@@ -114,6 +116,10 @@ def compress(
             f"Pruning, replacing LayerNorms and recovery know ConvNeXts; {model.name} is another network. Quantise it as it is."
         )
     chosen = images.take(options.images)
+    if len(chosen) < FEWEST_IMAGES:
+        raise RewriteError(
+            f"Layers are re-fitted on at least {FEWEST_IMAGES} images, better hundreds; {images.name} has {len(chosen)}."
+        )
     fit, held_out = split_held_out(chosen)
     labels = _labels(chosen, model, held_out)
     proof = torch.cat(list(read_images(model, chosen, fit[:PROOF_IMAGES])))
@@ -206,6 +212,7 @@ class _Work:
             reference = None if self.pruning is None else self.original
             frozen = replace_norms(self.pruned, norms, self.stored, self.folder, reference=reference).module
             student, every = with_batch_norms(frozen, norms, anneal=False), True
+            leave_inputs_as_they_are(student, self.stored.fit())
         options = DistillOptions(epochs=self.options.epochs, budget_minutes=self.options.minutes)
         trained = distill(
             student, self.original, images, self.model.preprocess, options, indices=train, checkpoint=checkpoint
@@ -213,7 +220,12 @@ class _Work:
         result = fold_batch_norms(trained.module)
         after = self.loss(result)
         spent = 0.0 if self.pruning is None else self.pruning.loss.expected_points
-        kept = after.within(self.options.max_drop + spent) if every else after.kl < before.kl
+        # Where all the norms are gone without training, what training gives must be the better network.
+        nearer = after.kl < before.kl
+        kept = nearer
+        if every:
+            gone_before = set(norms) <= set(module.config.identity_norms)
+            kept = after.within(self.options.max_drop + spent) and (nearer or not gone_before)
         self.recovery = RecoveryRecord(
             epochs=len(trained.losses),
             images=trained.images,

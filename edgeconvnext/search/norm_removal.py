@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import torch
@@ -96,7 +97,12 @@ def replace_within_budget(
         if reference is not None and norms:
             best = replace_norms(module, [], images, folder, reference=reference)
             loss = measure_loss(best.expected, best.logits, labels)
-        waiting = sorted(norms, key=lambda norm: -saved.get(norm, 0.0) / max(alone[norm][1].kl, SMALLEST_KL))
+        # Where noise hides what a norm saves, or makes it a loss, the harmless ones still come first.
+        gains = [saved[norm] for norm in norms if saved.get(norm, 0.0) > 0]
+        least = 0.01 * median(gains) if gains else 1.0
+        waiting = sorted(
+            norms, key=lambda norm: -max(saved.get(norm, 0.0), least) / max(alone[norm][1].kl, SMALLEST_KL)
+        )
         gone: list[str] = []
         refused: dict[str, Loss] = {}
         step = len(waiting)

@@ -21,7 +21,7 @@ from edgeconvnext.errors import RewriteError
 from edgeconvnext.model.convnext import ConvNeXt
 from edgeconvnext.model.units import Unit, units_of
 from edgeconvnext.records import json_sha256
-from edgeconvnext.rewrite.channel_norm import set_share
+from edgeconvnext.rewrite.channel_norm import ChannelNorm, set_share
 from edgeconvnext.train.loop import LoopSettings, Trainer
 from edgeconvnext.train.networks import weights_sha256
 from edgeconvnext.train.optimizer import parameter_groups
@@ -31,14 +31,18 @@ from edgeconvnext.train.world import World, own_device
 WARM_UP = 0.05
 LARGEST_SHIFT = 0.06
 """Random crops move by up to this share of the side."""
+FAR = 0.14
+"""Relative error of the logits (17 dB) from which on a student learns at the full rate."""
+_IMAGES_COMPARED = 64
 
 
 @dataclass(frozen=True)
 class DistillOptions:
     """How long and how fast. epochs: passes over the images; budget_minutes: None, or what ends training earlier.
 
-    Minutes are of processor time on a CPU, all threads together, and of wall time on a GPU. The learning rate follows a cosine
-    over whichever of the two ends first, behind a linear warm-up over the first 5 %.
+    Minutes are of this process's time on a CPU, all threads together, and of wall time on a GPU. learning_rate: of a student whose
+    logits are wrong by FAR or more; in proportion less for one that is nearer to the teacher, which larger steps would only carry
+    away. It follows a cosine over whichever of the two ends first, behind a linear warm-up over the first 5 %.
     anneal_share: the part of training in which ChannelNorms go from LayerNorm to BatchNorm.
     """
 
@@ -82,7 +86,7 @@ def distill(
     is saved to and resumed from; resumed training is the same, step by step, as uninterrupted training (but for time budgets, and
     on a GPU for the order of sums).
 
-    Raises RewriteError where there are fewer images than a batch, or the loss is not finite any more.
+    Raises RewriteError where there are fewer than two images, the loss is not finite any more, or a GPU's memory runs out.
     """
     chosen = list(range(len(images))) if indices is None else list(indices)
     batch_size = min(options.batch_size, len(chosen))
@@ -96,6 +100,8 @@ def distill(
     identity = json_sha256([weights_sha256(teacher), images.fingerprint, chosen, asdict(options)])
     teacher = teacher.eval() if device.type == "cpu" else copy.deepcopy(teacher).eval().to(device)
     units = units_of(teacher)
+    some = next(iter(batches(images, preprocess, _IMAGES_COMPARED, chosen[:_IMAGES_COMPARED], workers=0)))
+    rate = options.learning_rate * min(1.0, _distance(student, teacher, some.images.to(device)) / FAR)
 
     def loss(images: torch.Tensor, step: int, part: int) -> torch.Tensor:
         set_share(student, min(1.0, trainer.progress / max(options.anneal_share, 1e-9)))
@@ -112,7 +118,7 @@ def distill(
     )
     trainer = Trainer(
         module=student,
-        optimizer=torch.optim.AdamW(parameter_groups(student, options.learning_rate, options.weight_decay)),
+        optimizer=torch.optim.AdamW(parameter_groups(student, rate, options.weight_decay)),
         loss=loss,
         settings=settings,
         world=World(0, 1, device),
@@ -120,10 +126,25 @@ def distill(
     if checkpoint is not None and checkpoint.is_file():
         trainer.load(checkpoint, identity)
     stream = _augmented_steps(images, preprocess, batch_size, chosen, settings, options.seed, trainer.steps, device)
-    trainer.run(stream, identity, checkpoint)
+    try:
+        trainer.run(stream, identity, checkpoint)
+    except torch.cuda.OutOfMemoryError as error:
+        raise RewriteError(
+            "The GPU's memory ran out during recovery. Free some, or recover on the processor: CUDA_VISIBLE_DEVICES='' before the "
+            "command."
+        ) from error
     set_share(student, 1.0)
     spent = trainer.spent_s / 60
     return Distilled(student.eval().cpu(), trainer.steps, trainer.steps * batch_size, spent, tuple(trainer.losses))
+
+
+@torch.no_grad()
+def _distance(student: ConvNeXt, teacher: ConvNeXt, images: torch.Tensor) -> float:
+    """Return the relative error of the student's logits; FAR while it computes with the teacher's norms still."""
+    if any(isinstance(norm, ChannelNorm) and norm.layer_norm is not None for norm in student.modules()):
+        return FAR
+    expected = teacher(images)
+    return float((student.eval()(images) - expected).norm() / expected.norm())
 
 
 def _loss(

@@ -31,6 +31,10 @@ from edgeconvnext.train.world import World
 
 Part = TypeVar("Part")
 SAVE_EVERY_S = 60.0
+# What torch raises for bytes that are something else depends on what they happen to be.
+_NO_CHECKPOINT = (
+    AssertionError, AttributeError, EOFError, LookupError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -38,8 +42,9 @@ class LoopSettings:
     """How long, how fast, and how it is called.
 
     rate_factor: of each group's rate, from the share of training that is done.
-    budget_minutes: ends training earlier, and the learning rate falls towards that end. Of processor time on a CPU, all threads
-    together, and of wall time on a GPU. pause_minutes: of wall time, after which this call pauses and a later one goes on.
+    budget_minutes: ends training earlier, and the learning rate falls towards that end. Of this process's time on a CPU, all
+    threads together (decoding has processes of its own), and of wall time on a GPU. pause_minutes: of wall time, after which this
+    call pauses and a later one goes on.
     clip_norm: 0 does not clip. error: raised when the loss is not finite any more, and for a checkpoint of something else.
     """
 
@@ -201,15 +206,17 @@ class Trainer(Generic[Part]):
         try:
             state = torch.load(path, weights_only=True, map_location=self.world.device)
             if state["identity"] != identity:
-                raise ValueError("made from another network, other images or other options")
+                raise _ForeignCheckpointError(", but of one of another network, other images or other options")
             self.module.load_state_dict(state["module"])
             if self.average is not None:
                 self.average.module.load_state_dict(state["average"])
             self.optimizer.load_state_dict(state["optimizer"])
             self._scaler.load_state_dict(state["scaler"])
-        except (KeyError, RuntimeError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-            name = self.settings.name.lower()
-            raise self.settings.error(f"{path} is no checkpoint of this {name}; delete it to start anew.") from error
+        except _NO_CHECKPOINT as error:
+            name, why = self.settings.name.lower(), error if isinstance(error, _ForeignCheckpointError) else ""
+            raise self.settings.error(
+                f"{path} is no checkpoint of this {name}{why}; delete it to start anew."
+            ) from error
         self.steps, self.spent_s, self._epoch_loss = state["steps"], state["spent_s"], state["epoch_loss"]
         self.losses, self.notes = list(state["losses"]), dict(state["notes"])
 
@@ -226,6 +233,10 @@ class Trainer(Generic[Part]):
 
     def _now(self) -> float:
         return time.process_time() if self.world.device.type == "cpu" else time.monotonic()
+
+
+class _ForeignCheckpointError(ValueError):
+    """The message is the end of a sentence."""
 
 
 @contextmanager

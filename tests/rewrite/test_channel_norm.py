@@ -6,7 +6,13 @@ import pytest
 import torch
 from norm_networks import CONFIGS, folded_network
 
-from edgeconvnext.rewrite.channel_norm import ChannelNorm, fold_batch_norms, set_share, with_batch_norms
+from edgeconvnext.rewrite.channel_norm import (
+    ChannelNorm,
+    fold_batch_norms,
+    leave_inputs_as_they_are,
+    set_share,
+    with_batch_norms,
+)
 from edgeconvnext.rewrite.norms import replaceable_norms
 
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -53,3 +59,17 @@ def test_without_annealing_it_starts_as_what_is_there() -> None:
     with torch.no_grad():
         # BatchNorm's epsilon of 1e-5 is all the difference there is.
         torch.testing.assert_close(changed(IMAGES), module(IMAGES), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_it_starts_as_nothing_in_training_too(kind: str) -> None:
+    module = folded_network(CONFIGS[kind])
+    norms = replaceable_norms(module)
+    for norm in norms:
+        module.set_submodule(norm, torch.nn.Identity())
+    changed = with_batch_norms(module, norms, anneal=False)
+    leave_inputs_as_they_are(changed, IMAGES.split(2))
+    with torch.no_grad():
+        expected = module.eval()(IMAGES)
+        torch.testing.assert_close(changed.eval()(IMAGES), expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(changed.train()(IMAGES), expected, atol=1e-3, rtol=1e-3)

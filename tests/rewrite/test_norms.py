@@ -102,6 +102,13 @@ def test_each_alone_is_measured_for_every_norm(images: StoredImages, tmp_path: P
     assert alone["norm"].error == pytest.approx(last.errors["norm"])
 
 
+def test_images_that_are_all_the_same_give_finite_errors(tmp_path: Path) -> None:
+    picture = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+    with StoredImages(tmp_path, [picture.repeat(4, 1, 1, 1)], [picture]) as same:
+        _, each = replace_each(folded_network(CONFIGS["v1"]), same, tmp_path)
+    assert each and all(0 <= found.error < 1e7 for found in each.values())
+
+
 def test_nothing_to_replace_changes_nothing(images: StoredImages, tmp_path: Path) -> None:
     module = folded_network(CONFIGS["v1"])
     result = replace_norms(module, [], images, tmp_path)

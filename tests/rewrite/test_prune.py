@@ -244,6 +244,11 @@ def test_blocks_are_removed_with_a_neighbour_fitted(
     assert relative_error(digits.module, result.module, x) < 0.95 * relative_error(digits.module, crude, x)
     rows = {block.path: block for block in result.blocks}
     assert rows[removal.path].hidden_after == 0
+    # A block that answers for two loses something at its full width as well.
+    points = result.curves[removal.owner].points
+    assert points[max(points)] == pytest.approx(removal.kl, rel=0.01)
+    assert rows[removal.owner].kl_alone == pytest.approx(points[max(points)])
+    assert all(min(curve.points) == 8 for curve in result.curves.values())
 
 
 def test_budget_is_met_after_blocks_are_removed(digits: LoadedModel, images: Images) -> None:
@@ -356,6 +361,11 @@ def test_code_and_budgets_that_cannot_be_are_refused_before_any_work(digits: Loa
         ({}, "Nothing was asked for"),
         ({"size": 0.0}, "above 0 and at most at 1"),
         ({"latency": 1.2}, "--latency 0.7"),
+        ({"macs": 0.7, "score": "random"}, "no score 'random'"),
+        ({"sparsity": "4:8"}, "no sparsity '4:8'"),
+        ({"macs": 0.7, "sparsity": "2:4", "multiple": 6}, "--multiple that 4 divides"),
+        ({"macs": 0.7, "target": "nonsense", "multiple": 8}, "nonsense"),
+        ({"macs": 0.7, "num_images": 2}, "there are 2"),
     ):
         with pytest.raises(EdgeConvNextError, match=said):
             edgeconvnext.prune(digits, **(asked | wrong))
@@ -366,7 +376,7 @@ def test_an_unreachable_ratio_names_what_is_reachable(digits: LoadedModel, image
     with pytest.raises(RewriteError, match="with 8 channels left in every block") as error:
         prune(digits.module, *images, Budget("macs", 0.1), input_size=SIZE, score="energy")
     said = re.search(r"Ask for (0\.\d+)", str(error.value))
-    assert said is not None
+    assert said is not None and "prune --blocks" in str(error.value)
     lowest = prune(digits.module, *images, Budget("macs", float(said[1])), input_size=SIZE, score="energy")
     assert set(lowest.widths.values()) == {8}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import subprocess
@@ -9,14 +10,18 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from edgeconvnext import api
 from edgeconvnext.data.digits import digits_set
-from edgeconvnext.errors import QuantizationError, RewriteError
+from edgeconvnext.errors import CheckpointError, QuantizationError, RewriteError
 from edgeconvnext.job import Request, resolve
+from edgeconvnext.model.convnext import ConvNeXt
 from edgeconvnext.model.load import load_model
+from edgeconvnext.search import compress as compress_module
 from edgeconvnext.search.compress import CompressOptions, compress
 from edgeconvnext.targets import load_target
+from edgeconvnext.train.distill import Distilled
 
 QUICK = CompressOptions(images=90, measure_latency=False)
 
@@ -108,6 +113,62 @@ def test_fold_replaces_norms_from_the_command_line(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert "10 of 10" in result.stdout and "replaced" in result.stdout and "not measured" in result.stdout
     assert len(load_model(output).config.identity_norms) == 10
+
+
+def test_options_that_mean_nothing_are_usage_errors(tmp_path: Path) -> None:
+    common = ("digits", "--calib", "digits", "--output", str(tmp_path / "x.safetensors"))
+    for arguments, said in (
+        (
+            ("fold", *common, "--norms", "blocks", "--max-drop", "2"),
+            "--norms and --max-drop mean nothing without --replace-norm",
+        ),
+        (("fold", *common, "--replace-norm", "--epochs", "2"), "--epochs means nothing without --recover"),
+        (
+            ("prune", *common, "--macs", "0.7", "--budget-minutes", "2"),
+            "--budget-minutes means nothing without --recover",
+        ),
+    ):
+        result = run(*arguments)
+        assert result.returncode == 2 and said in " ".join(result.stderr.split()), result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_too_few_images_are_refused_before_any_work() -> None:
+    options = dataclasses.replace(QUICK, replace_norms=True)
+    with pytest.raises(RewriteError, match=r"at least 6 images, better hundreds; .* has 5"):
+        compress(load_model("digits"), digits_set("calibration").take(5), options, load_target("onnx"))
+
+
+def test_training_that_makes_it_worse_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All norms go without training already, so what training gives has to be nearer to the original."""
+
+    def harm(student: ConvNeXt, *_: object, **__: object) -> Distilled:
+        worse = copy.deepcopy(student)
+        with torch.no_grad():
+            worse.head.weight.mul_(0.5)
+        return Distilled(worse.eval(), 1, 2, 0.1, (1.0,))
+
+    monkeypatch.setattr(compress_module, "distill", harm)
+    options = dataclasses.replace(QUICK, replace_norms=True, recover=True, max_drop=100)
+    result = compress(load_model("digits"), digits_set("calibration"), options, load_target("onnx"))
+    recovery = result.record.recovery
+    assert recovery is not None and recovery.after.kl > recovery.before.kl and not recovery.kept
+    assert {row.method for row in result.record.norms} == {"frozen"} and len(result.module.config.identity_norms) == 10
+
+
+def test_an_interrupted_recovery_outlives_another_command(tmp_path: Path) -> None:
+    begun = tmp_path / "x.recovery.pt"
+    begun.write_bytes(b"begun")
+    api.compress(
+        "digits", calib="digits", options=dataclasses.replace(QUICK, macs=0.9), output=tmp_path / "x.safetensors"
+    )
+    assert begun.read_bytes() == b"begun"
+    options = dataclasses.replace(QUICK, macs=0.9, recover=True, epochs=1)
+    with pytest.raises(RewriteError, match="no checkpoint of this recovery; delete it"):
+        api.compress("digits", calib="digits", options=options, output=tmp_path / "x.safetensors")
+    (tmp_path / "y.recovery.pt").mkdir()
+    with pytest.raises(CheckpointError, match=r"y\.recovery\.pt is a folder"):
+        api.compress("digits", calib="digits", options=options, output=tmp_path / "y.safetensors")
 
 
 def test_recovery_alone_is_a_usage_error(tmp_path: Path) -> None:

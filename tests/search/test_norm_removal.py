@@ -92,6 +92,26 @@ def test_what_saves_most_for_its_cost_goes_first(module: ConvNeXt, images: Store
     assert row.verdict == "replaced" and row.saved_ms == 1e9
 
 
+def test_savings_below_zero_do_not_turn_the_order_round(
+    module: ConvNeXt, images: StoredImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgeconvnext.search import norm_removal
+
+    tried: list[list[str]] = []
+
+    def noted(module: ConvNeXt, norms: list[str], *args: object, **kwargs: object) -> object:
+        tried.append(norms)
+        return replace_norms(module, norms, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(norm_removal, "replace_norms", noted)
+    norms = replaceable_norms(module)
+    saved = dict.fromkeys(norms, -0.01) | {norms[0]: 0.02}
+    found = replace_within_budget(module, images, tmp_path, None, max_drop=100, saved=saved, unit="ms")
+    alone = {row.norm: row.kl_alone for row in found.verdicts if row.kl_alone is not None}
+    order = [norm for norm in tried[0] if norm != norms[0]]
+    assert len(order) == len(norms) - 1 and order == sorted(order, key=lambda norm: alone[norm])
+
+
 def test_loss_with_labels_without_and_by_probability() -> None:
     expected = torch.tensor([[2.0, 0.0], [2.0, 0.0], [0.0, 2.0], [0.0, 2.0]])
     logits = torch.tensor([[2.0, 0.0], [0.0, 2.0], [0.0, 2.0], [0.0, 2.0]])  # the second image changes its answer

@@ -17,6 +17,7 @@ from edgeconvnext.model.convnext import ConvNeXt
 from edgeconvnext.model.load import load_model
 from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.rewrite.exact import fold_layer_scale
+from edgeconvnext.train import distill as distillation
 from edgeconvnext.train import loop
 from edgeconvnext.train.distill import DistillOptions, distill
 from edgeconvnext.train.world import own_device
@@ -65,6 +66,23 @@ def test_a_hurt_network_recovers_without_labels(digits: LoadedModel, images: Ima
     assert result.steps == 10 * (200 // 32) and not result.module.training
     for name, tensor in hurt.state_dict().items():  # the network handed in stays as it was
         assert torch.equal(tensor, before[name])
+
+
+def test_a_student_near_the_teacher_takes_smaller_steps(
+    digits: LoadedModel, images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    near = fold_layer_scale(digits.module)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in near.parameters():
+            if parameter.dim() > 1:
+                parameter.add_(0.03 * float(parameter.std()) * torch.randn(parameter.shape, generator=generator))
+    assert 1e-6 < logit_error(near, digits) < 1e-3
+    smaller = distill(near, digits.module, images, digits.preprocess, OPTIONS)
+    monkeypatch.setattr(distillation, "FAR", 1e-9)
+    full = distill(near, digits.module, images, digits.preprocess, OPTIONS)
+    # Twelve steps at the full rate carry it away.
+    assert logit_error(smaller.module, digits) < 0.2 * logit_error(full.module, digits)
 
 
 def test_resumed_training_is_the_same_step_by_step(
