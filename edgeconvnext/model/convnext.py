@@ -161,14 +161,16 @@ class Block(NetworkBlock):
         self.pwconv2 = nn.Linear(hidden, dim)
         self.gamma = nn.Parameter(torch.full((dim,), 1e-6)) if config.layer_scale else None
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def hidden(self, x: torch.Tensor) -> torch.Tensor:
+        """Return what reaches pwconv2, (N, H, W, hidden)."""
         y = self.dwconv(x)
         y = y.permute(0, 2, 3, 1)
         y = self.norm(y)
         y = self.act(self.pwconv1(y))
-        if self.grn is not None:
-            y = self.grn(y)
-        y = self.pwconv2(y)
+        return y if self.grn is None else self.grn(y)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.pwconv2(self.hidden(x))
         if self.gamma is not None:
             y = self.gamma * y
         return x + self.dropped(y.permute(0, 3, 1, 2))

@@ -166,7 +166,7 @@ def _refit_block(state: Lockstep, module: ConvNeXt, unit: Unit, replaced: bool) 
         _standardise(block, fit)
     fit = LinearFit(block.pwconv2.in_features, block.pwconv2.out_features)
     for expected, given in state.fit():
-        fit.add(_rows(_hidden(block, given)), _rows(_channels_last(expected_block(expected) - given)))
+        fit.add(_rows(block.hidden(given)), _rows(_channels_last(expected_block(expected) - given)))
     _assign(block.pwconv2, fit.solve(block.pwconv2.weight))
 
 
@@ -247,12 +247,6 @@ class _input_of:
 
     def __exit__(self, *_: object) -> None:
         self._handle.remove()
-
-
-def _hidden(block: Block, x: torch.Tensor) -> torch.Tensor:
-    """Return what pwconv2 is given, (N, H, W, hidden)."""
-    hidden = block.act(block.pwconv1(block.norm(_channels_last(block.dwconv(x)))))
-    return hidden if block.grn is None else block.grn(hidden)
 
 
 def _patches(conv: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,7 @@ from edgeconvnext.rewrite.prune_channels import (
     refit,
     removal_order,
 )
-from edgeconvnext.rewrite.prune_segments import Segment, hidden_of, logit_kl, written
+from edgeconvnext.rewrite.prune_segments import Segment, logit_kl, written
 from edgeconvnext.tensor_file import TensorFile
 
 SHARES = (1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8)
@@ -83,7 +83,7 @@ def segment_moments(reference: ConvNeXt, segment: Segment, inputs: TensorFile, c
     sums = MomentSums(block.pwconv2.in_features, block.pwconv2.out_features)
     for batch in inputs.batches(0, count):
         target = (segment.run(reference, batch) - batch).permute(0, 2, 3, 1)
-        sums.add(hidden_of(block, batch).flatten(0, 2), target.flatten(0, 2))
+        sums.add(block.hidden(batch).flatten(0, 2), target.flatten(0, 2))
     return sums.result(segment.path)
 
 
@@ -99,7 +99,7 @@ def measured_kl(
     block = segment.block(reference)
     answers: list[list[torch.Tensor]] = [[] for _ in layers]
     for batch in inputs.batches(counts[0], sum(counts)):
-        hidden = hidden_of(block, batch)
+        hidden = block.hidden(batch)
         for (kept, weight, bias), found in zip(layers, answers, strict=True):
             added = F.linear(hidden[..., kept], weight, bias).permute(0, 3, 1, 2)
             found.append(segment.tail(reference, batch + added))

@@ -12,7 +12,7 @@ from torch import nn
 from edgeconvnext.model.convnext import Block, ConvNeXt
 from edgeconvnext.progress import progress_bar
 from edgeconvnext.rewrite.prune_channels import MomentSums, Score, refit, removal_order
-from edgeconvnext.rewrite.prune_segments import Segment, hidden_of
+from edgeconvnext.rewrite.prune_segments import Segment
 from edgeconvnext.tensor_file import TensorFile, pairs_of
 
 
@@ -78,7 +78,7 @@ def _fitted(
     sums = MomentSums(block.pwconv2.in_features, block.pwconv2.out_features)
     for x, y in pairs_of(expected, given, 0, count):
         target = segment.run(reference, x) - torch.lerp(x, y, compensation)
-        sums.add(hidden_of(block, y).flatten(0, 2), target.permute(0, 2, 3, 1).flatten(0, 2))
+        sums.add(block.hidden(y).flatten(0, 2), target.permute(0, 2, 3, 1).flatten(0, 2))
     moments = sums.result(segment.path)
     full = block.pwconv2.in_features
     order = removal_order(block, moments, score, taylor) if width < full else torch.arange(full)

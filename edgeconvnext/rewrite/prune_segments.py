@@ -75,17 +75,6 @@ def hidden_widths(config: ConvNeXtConfig) -> dict[str, int]:
     }
 
 
-def hidden_of(block: Block, x: torch.Tensor) -> torch.Tensor:
-    """Return what reaches pwconv2, (N, H, W, hidden), for the block's input x, (N, C, H, W)."""
-    seen: list[torch.Tensor] = []
-    handle = block.pwconv2.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
-    try:
-        block(x)
-    finally:
-        handle.remove()
-    return seen[0]
-
-
 def stored(images: TensorFile, fit: Iterable[torch.Tensor], held_out: Iterable[torch.Tensor]) -> tuple[int, int]:
     """Write the images to fit on and those held out into `images`, and return how many there are of each.
 

@@ -38,13 +38,17 @@ def images() -> ImageSet:
 
 @pytest.fixture(scope="module")
 def hurt(digits: LoadedModel) -> ConvNeXt:
-    """The network with noise on its weights."""
+    """The network with as much noise on its weights as they have deviation."""
+    return noisy(digits, 1.0)
+
+
+def noisy(digits: LoadedModel, share: float) -> ConvNeXt:
     module = fold_layer_scale(digits.module)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in module.parameters():
             if parameter.dim() > 1:
-                parameter.add_(1.0 * float(parameter.std()) * torch.randn(parameter.shape, generator=generator))
+                parameter.add_(share * float(parameter.std()) * torch.randn(parameter.shape, generator=generator))
     return module
 
 
@@ -71,12 +75,7 @@ def test_a_hurt_network_recovers_without_labels(digits: LoadedModel, images: Ima
 def test_a_student_near_the_teacher_takes_smaller_steps(
     digits: LoadedModel, images: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    near = fold_layer_scale(digits.module)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in near.parameters():
-            if parameter.dim() > 1:
-                parameter.add_(0.03 * float(parameter.std()) * torch.randn(parameter.shape, generator=generator))
+    near = noisy(digits, 0.03)
     assert 1e-6 < logit_error(near, digits) < 1e-3
     smaller = distill(near, digits.module, images, digits.preprocess, OPTIONS)
     monkeypatch.setattr(distillation, "FAR", 1e-9)
