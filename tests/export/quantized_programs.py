@@ -50,6 +50,7 @@ VARIANTS = (Variant(), Variant(version=2), Variant(stem="overlap_tiered", head_n
 
 
 @cache
+@torch.inference_mode(False)  # whoever asks first: weights made in inference mode could never be exported
 def small_convnext(variant: Variant = VARIANTS[0]) -> ConvNeXt:
     """A two-stage ConvNeXt with weights far from their initial zeros and ones."""
     torch.manual_seed(variant.version)
