@@ -319,7 +319,7 @@ def prune(
     named = None if target is None else load_target(target)
     if multiple is None:
         multiple = DEFAULT_MULTIPLE if named is None else named.hidden_multiple
-    _check_choices(score, sparsity, multiple if budget is not None else 4)
+    _check_choices(score, sparsity, None if budget is None else multiple)
     images = resolve_image_set(calib).take(num_images)
     if len(images) < FEWEST_IMAGES:
         raise RewriteError(
@@ -351,13 +351,16 @@ def prune(
     return Pruned(module, channels, sparse)
 
 
-def _check_choices(score: str, sparsity: str | None, multiple: int) -> None:
-    """Raise RewriteError for choices that there are not, and for widths that 2:4 does not go into."""
+def _check_choices(score: str, sparsity: str | None, multiple: int | None) -> None:
+    """Raise RewriteError for choices that there are not, and for widths that 2:4 does not go into.
+
+    multiple: of the widths; None where none change.
+    """
     if score not in get_args(Score):
         raise RewriteError(f"There is no score {score!r}; there are {', '.join(get_args(Score))}.")
     if sparsity not in (None, "2:4"):
         raise RewriteError(f"There is no sparsity {sparsity!r}; 2:4 is the one that kernels skip zeros of.")
-    if sparsity is not None and multiple % 4:
+    if sparsity is not None and multiple is not None and multiple % 4:
         raise RewriteError(
             f"2:4 sparsity takes fours of channels, and widths in multiples of {multiple} do not part into them. Give a "
             "--multiple that 4 divides."

@@ -77,7 +77,9 @@ def change_facts(record: CompressionRecord) -> list[tuple[str, str]]:
     if record.recovery is not None:
         done = record.recovery
         taken = (
-            "taken" if done.kept else "not taken: " + ("over the budget" if record.norms else "no better than before")
+            "taken"
+            if done.kept
+            else "not taken: " + ("over the budget, or " if record.norms else "") + "no better than before"
         )
         spent = f"{done.minutes:.1f} minutes, {format.count(done.images)} images"
         facts.append(("recovery", f"{spent}; {loss_text(done.before)} before, {loss_text(done.after)} after; {taken}"))

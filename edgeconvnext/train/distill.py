@@ -100,8 +100,9 @@ def distill(
     identity = json_sha256([weights_sha256(teacher), images.fingerprint, chosen, asdict(options)])
     teacher = teacher.eval() if device.type == "cpu" else copy.deepcopy(teacher).eval().to(device)
     units = units_of(teacher)
-    some = next(iter(batches(images, preprocess, _IMAGES_COMPARED, chosen[:_IMAGES_COMPARED], workers=0)))
-    rate = options.learning_rate * min(1.0, _distance(student, teacher, some.images.to(device)) / FAR)
+    some = batches(images, preprocess, indices=chosen[:_IMAGES_COMPARED], workers=0, description="Comparing")
+    distance = _distance(student, teacher, torch.cat([batch.images for batch in some]).to(device))
+    rate = options.learning_rate * min(1.0, distance / FAR)
 
     def loss(images: torch.Tensor, step: int, part: int) -> torch.Tensor:
         set_share(student, min(1.0, trainer.progress / max(options.anneal_share, 1e-9)))

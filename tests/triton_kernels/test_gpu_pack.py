@@ -83,6 +83,22 @@ def test_a_network_with_other_codes_has_no_times(packed: Path, tmp_path: Path) -
     assert not (tmp_path / "gpu.csv").exists()
 
 
+def test_what_was_timed_is_written_though_another_batch_failed(packed: Path, tmp_path: Path) -> None:
+    pytest.importorskip("triton", reason="the kernels need Triton: pip install 'edgeconvnext[triton]'")
+    from edgeconvnext.triton.timing import TimedForm
+
+    check: Future[dict[str, Any]] = Future()
+    check.set_result({"right": True, "codes": []})
+    well, failed = Future[list[TimedForm]](), Future[list[TimedForm]]()
+    form = TimedForm("net", "32x32", 8, "INT8", 1.5, 2, 3, 5333, 0, 9, 1, 1, 1, None, None, None, "gpu", "torch", "")
+    well.set_result([form])
+    failed.set_exception(RuntimeError("CUDA out of memory"))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        collect({packed: check}, {(packed, 128): failed, (packed, 8): well}, tmp_path)
+    _, line = (tmp_path / "gpu.csv").read_text().splitlines()
+    assert line.startswith("net,32x32,8,INT8,1.5,")
+
+
 def test_networks_are_checked_in_processes_of_their_own(packed: Path, tmp_path: Path) -> None:
     pytest.importorskip("triton", reason="the kernels need Triton: pip install 'edgeconvnext[triton]'")
     alone = tmp_path / "pack" / packed.name
