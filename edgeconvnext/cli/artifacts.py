@@ -48,6 +48,7 @@ from edgeconvnext.cli.options import (
     TargetOption,
     ThreadsOption,
     WeightsOption,
+    refuse_without,
 )
 from edgeconvnext.cli.output import finish, print_out
 from edgeconvnext.errors import GATE_MISSED_EXIT_CODE
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def quantize(
+    context: typer.Context,
     model: ModelOption = None,
     head: HeadOption = "classifier",
     calib: CalibOption = None,
@@ -100,12 +102,13 @@ def quantize(
         *(resolution, sizes, crop_pct, mean, std, output),
     )
     method = _method(weights, activations, plan, prepare, rounding, bias_correction, adaround_minutes, max_drop)
-    compress = _compress(prune_macs, replace_norm, norms, norm_drop, recover, epochs, budget_minutes)
+    compress = _compress(context, prune_macs, replace_norm, norms, norm_drop, recover, epochs, budget_minutes)
     finish(pipeline.quantize(replace(request, compress=compress, **method)), json)
 
 
 @app.command()
 def export(
+    context: typer.Context,
     target: Annotated[
         str, typer.Option("--target", help="Target by name, or a TOML file (see: edgeconvnext targets).")
     ],
@@ -164,7 +167,9 @@ def export(
     )
     method = _method(weights, activations, plan, prepare, rounding, bias_correction, adaround_minutes, max_drop)
     compress = _compress(
-        prune_macs, replace_norm, norms, norm_drop, recover, epochs, budget_minutes, threads=threads, latency=latency
+        *(context, prune_macs, replace_norm, norms, norm_drop, recover, epochs, budget_minutes),
+        threads=threads,
+        latency=latency,
     )
     asked = replace(request, reuse_from=from_run, measure_latency=latency, threads=threads, compress=compress, **method)
     finish(pipeline.export(asked), json)
@@ -400,6 +405,7 @@ def _method(
 
 
 def _compress(
+    context: typer.Context,
     macs: float | None,
     replace_norm: bool,
     norms: NormScopeName,
@@ -413,9 +419,13 @@ def _compress(
     """Return what is to be changed before quantization, or None."""
     from edgeconvnext.search.compress import CompressOptions
 
+    if recover and macs is None and not replace_norm:
+        raise typer.BadParameter("--recover makes up for --prune-macs or --replace-norm; give one of them.")
+    if not recover:
+        refuse_without(context, "--recover", "epochs", "budget_minutes")
+    if not replace_norm:
+        refuse_without(context, "--replace-norm", "norms", "norm_drop")
     if macs is None and not replace_norm:
-        if recover:
-            raise typer.BadParameter("--recover makes up for --prune-macs or --replace-norm; give one of them.")
         return None
     return CompressOptions(
         macs=macs,

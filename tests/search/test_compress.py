@@ -117,6 +117,7 @@ def test_fold_replaces_norms_from_the_command_line(tmp_path: Path) -> None:
 
 def test_options_that_mean_nothing_are_usage_errors(tmp_path: Path) -> None:
     common = ("digits", "--calib", "digits", "--output", str(tmp_path / "x.safetensors"))
+    export = ("--target", "onnx", "--model", "digits", "--calib", "digits", "--output", str(tmp_path / "run"))
     for arguments, said in (
         (
             ("fold", *common, "--norms", "blocks", "--max-drop", "2"),
@@ -125,6 +126,15 @@ def test_options_that_mean_nothing_are_usage_errors(tmp_path: Path) -> None:
         (("fold", *common, "--replace-norm", "--epochs", "2"), "--epochs means nothing without --recover"),
         (
             ("prune", *common, "--macs", "0.7", "--budget-minutes", "2"),
+            "--budget-minutes means nothing without --recover",
+        ),
+        (("export", *export, "--epochs", "2"), "--epochs means nothing without --recover"),
+        (
+            ("export", *export, "--prune-macs", "0.7", "--norm-drop", "1"),
+            "--norm-drop means nothing without --replace-norm",
+        ),
+        (
+            ("quantize", *export, "--replace-norm", "--budget-minutes", "2"),
             "--budget-minutes means nothing without --recover",
         ),
     ):
