@@ -130,23 +130,19 @@ def time_again(case: Case) -> dict[str, float]:
         before, after = timed.latency.fp32, timed.latency.artifact
         assert before is not None and after is not None and timed.speedup is not None
         return _times(before.median_ms, after.median_ms, timed.speedup.model_dump())
-    import tempfile
-
     from edgeconvnext.data.sets import resolve_image_set
     from edgeconvnext.model.load import load_model
     from edgeconvnext.rewrite.exact import fold_exact
     from edgeconvnext.search.compress import read_images
-    from edgeconvnext.search.norm_latency import compare_latency
+    from edgeconvnext.validate.float_latency import compare_latency
 
     original = load_model(WEIGHTS)
     images = next(read_images(original, resolve_image_set("imagenette"), list(range(16)))).contiguous()
     folded = fold_exact(original.module, images).module
-    with tempfile.TemporaryDirectory() as folder:
-        module = load_model(output_of(case)).module
-        before, after, (value, low, high) = compare_latency(
-            folded, module, original.preprocess, images.numpy(), Path(folder)
-        )
-    return _times(before, after, {"value": value, "low": low, "high": high})
+    module = load_model(output_of(case)).module
+    shape = (original.config.in_channels, *original.preprocess.input_size)
+    timed = compare_latency(folded, module, shape)
+    return _float_speed({"latency": timed.model_dump()})
 
 
 def measure(case: Case) -> Row:

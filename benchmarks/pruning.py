@@ -308,7 +308,7 @@ def logits_of(module: ConvNeXt, images: torch.Tensor) -> np.ndarray:
 
 def take_times(table: PruningTable) -> None:
     """Time each network that is kept beside the original, in turns, batch 1, one thread."""
-    from edgeconvnext.rewrite.prune_latency import measured_latency
+    from edgeconvnext.validate.float_latency import compare_latency
 
     original: LoadedModel = load_model(network_path("original"))
     for row in table.rows:
@@ -316,8 +316,9 @@ def take_times(table: PruningTable) -> None:
         if row.latency_ms is not None or not path.is_file():
             continue
         pruned = load_model(path)
-        times = measured_latency({"before": original.module, "after": pruned.module}, original.preprocess.input_size)
-        row.latency_ms, row.speedup = times["after"], times["before"] / times["after"]
+        shape = (original.config.in_channels, *original.preprocess.input_size)
+        timed = compare_latency(original.module, pruned.module, shape)
+        row.latency_ms, row.speedup = timed.after_ms, timed.speedup
         table.put(row)
 
 

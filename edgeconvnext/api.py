@@ -27,7 +27,7 @@ from edgeconvnext.quantize.candidates import Rounding
 from edgeconvnext.quantize.planning import Calibrator, Effort
 from edgeconvnext.quantize.precision import ActivationBits, WeightBits
 from edgeconvnext.quantize.preparations import Preparation
-from edgeconvnext.rewrite.exact import FoldResult, fold_exact
+from edgeconvnext.rewrite.exact import PROOF_IMAGES, FoldResult, fold_exact
 from edgeconvnext.rewrite.prune import PruneResult
 from edgeconvnext.rewrite.prune import prune as prune_network
 from edgeconvnext.rewrite.prune_budget import Budget, BudgetKind
@@ -39,7 +39,6 @@ from edgeconvnext.search.compress import compress as run_compress
 from edgeconvnext.search.placement_search import PlacementFound
 from edgeconvnext.targets import load_target
 
-PROOF_IMAGES = 16
 DEFAULT_MULTIPLE = 8
 
 

@@ -127,12 +127,7 @@ def save_onnx(model: ir.Model, path: Path, *, metadata: ArtifactMetadata) -> Pat
     import onnx
     import onnx_ir as ir
 
-    weight_bytes = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
-    if weight_bytes > _LARGEST_FILE_BYTES:
-        raise ExportError(
-            f"{path.name} would hold {weight_bytes / 2**30:.1f} GiB of weights, and one ONNX file ends at 2 GiB. "
-            "Export the quantised model, or a smaller variant of the network."
-        )
+    refuse_too_large(model, path.name)
     model.producer_name = "edgeconvnext"
     model.producer_version = metadata.edgeconvnext_version
     model.graph.name = metadata.model_name
@@ -141,6 +136,16 @@ def save_onnx(model: ir.Model, path: Path, *, metadata: ArtifactMetadata) -> Pat
     onnx.checker.check_model(proto, full_check=True)
     atomic_write(path, proto.SerializeToString(deterministic=True))
     return path
+
+
+def refuse_too_large(model: ir.Model, name: str) -> None:
+    """Raise ExportError where the weights exceed what one ONNX file can hold. name: what the error calls the file."""
+    weight_bytes = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
+    if weight_bytes > _LARGEST_FILE_BYTES:
+        raise ExportError(
+            f"{name} would hold {weight_bytes / 2**30:.1f} GiB of weights, and one ONNX file ends at 2 GiB. "
+            "Export the quantised model, or a smaller variant of the network."
+        )
 
 
 def read_metadata(path: Path) -> ArtifactMetadata:

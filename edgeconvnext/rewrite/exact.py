@@ -25,6 +25,9 @@ from edgeconvnext.rewrite.batch_norm import fold_batch_norm
 
 Rewrite = Callable[[Any], Network]
 
+PROOF_IMAGES = 16
+"""So many real images are what a command proves exact rewrites on."""
+
 EXACT_LIMIT = 1e-4
 """Largest error of the logits, relative to the largest logit, that still counts as rounding of float32."""
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -13,6 +14,8 @@ import torch
 from edgeconvnext.model.network import Network
 from edgeconvnext.model.units import Unit
 from edgeconvnext.tensor_file import TensorFile, pairs_of
+
+Compute = Callable[[torch.Tensor], torch.Tensor]
 
 
 class StoredImages:
@@ -53,16 +56,13 @@ class StoredImages:
         return len(self.file) - before
 
 
-class Lockstep:
-    """Where both networks are: the inputs of the next unit, on disk, of all images. A context manager; deletes its files.
+class TwoStreams:
+    """What two computations made of all images so far, on disk. A context manager; deletes its files, never the images'.
 
-    reference: computes what is expected. working: is changed on the way, one unit at a time, before `advance` passes it.
-    expected, given: the files of inputs of the next unit in each, one row an image.
+    expected, given: the files, one row an image; one and the same as long as nothing was computed otherwise.
     """
 
-    def __init__(self, reference: Network, working: Network, images: StoredImages, folder: Path) -> None:
-        self.reference = reference
-        self.working = working
+    def __init__(self, images: StoredImages, folder: Path) -> None:
         self.fit_images = images.fit_images
         self.held_out_images = images.held_out_images
         self._folder = folder
@@ -80,7 +80,7 @@ class Lockstep:
         self._stack.close()
 
     def fit(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Read the unit's input in the reference and in the working network, (N, C, H, W) each, of the images to fit on."""
+        """Read both, (N, C, H, W) each, of the images to fit on."""
         return self._batches(0, self.fit_images)
 
     def held_out(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -89,21 +89,18 @@ class Lockstep:
 
     @property
     def same(self) -> bool:
-        """Whether both networks have computed the same so far, because nothing was changed yet."""
+        """Whether both are the same so far, because nothing was computed otherwise yet."""
         return self.expected is self.given
 
-    def advance(self, unit: Unit, *, changed: bool = True) -> None:
-        """Run the unit in both networks; its outputs become the inputs of the next one.
-
-        changed: whether the unit computes something else in the working network; where not, and `same`, it is run once.
-        """
-        together = self.same and not changed
+    def step(self, expected: Compute, given: Compute | None = None) -> None:
+        """Put what `expected` and `given` compute of the rows in their place. given: None where it computes the same."""
+        together = self.same and given is None
         names = ("expected",) if together else ("expected", "given")
         files = [self._stack.enter_context(TensorFile(self._folder / f"{name}{self._steps % 2}.bin")) for name in names]
-        for expected, given in self._batches(0, self.fit_images + self.held_out_images):
-            files[0].append(unit.run(self.reference, expected))
+        for x, y in self._batches(0, self.fit_images + self.held_out_images):
+            files[0].append(expected(x))
             if not together:
-                files[1].append(unit.run(self.working, given))
+                files[1].append((given or expected)(y))
         for file in {self.expected, self.given} - {self._images}:
             file.delete()
         self.expected, self.given = files[0], files[-1]
@@ -114,3 +111,23 @@ class Lockstep:
             yield from ((both, both) for both in self.expected.batches(start, stop))
         else:
             yield from pairs_of(self.expected, self.given, start, stop)
+
+
+class Lockstep(TwoStreams):
+    """Where two networks are: the inputs of the next unit in each, of all images.
+
+    reference: computes what is expected. working: is changed on the way, one unit at a time, before `advance` passes it.
+    """
+
+    def __init__(self, reference: Network, working: Network, images: StoredImages, folder: Path) -> None:
+        super().__init__(images, folder)
+        self.reference = reference
+        self.working = working
+
+    def advance(self, unit: Unit, *, changed: bool = True) -> None:
+        """Run the unit in both networks; its outputs become the inputs of the next one.
+
+        changed: whether the unit computes something else in the working network; where not, and `same`, it is run once.
+        """
+        together = self.same and not changed
+        self.step(partial(unit.run, self.reference), None if together else partial(unit.run, self.working))

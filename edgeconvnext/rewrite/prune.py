@@ -23,13 +23,13 @@ from edgeconvnext.errors import RewriteError
 from edgeconvnext.model.convnext import ConvNeXt
 from edgeconvnext.model.macs import count_macs, count_parameters
 from edgeconvnext.rewrite.exact import fold_layer_scale
+from edgeconvnext.rewrite.lockstep import StoredImages
 from edgeconvnext.rewrite.prune_budget import Budget, allocate, costs_of, interpolated
 from edgeconvnext.rewrite.prune_channels import Score, taylor_scores
 from edgeconvnext.rewrite.prune_curves import Curve, measure_curves
 from edgeconvnext.rewrite.prune_depth import Removal, remove_blocks
 from edgeconvnext.rewrite.prune_rebuild import rebuild
-from edgeconvnext.rewrite.prune_segments import hidden_widths, logit_kl, run_reference, segments_of, stored
-from edgeconvnext.tensor_file import TensorFile
+from edgeconvnext.rewrite.prune_segments import check_images, hidden_widths, logit_kl, run_held_out, segments_of
 
 COMPENSATIONS = (1.0, 0.0)
 """Shares of the error of the blocks before it that a block is fitted to make good; the better on held-out images is taken."""
@@ -126,26 +126,26 @@ def prune(
     costs = costs_of(reference, budget, input_size, multiple)
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgeconvnext-prune-")))
-        images = stack.enter_context(TensorFile(folder / "images.bin"))
-        counts = stored(images, fit, held_out)
-        logits = run_reference(reference, images, counts)
-        removals = remove_blocks(reference, images, counts, logits, blocks)
+        images = stack.enter_context(StoredImages(folder, fit, held_out))
+        check_images(images)
+        logits = run_held_out(reference, images)
+        removals = remove_blocks(reference, images, logits, blocks)
         segments = segments_of(reference.config, [removal.path for removal in removals])
         allowed = [segment.path for segment in segments]
         costs.check(allowed, budget, multiple)
         if blocks:
             curves = None  # a neighbour of a removed block answers for both, and loses something else
         named = {score} if curves is None else {curve.score for curve in curves.values()}
-        taylor = taylor_scores(reference, images, counts[0]) if named & {"auto", "taylor"} else {}
+        taylor = taylor_scores(reference, images) if named & {"auto", "taylor"} else {}
         if curves is None:
-            curves = measure_curves(reference, segments, images, counts, logits, folder, score, taylor, multiple)
+            curves = measure_curves(reference, segments, images, logits, folder, score, taylor, multiple)
         widths = allocate({path: curves[path].points for path in allowed}, costs, budget, multiple)
         best: tuple[float, ConvNeXt, dict[str, float]] | None = None
         tried: list[tuple[str, float, float]] = []
         for compensation in COMPENSATIONS:
             chosen = {path: curves[path].score for path in allowed}
-            pruned, errors = rebuild(reference, segments, images, counts, folder, widths, chosen, taylor, compensation)
-            kl, agreement = _judge(pruned, images, counts, logits)
+            pruned, errors = rebuild(reference, segments, images, folder, widths, chosen, taylor, compensation)
+            kl, agreement = _judge(pruned, images, logits)
             name = "errors of earlier blocks made good" if compensation else "each block for itself"
             tried.append((name, kl, agreement))
             if best is None or kl < best[0]:
@@ -154,10 +154,10 @@ def prune(
     _, pruned, errors = best
     times: tuple[float, float] | None = None
     if budget.kind == "latency":
-        from edgeconvnext.rewrite.prune_latency import measured_latency
+        from edgeconvnext.validate.float_latency import compare_latency
 
-        measured = measured_latency({"before": reference, "after": pruned}, input_size)
-        times = measured["before"], measured["after"]
+        timed = compare_latency(reference, pruned, (reference.config.in_channels, *input_size))
+        times = timed.before_ms, timed.after_ms
     taken = min(range(len(tried)), key=lambda index: tried[index][1])
     verdicts = tuple(PruneVerdict(*each, taken=index == taken) for index, each in enumerate(tried))
     return PruneResult(
@@ -174,8 +174,8 @@ def prune(
         verdicts=verdicts,
         latency_ms=times,
         curves=curves,
-        fit_images=counts[0],
-        held_out_images=counts[1],
+        fit_images=images.fit_images,
+        held_out_images=images.held_out_images,
     )
 
 
@@ -196,9 +196,9 @@ def _check(module: ConvNeXt, multiple: int, blocks: int) -> None:
         )
 
 
-def _judge(pruned: ConvNeXt, images: TensorFile, counts: tuple[int, int], logits: torch.Tensor) -> tuple[float, float]:
+def _judge(pruned: ConvNeXt, images: StoredImages, logits: torch.Tensor) -> tuple[float, float]:
     """Return KL in nats and agreement in per cent on the held-out images."""
-    found = run_reference(pruned, images, counts)
+    found = run_held_out(pruned, images)
     return logit_kl(logits, found), 100 * float((found.argmax(1) == logits.argmax(1)).float().mean())
 
 

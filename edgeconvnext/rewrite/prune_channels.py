@@ -14,8 +14,8 @@ import torch
 
 from edgeconvnext.errors import RewriteError
 from edgeconvnext.model.convnext import Block, ConvNeXt
+from edgeconvnext.rewrite.lockstep import StoredImages
 from edgeconvnext.rewrite.prune_segments import hidden_widths
-from edgeconvnext.tensor_file import TensorFile
 
 Score = Literal["auto", "elimination", "magnitude", "energy", "taylor"]
 SINGLE_SCORES: tuple[Score, ...] = ("elimination", "magnitude", "energy", "taylor")
@@ -144,7 +144,7 @@ def refit(weight: torch.Tensor, moments: ChannelMoments, kept: torch.Tensor) -> 
 
 
 @torch.enable_grad()
-def taylor_scores(reference: ConvNeXt, images: TensorFile, count: int) -> dict[str, torch.Tensor]:
+def taylor_scores(reference: ConvNeXt, images: StoredImages) -> dict[str, torch.Tensor]:
     """Return for each hidden channel the KL in nats that replacing it by its mean brings, to lowest order, by block.
 
     The KL of a network to itself has no first-order term. With F = diag(p) - p p^T its curvature in the logits z, a change
@@ -166,7 +166,7 @@ def taylor_scores(reference: ConvNeXt, images: TensorFile, count: int) -> dict[s
 
     hooks = [reference.get_submodule(f"{path}.pwconv2").register_forward_pre_hook(watch(path)) for path in widths]
     try:
-        for batch in images.batches(0, count):
+        for batch in images.fit():
             logits = reference(batch.requires_grad_())
             p = logits.detach().softmax(dim=1)
             drawn = p.sqrt() * torch.randn(p.shape, generator=generator)
@@ -186,5 +186,5 @@ def taylor_scores(reference: ConvNeXt, images: TensorFile, count: int) -> dict[s
     scores = {}
     for path, (square, product, base, total) in sums.items():
         mean = total / positions[path]
-        scores[path] = ((square - 2 * mean * product + mean.square() * base) / (2 * count)).clamp_min(0)
+        scores[path] = ((square - 2 * mean * product + mean.square() * base) / (2 * images.fit_images)).clamp_min(0)
     return scores

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch.nn.functional as F
 
 from edgeconvnext.model.convnext import ConvNeXt
 from edgeconvnext.progress import progress_bar
+from edgeconvnext.rewrite.lockstep import StoredImages, TwoStreams
 from edgeconvnext.rewrite.prune_channels import (
     SINGLE_SCORES,
     ChannelMoments,
@@ -20,8 +20,7 @@ from edgeconvnext.rewrite.prune_channels import (
     refit,
     removal_order,
 )
-from edgeconvnext.rewrite.prune_segments import Segment, logit_kl, written
-from edgeconvnext.tensor_file import TensorFile
+from edgeconvnext.rewrite.prune_segments import Segment, enter_stage, logit_kl
 
 SHARES = (1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8)
 """Widths that are measured beside the narrowest, as shares of the block's own; between them log(KL) is interpolated."""
@@ -46,8 +45,7 @@ Layer = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 def measure_curves(
     reference: ConvNeXt,
     segments: list[Segment],
-    images: TensorFile,
-    counts: tuple[int, int],
+    images: StoredImages,
     logits: torch.Tensor,
     folder: Path,
     score: Score,
@@ -56,32 +54,28 @@ def measure_curves(
 ) -> dict[str, Curve]:
     """Return the curve of each segment's block, by its path.
 
-    images: those to fit on, then those held out, `counts` of them. logits: the original network's for the latter. folder: where
-    block inputs lie meanwhile. taylor: scores by block, where `score` needs them.
+    logits: the original network's of the held-out images. folder: where block inputs lie meanwhile. taylor: scores by block,
+    where `score` needs them.
     """
     curves: dict[str, Curve] = {}
-    inputs = images
     stage = -1
-    with progress_bar("Measuring each block at several widths", len(segments)) as advance:
-        for number, segment in enumerate(segments):
+    label = "Measuring each block at several widths"
+    with TwoStreams(images, folder) as inputs, progress_bar(label, len(segments)) as advance:
+        for segment in segments:
             if segment.stage != stage:
                 stage = segment.stage
-                inputs = _next(folder, f"curves-down{stage}", inputs, images, partial(_enter, reference, stage))
-            curves[segment.path] = _curve(
-                reference, segment, inputs, counts, logits, score, taylor.get(segment.path), multiple
-            )
-            inputs = _next(folder, f"curves-{number}", inputs, images, partial(segment.run, reference))
+                inputs.step(partial(enter_stage, reference, stage))
+            curves[segment.path] = _curve(reference, segment, inputs, logits, score, taylor.get(segment.path), multiple)
+            inputs.step(partial(segment.run, reference))
             advance(1)
-    if inputs is not images:
-        inputs.delete()
     return curves
 
 
-def segment_moments(reference: ConvNeXt, segment: Segment, inputs: TensorFile, count: int) -> ChannelMoments:
-    """Return the statistics of the segment's block on the original network's inputs, the first `count` rows of `inputs`."""
+def segment_moments(reference: ConvNeXt, segment: Segment, inputs: TwoStreams) -> ChannelMoments:
+    """Return the statistics of the segment's block on the inputs it has in the original network, of the images to fit on."""
     block = segment.block(reference)
     sums = MomentSums(block.pwconv2.in_features, block.pwconv2.out_features)
-    for batch in inputs.batches(0, count):
+    for batch, _ in inputs.fit():
         target = (segment.run(reference, batch) - batch).permute(0, 2, 3, 1)
         sums.add(block.hidden(batch).flatten(0, 2), target.flatten(0, 2))
     return sums.result(segment.path)
@@ -90,15 +84,14 @@ def segment_moments(reference: ConvNeXt, segment: Segment, inputs: TensorFile, c
 def measured_kl(
     reference: ConvNeXt,
     segment: Segment,
-    inputs: TensorFile,
-    counts: tuple[int, int],
+    inputs: TwoStreams,
     logits: torch.Tensor,
     layers: list[Layer],
 ) -> list[float]:
     """Return the KL of the logits for each of several pwconv2 of the segment's block, everything else as it was."""
     block = segment.block(reference)
     answers: list[list[torch.Tensor]] = [[] for _ in layers]
-    for batch in inputs.batches(counts[0], sum(counts)):
+    for batch, _ in inputs.held_out():
         hidden = block.hidden(batch)
         for (kept, weight, bias), found in zip(layers, answers, strict=True):
             added = F.linear(hidden[..., kept], weight, bias).permute(0, 3, 1, 2)
@@ -116,8 +109,7 @@ def fitted_layer(weight: torch.Tensor, moments: ChannelMoments, order: torch.Ten
 def _curve(
     reference: ConvNeXt,
     segment: Segment,
-    inputs: TensorFile,
-    counts: tuple[int, int],
+    inputs: TwoStreams,
     logits: torch.Tensor,
     score: Score,
     taylor: torch.Tensor | None,
@@ -126,42 +118,24 @@ def _curve(
     block = segment.block(reference)
     weight = block.pwconv2.weight
     width = weight.shape[1]
-    moments = segment_moments(reference, segment, inputs, counts[0])
+    moments = segment_moments(reference, segment, inputs)
     names: tuple[Score, ...] = SINGLE_SCORES if score == "auto" else (score,)
     orders = {name: removal_order(block, moments, name, taylor) for name in names}
     probes: dict[Score, float] = {}
     if len(names) > 1:
         probe = measured_width(width, PROBE, multiple)
         layers = [fitted_layer(weight, moments, order, probe) for order in orders.values()]
-        found = measured_kl(reference, segment, inputs, counts, logits, layers)
+        found = measured_kl(reference, segment, inputs, logits, layers)
         probes = dict(zip(orders, found, strict=True))
     chosen = min(probes, key=lambda name: probes[name]) if probes else names[0]
     widths = sorted({min(multiple, width), *(measured_width(width, share, multiple) for share in SHARES)} - {width})
     if segment.first < segment.last:  # it stands for removed blocks too, and loses something at its full width
         widths.append(width)
     layers = [fitted_layer(weight, moments, orders[chosen], each) for each in widths]
-    kls = measured_kl(reference, segment, inputs, counts, logits, layers)
+    kls = measured_kl(reference, segment, inputs, logits, layers)
     return Curve(chosen, {width: 0.0} | dict(zip(widths, kls, strict=True)), probes)
 
 
 def measured_width(width: int, share: float, multiple: int) -> int:
     """Return a share of a width as the nearest multiple, at least one and at most the width: 3/8 of 160 in eights is 64."""
     return min(width, max(multiple, round(width * share / multiple) * multiple))
-
-
-def _enter(reference: ConvNeXt, stage: int, x: torch.Tensor) -> torch.Tensor:
-    return reference.downsample_layers[stage](x) if stage else reference.forward_stem(x)
-
-
-def _next(
-    folder: Path,
-    name: str,
-    file: TensorFile,
-    images: TensorFile,
-    function: Callable[[torch.Tensor], torch.Tensor],
-) -> TensorFile:
-    """Write what comes next and delete what it was made from, unless these are the images."""
-    following = written(folder / f"{name}.bin", file, function)
-    if file is not images:
-        file.delete()
-    return following

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -11,9 +12,9 @@ import torch
 from edgeconvnext.errors import RewriteError
 from edgeconvnext.model.convnext import ConvNeXt
 from edgeconvnext.progress import progress_bar
+from edgeconvnext.rewrite.lockstep import StoredImages, TwoStreams
 from edgeconvnext.rewrite.prune_curves import fitted_layer, measured_kl, segment_moments
-from edgeconvnext.rewrite.prune_segments import Segment, segments_of
-from edgeconvnext.tensor_file import TensorFile
+from edgeconvnext.rewrite.prune_segments import Segment, enter_stage, segments_of
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,10 @@ class Removal:
     others: dict[str, float]
 
 
-def remove_blocks(
-    reference: ConvNeXt, images: TensorFile, counts: tuple[int, int], logits: torch.Tensor, count: int
-) -> list[Removal]:
+def remove_blocks(reference: ConvNeXt, images: StoredImages, logits: torch.Tensor, count: int) -> list[Removal]:
     """Choose `count` blocks, one after the other, by the rise of the measured KL; every stage keeps at least one.
 
-    images: those to fit on, then those held out, `counts` of them. logits: the original network's for the latter.
+    logits: the original network's of the held-out images.
     """
     measured: dict[Segment, float] = {}
     removed: list[Removal] = []
@@ -53,7 +52,7 @@ def remove_blocks(
                     if owner.first <= each.owner <= owner.last and each.stage == owner.stage
                 )
                 if owner not in measured:
-                    measured[owner] = _kl(reference, owner, images, counts, logits, Path(name))
+                    measured[owner] = _kl(reference, owner, images, logits, Path(name))
                 rises[segment.path] = (measured[owner] - before, owner)
             if not rises:
                 raise RewriteError(
@@ -68,29 +67,21 @@ def remove_blocks(
     return removed
 
 
-def _kl(
-    reference: ConvNeXt,
-    segment: Segment,
-    images: TensorFile,
-    counts: tuple[int, int],
-    logits: torch.Tensor,
-    folder: Path,
-) -> float:
+def _kl(reference: ConvNeXt, segment: Segment, images: StoredImages, logits: torch.Tensor, folder: Path) -> float:
     """Measure the segment's block, fitted to stand for the whole segment, in the original network."""
-    with TensorFile(folder / "inputs.bin") as inputs:
-        for batch in images.batches(0, len(images)):
-            inputs.append(_before(reference, segment, batch))
+    with TwoStreams(images, folder) as inputs:
+        inputs.step(partial(_before, reference, segment))
         block = segment.block(reference)
-        moments = segment_moments(reference, segment, inputs, counts[0])
+        moments = segment_moments(reference, segment, inputs)
         width = block.pwconv2.in_features
         layer = fitted_layer(block.pwconv2.weight, moments, torch.arange(width), width)
-        return measured_kl(reference, segment, inputs, counts, logits, [layer])[0]
+        return measured_kl(reference, segment, inputs, logits, [layer])[0]
 
 
 def _before(reference: ConvNeXt, segment: Segment, x: torch.Tensor) -> torch.Tensor:
     """Return the segment's input in the original network, for images x."""
     for stage in range(segment.stage + 1):
-        x = reference.downsample_layers[stage](x) if stage else reference.forward_stem(x)
+        x = enter_stage(reference, stage, x)
         if stage < segment.stage:
             x = reference.get_submodule(f"stages.{stage}")(x)
     for index in range(segment.first):

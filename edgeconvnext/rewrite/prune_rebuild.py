@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,16 +12,15 @@ from torch import nn
 
 from edgeconvnext.model.convnext import Block, ConvNeXt
 from edgeconvnext.progress import progress_bar
+from edgeconvnext.rewrite.lockstep import StoredImages, TwoStreams
 from edgeconvnext.rewrite.prune_channels import MomentSums, Score, refit, removal_order
-from edgeconvnext.rewrite.prune_segments import Segment
-from edgeconvnext.tensor_file import TensorFile, pairs_of
+from edgeconvnext.rewrite.prune_segments import Segment, enter_stage
 
 
 def rebuild(
     reference: ConvNeXt,
     segments: list[Segment],
-    images: TensorFile,
-    counts: tuple[int, int],
+    images: StoredImages,
     folder: Path,
     widths: dict[str, int],
     scores: dict[str, Score],
@@ -29,54 +29,44 @@ def rebuild(
 ) -> tuple[ConvNeXt, dict[str, float]]:
     """Return the network with these blocks and widths, and the relative error of each changed block on held-out images.
 
-    images: those to fit on, then those held out, `counts` of them. folder: where block inputs lie meanwhile. compensation: the
-    share of the error in a block's input that its branch is fitted to take back; at 0 it is fitted to the original branch.
+    folder: where block inputs lie meanwhile. compensation: the share of the error in a block's input that its branch is fitted
+    to take back; at 0 it is fitted to the original branch.
     """
     blocks: dict[str, Block] = {}
     errors: dict[str, float] = {}
-    expected = given = images
-    stage, changed = -1, False
-    with progress_bar("Rebuilding the network", len(segments)) as advance:
-        for number, segment in enumerate(segments):
+    stage = -1
+    with TwoStreams(images, folder) as inputs, progress_bar("Rebuilding the network", len(segments)) as advance:
+        for segment in segments:
             if segment.stage != stage:
                 stage = segment.stage
-                expected, given = _downsampled(reference, stage, expected, given, images, folder)
+                inputs.step(partial(enter_stage, reference, stage))
             block, path = segment.block(reference), segment.path
-            width = widths[path]
-            if changed or width < block.pwconv2.in_features or segment.first < segment.last:
+            if not inputs.same or widths[path] < block.pwconv2.in_features or segment.first < segment.last:
                 blocks[path] = _fitted(
-                    reference, segment, expected, given, counts[0], width, scores[path], taylor.get(path), compensation
+                    reference, segment, inputs, widths[path], scores[path], taylor.get(path), compensation
                 )
-                errors[path] = _relative_error(reference, segment, blocks[path], expected, given, counts)
-                changed = True
+                errors[path] = _relative_error(reference, segment, blocks[path], inputs)
+                inputs.step(partial(segment.run, reference), blocks[path])
             else:
                 blocks[path] = copy.deepcopy(block)
-            following = [TensorFile(folder / f"rebuilt-{name}{number % 2}.bin") for name in ("expected", "given")]
-            for x, y in pairs_of(expected, given, 0, sum(counts)):
-                following[0].append(segment.run(reference, x))
-                following[1].append(blocks[path](y))
-            _drop(images, expected, given)
-            expected, given = following
+                inputs.step(block)
             advance(1)
-    _drop(images, expected, given)
     return _assembled(reference, segments, blocks), errors
 
 
 def _fitted(
     reference: ConvNeXt,
     segment: Segment,
-    expected: TensorFile,
-    given: TensorFile,
-    count: int,
+    inputs: TwoStreams,
     width: int,
     score: Score,
     taylor: torch.Tensor | None,
     compensation: float,
 ) -> Block:
-    """Return the segment's block with `width` hidden channels and its pwconv2 fitted on the first `count` images."""
+    """Return the segment's block with `width` hidden channels and its pwconv2 fitted on the images to fit on."""
     block = segment.block(reference)
     sums = MomentSums(block.pwconv2.in_features, block.pwconv2.out_features)
-    for x, y in pairs_of(expected, given, 0, count):
+    for x, y in inputs.fit():
         target = segment.run(reference, x) - torch.lerp(x, y, compensation)
         sums.add(block.hidden(y).flatten(0, 2), target.permute(0, 2, 3, 1).flatten(0, 2))
     moments = sums.result(segment.path)
@@ -90,18 +80,11 @@ def _fitted(
     return narrow
 
 
-def _relative_error(
-    reference: ConvNeXt,
-    segment: Segment,
-    block: Block,
-    expected: TensorFile,
-    given: TensorFile,
-    counts: tuple[int, int],
-) -> float:
+def _relative_error(reference: ConvNeXt, segment: Segment, block: Block, inputs: TwoStreams) -> float:
     """RMS error of the block's output against the original's, relative to the RMS variation of what the original adds."""
     error = power = 0.0
     sums, positions = torch.zeros(1), 0
-    for x, y in pairs_of(expected, given, counts[0], sum(counts)):
+    for x, y in inputs.held_out():
         output = segment.run(reference, x)
         added = (output - x).double()
         error += float((output - block(y)).square().sum(dtype=torch.float64))
@@ -130,24 +113,6 @@ def _assembled(reference: ConvNeXt, segments: list[Segment], blocks: dict[str, B
     pruned = ConvNeXt(changed).to(next(reference.parameters()))
     pruned.load_state_dict(tensors)
     return pruned.eval()
-
-
-def _downsampled(
-    reference: ConvNeXt, stage: int, expected: TensorFile, given: TensorFile, images: TensorFile, folder: Path
-) -> tuple[TensorFile, TensorFile]:
-    """Pass both streams through the stem or the downsampling layer in front of `stage`."""
-    following = TensorFile(folder / f"entered-expected{stage}.bin"), TensorFile(folder / f"entered-given{stage}.bin")
-    for x, y in pairs_of(expected, given, 0, len(expected)):
-        for file, batch in zip(following, (x, y), strict=True):
-            file.append(reference.downsample_layers[stage](batch) if stage else reference.forward_stem(batch))
-    _drop(images, expected, given)
-    return following
-
-
-def _drop(images: TensorFile, *files: TensorFile) -> None:
-    for file in files:
-        if file is not images:
-            file.delete()
 
 
 def _linear(weight: torch.Tensor, bias: torch.Tensor) -> nn.Linear:

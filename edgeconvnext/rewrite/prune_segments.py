@@ -6,16 +6,14 @@ stage. Its input is compared with the original network's before the first of the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
 from edgeconvnext.errors import RewriteError
 from edgeconvnext.model.convnext import Block, ConvNeXt, ConvNeXtConfig
-from edgeconvnext.tensor_file import TensorFile
+from edgeconvnext.rewrite.lockstep import StoredImages
 
 FEWEST_IMAGES = 3
 
@@ -75,36 +73,23 @@ def hidden_widths(config: ConvNeXtConfig) -> dict[str, int]:
     }
 
 
-def stored(images: TensorFile, fit: Iterable[torch.Tensor], held_out: Iterable[torch.Tensor]) -> tuple[int, int]:
-    """Write the images to fit on and those held out into `images`, and return how many there are of each.
-
-    Raises RewriteError where there are none.
-    """
-    counts = []
-    for batches in (fit, held_out):
-        before = len(images)
-        for batch in batches:
-            images.append(batch)
-        counts.append(len(images) - before)
-    if not all(counts):
+def check_images(images: StoredImages) -> None:
+    """Raise RewriteError where there are none to fit on, or none to judge by."""
+    if not (images.fit_images and images.held_out_images):
         raise RewriteError(
-            f"Weights are fitted on calibration images and judged on others; there are {counts[0]} and {counts[1]}. Name "
-            f"a set of at least {FEWEST_IMAGES} images with --calib, better 200 or more."
+            f"Weights are fitted on calibration images and judged on others; there are {images.fit_images} and "
+            f"{images.held_out_images}. Name a set of at least {FEWEST_IMAGES} images with --calib, better 200 or more."
         )
-    return counts[0], counts[1]
 
 
-def run_reference(reference: ConvNeXt, images: TensorFile, counts: tuple[int, int]) -> torch.Tensor:
-    """Return the logits of the held-out images, which lie behind the images to fit on, (held out, classes)."""
-    return torch.cat([reference(batch) for batch in images.batches(counts[0], sum(counts))])
+def run_held_out(network: ConvNeXt, images: StoredImages) -> torch.Tensor:
+    """Return the logits of the held-out images, (held out, classes)."""
+    return torch.cat([network(batch) for batch in images.held_out()])
 
 
-def written(path: Path, source: TensorFile, function: Callable[[torch.Tensor], torch.Tensor]) -> TensorFile:
-    """Return a new file that holds `function` of every row of `source`."""
-    file = TensorFile(path)
-    for batch in source.batches(0, len(source)):
-        file.append(function(batch))
-    return file
+def enter_stage(reference: ConvNeXt, stage: int, x: torch.Tensor) -> torch.Tensor:
+    """Return what the stem or the downsampling layer in front of a stage makes of x, (N, C, H, W)."""
+    return reference.downsample_layers[stage](x) if stage else reference.forward_stem(x)
 
 
 def logit_kl(expected: torch.Tensor, logits: torch.Tensor) -> float:

@@ -22,10 +22,10 @@ from edgeconvnext.model.convnext import Block, ConvNeXt
 from edgeconvnext.model.units import Unit, units_of
 from edgeconvnext.progress import progress_bar
 from edgeconvnext.rewrite.exact import fold_layer_scale
+from edgeconvnext.rewrite.lockstep import Lockstep, StoredImages
 from edgeconvnext.rewrite.prune_channels import MomentSums
-from edgeconvnext.rewrite.prune_segments import logit_kl, run_reference, stored
+from edgeconvnext.rewrite.prune_segments import check_images, logit_kl, run_held_out
 from edgeconvnext.rewrite.two_of_four import GROUP, KEPT, masked_fit
-from edgeconvnext.tensor_file import TensorFile, pairs_of
 
 LINEARS = ("pwconv1", "pwconv2")
 DAMPING = 1e-3
@@ -67,27 +67,20 @@ def sparsify(module: ConvNeXt, fit: Iterable[torch.Tensor], held_out: Iterable[t
     layers: list[SparseLayer] = []
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgeconvnext-sparsity-")))
-        images = stack.enter_context(TensorFile(folder / "images.bin"))
-        counts = stored(images, fit, held_out)
-        logits = run_reference(reference, images, counts)
-        expected = given = images
+        images = stack.enter_context(StoredImages(folder, fit, held_out))
+        check_images(images)
+        logits = run_held_out(reference, images)
         units = [unit for unit in units_of(reference) if unit.name != "head"]
+        state = stack.enter_context(Lockstep(reference, working, images, folder))
         with progress_bar("Making the linears sparse", len(units)) as advance:
-            for number, unit in enumerate(units):
+            for unit in units:
                 if unit.residual:
-                    layers += [_solve(reference, working, unit, part, expected, given, counts) for part in LINEARS]
-                following = [TensorFile(folder / f"{name}{number % 2}.bin") for name in ("expected", "given")]
-                for x, y in pairs_of(expected, given, 0, sum(counts)):
-                    following[0].append(unit.run(reference, x))
-                    following[1].append(unit.run(working, y))
-                for file in {expected, given} - {images}:
-                    file.delete()
-                expected, given = following
+                    layers += [_solve(state, unit, part) for part in LINEARS]
+                state.advance(unit, changed=unit.residual)
                 advance(1)
-        expected.delete()
-        given.delete()
-        found = run_reference(working, images, counts)
+        found = run_held_out(working, images)
     agreement = 100 * float((found.argmax(1) == logits.argmax(1)).float().mean())
+    counts = images.fit_images, images.held_out_images
     return SparseResult(working, tuple(layers), logit_kl(logits, found), agreement, *counts)
 
 
@@ -119,17 +112,9 @@ def sparse_weight(weight: torch.Tensor, covariance: torch.Tensor, cross: torch.T
     return masked_fit(left, mask, hessian, own)
 
 
-def _solve(
-    reference: ConvNeXt,
-    working: ConvNeXt,
-    unit: Unit,
-    part: str,
-    expected: TensorFile,
-    given: TensorFile,
-    counts: tuple[int, int],
-) -> SparseLayer:
+def _solve(state: Lockstep, unit: Unit, part: str) -> SparseLayer:
     """Replace one linear of the working network's block; return how well it answers."""
-    blocks = cast(Block, reference.get_submodule(unit.name)), cast(Block, working.get_submodule(unit.name))
+    blocks = [cast(Block, network.get_submodule(unit.name)) for network in (state.reference, state.working)]
     layer = cast(nn.Linear, getattr(blocks[1], part))
 
     def rows(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -139,14 +124,14 @@ def _solve(
         return inputs.flatten(0, 2), added.flatten(0, 2)
 
     sums = MomentSums(layer.in_features, layer.out_features)
-    for x, y in pairs_of(expected, given, 0, counts[0]):
+    for x, y in state.fit():
         sums.add(*rows(x, y))
     moments = sums.result(f"{unit.name}.{part}")
     weight = sparse_weight(layer.weight.detach().double(), moments.covariance, moments.cross)
     layer.weight.data.copy_(weight)
     layer.bias.data.copy_(moments.target_mean - weight @ moments.mean)
     error, power = 0.0, 0.0
-    for x, y in pairs_of(expected, given, counts[0], sum(counts)):
+    for x, y in state.held_out():
         inputs, targets = rows(x, y)
         error += float((layer(inputs) - targets).square().sum(dtype=torch.float64))
         power += float((targets - moments.target_mean).square().sum(dtype=torch.float64))

@@ -21,29 +21,28 @@ from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.model.macs import count_macs, count_parameters
 from edgeconvnext.report.schema import (
     CompressionRecord,
-    FloatLatency,
     HeldOutLoss,
     NormVerdict,
     PruningRecord,
     RecoveryRecord,
 )
 from edgeconvnext.rewrite.channel_norm import fold_batch_norms, leave_inputs_as_they_are, with_batch_norms
-from edgeconvnext.rewrite.exact import fold_exact
+from edgeconvnext.rewrite.exact import PROOF_IMAGES, fold_exact
 from edgeconvnext.rewrite.lockstep import StoredImages
 from edgeconvnext.rewrite.norms import replace_norms, replaceable_norms
 from edgeconvnext.rewrite.prune import prune
 from edgeconvnext.rewrite.prune_budget import Budget
-from edgeconvnext.search.norm_latency import NormLatencies, compare_latency, measure_norm_latencies, norm_elements
+from edgeconvnext.search.norm_latency import NormLatencies, measure_norm_latencies, norm_elements
 from edgeconvnext.search.norm_removal import Loss, measure_loss, replace_within_budget
 from edgeconvnext.targets import Target
 from edgeconvnext.train.distill import DistillOptions, distill
+from edgeconvnext.validate.float_latency import compare_latency
 
 NormScope = Literal["all", "blocks"]
 
 DEFAULT_IMAGES = 768
 """Images that layers are re-fitted on, a third of them held out: as many as resolve half a point of agreement."""
 
-PROOF_IMAGES = 16
 FEWEST_IMAGES = 6
 """A third of them is held out, and recovery learns from the others."""
 
@@ -127,7 +126,7 @@ def compress(
     with tempfile.TemporaryDirectory(prefix="edgeconvnext-") as scratch:
         folder = Path(scratch)
         with StoredImages(folder, read_images(model, chosen, fit), read_images(model, chosen, held_out)) as stored:
-            work = _Work(model, original, stored, labels, folder, options, target, proof)
+            work = _Work(model, original, stored, labels, folder, options, target)
             module = work.prune(original)
             module = work.replace_norms(module)
             if options.recover:
@@ -149,7 +148,6 @@ class _Work:
         folder: Path,
         options: CompressOptions,
         target: Target,
-        proof: torch.Tensor,
     ) -> None:
         self.model = model
         self.original = original
@@ -158,7 +156,6 @@ class _Work:
         self.folder = folder
         self.options = options
         self.target = target
-        self.proof = proof.contiguous().numpy()
         self.pruning: PruningRecord | None = None
         self.verdicts: tuple[NormVerdict, ...] = ()
         self.recovery: RecoveryRecord | None = None
@@ -257,10 +254,9 @@ class _Work:
         size = self.model.preprocess.input_size
         latency = None
         if self.target.runtime.name == "onnxruntime" and self.options.measure_latency:
-            before, after, (value, low, high) = compare_latency(
-                self.original, module, self.model.preprocess, self.proof, self.folder, threads=self.options.threads
+            latency = compare_latency(
+                self.original, module, (module.config.in_channels, *size), threads=self.options.threads
             )
-            latency = FloatLatency(before_ms=before, after_ms=after, speedup=value, low=low, high=high)
         return CompressionRecord(
             images=self.stored.fit_images + self.stored.held_out_images,
             held_out=self.stored.held_out_images,
@@ -284,9 +280,7 @@ class _Work:
     def _norm_latencies(self, module: ConvNeXt) -> NormLatencies | None:
         if self.target.runtime.name != "onnxruntime" or not self.options.measure_latency:
             return None
-        return measure_norm_latencies(
-            module, self.model.preprocess, self.proof, self.folder, threads=self.options.threads
-        )
+        return measure_norm_latencies(module, self.model.preprocess.input_size, threads=self.options.threads)
 
 
 def _trained(max_drop: float) -> str:

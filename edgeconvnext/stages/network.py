@@ -19,8 +19,6 @@ from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.model.network import Network
 from edgeconvnext.runs import RunDirectory, StageResult
 
-# Exact rewrites are proven on so many real images.
-PROOF_IMAGES = 16
 COMPRESSED = "compressed.safetensors"
 # Where recovery is saved while it runs.
 RECOVERY = "recovery.pt"
@@ -121,6 +119,8 @@ def float_program(job: Job, folded: StageResult) -> ExportedProgram:
 
 def proof_images(job: Job) -> torch.Tensor:
     """A few real calibration images, preprocessed, (N, C, H, W)."""
+    from edgeconvnext.rewrite.exact import PROOF_IMAGES
+
     indices = list(range(0, len(job.calibration), max(1, len(job.calibration) // PROOF_IMAGES)))[:PROOF_IMAGES]
     return torch.cat(list(images_of(read_images(job, job.calibration, indices, "Reading images"))))
 

@@ -8,8 +8,10 @@ import importlib
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -25,9 +27,12 @@ from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.model.macs import count_macs
 from edgeconvnext.rewrite import prune_channels, prune_latency
 from edgeconvnext.rewrite.exact import fold_exact
+from edgeconvnext.rewrite.lockstep import StoredImages
 from edgeconvnext.rewrite.prune import PruneResult, prune
 from edgeconvnext.rewrite.prune_budget import Budget, Costs, allocate, costs_of
 from edgeconvnext.rewrite.prune_channels import elimination_order
+from edgeconvnext.rewrite.prune_segments import logit_kl
+from edgeconvnext.validate.interleaved import Samples
 
 SIZE = (32, 32)
 Images = tuple[list[torch.Tensor], list[torch.Tensor]]
@@ -89,12 +94,17 @@ def test_size_budget_counts_weights(digits: LoadedModel, images: Images) -> None
 def test_latency_budget_uses_the_measured_table(
     digits: LoadedModel, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def times(graphs: dict[tuple[int, int], bytes], *_: object) -> dict[tuple[int, int], float]:
+    def times(graphs: Iterable[tuple[str, bytes]], **_: object) -> dict[str, Samples]:
         """The network takes 10 ms; blocks of the first stage 4 ms whatever their width, all others 1 ms per 64 channels."""
-        return {key: 10.0 if key[0] < 0 else (4.0 if key[0] == 0 else key[1] / 64) for key in graphs}
+        found = {}
+        for name, _graph in graphs:
+            stage, _, width = name.partition(" ")
+            ms = 10.0 if name == prune_latency.NETWORK else (4.0 if stage == "0" else int(width) / 64)
+            found[name] = Samples(np.array([ms]), np.array([0]))
+        return found
 
-    monkeypatch.setattr(prune_latency, "_medians_ms", times)
-    monkeypatch.setattr(prune_latency, "_graph", lambda *_: b"")
+    monkeypatch.setattr(prune_latency, "time_graphs", times)
+    monkeypatch.setattr(prune_latency, "float_graph", lambda *_: b"")
     costs = costs_of(digits.module, Budget("latency", 0.9), SIZE, 8)
     stage0 = {width: costs.blocks["stages.0.0"][width] for width in (8, 64)}
     assert stage0[8] == stage0[64]
@@ -108,7 +118,7 @@ def test_latency_budget_uses_the_measured_table(
 def test_latency_table_is_measured_in_onnxruntime(digits: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prune_latency, "SECONDS", 0.001)
     monkeypatch.setattr(prune_latency, "SHARES", (1.0,))
-    monkeypatch.setattr(importlib.import_module("edgeconvnext.validate.latency"), "BLOCK_S", 0.001)
+    monkeypatch.setattr(importlib.import_module("edgeconvnext.validate.interleaved"), "BLOCK_S", 0.001)
     costs = prune_latency.latency_costs(digits.module, SIZE, 512)
     assert 0 < sum(max(table.values()) for table in costs.blocks.values()) <= costs.total
     assert {path: list(table) for path, table in costs.blocks.items()} == {
@@ -201,14 +211,8 @@ def test_refitting_pays(
 
 def test_taylor_scores_are_the_measured_kl(digits: LoadedModel, images: Images, tmp_path: Path) -> None:
     """A channel's score is a quadratic estimate of what replacing it by its mean costs; compared where that is small."""
-    from edgeconvnext.rewrite.prune_segments import logit_kl
-    from edgeconvnext.tensor_file import TensorFile
-
-    with TensorFile(tmp_path / "images.bin") as file:
-        for batch in images[0]:
-            file.append(batch)
-        count = len(file)
-        scores = prune_channels.taylor_scores(digits.module, file, count)["stages.2.1"]
+    with StoredImages(tmp_path, images[0], []) as stored:
+        scores = prune_channels.taylor_scores(digits.module, stored)["stages.2.1"]
     channels = scores.argsort()[16::20].tolist()
     x = torch.cat(images[0])
     ratios = []
