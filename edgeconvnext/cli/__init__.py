@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import sys
 
-from edgeconvnext.cli import artifacts, networks, roadmap, searching, surroundings, training  # noqa: F401 - each adds its commands, in this order
+from edgeconvnext.cli import artifacts, measuring, networks, roadmap, searching, surroundings, training  # noqa: F401 - each adds its commands, in this order
 from edgeconvnext.cli.application import app
 from edgeconvnext.errors import EdgeConvNextError
 

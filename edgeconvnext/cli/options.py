@@ -26,6 +26,13 @@ def refuse_without(context: typer.Context, switch: str, *names: str) -> None:
         )
 
 
+def check_bits(weights: int | None, activations: int | None) -> None:
+    """Raise a usage error for bits that nothing here computes in."""
+    for option, value, known in (("--weights", weights, (4, 8)), ("--activations", activations, (8, 16))):
+        if value is not None and value not in known:
+            raise typer.BadParameter(f"{option} takes {known[0]} or {known[1]}; it is {value}.")
+
+
 ModelArgument = Annotated[str, typer.Argument(help="Weights file, folder, hub name, preset, or 'digits'.")]
 ModelOption = Annotated[
     str | None,
