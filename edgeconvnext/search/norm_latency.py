@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -11,10 +11,9 @@ import numpy as np
 import torch
 
 from edgeconvnext.model.convnext import ConvNeXt
+from edgeconvnext.progress import progress_bar
 from edgeconvnext.rewrite.norms import replaceable_norms
 from edgeconvnext.validate.float_latency import float_graph, time_graphs
-
-WHOLE = "the whole network"
 
 
 @dataclass(frozen=True)
@@ -35,16 +34,24 @@ class NormLatencies:
 
 
 def measure_norm_latencies(module: ConvNeXt, input_size: tuple[int, int], *, threads: int = 1) -> NormLatencies:
-    """Time the float network in onnxruntime, whole and without the norms of each group.
+    """Time the float network in onnxruntime beside itself without the norms of each group, two networks at a time.
 
     module: exactly folded. What a network costs does not depend on its weights, so norms are simply left out of the graph.
     """
+    graph = float_graph(module, (module.config.in_channels, *input_size))
     groups = norm_groups(module)
-    samples = time_graphs(_graphs(module, input_size, groups), threads=threads)
-    medians = {name: float(np.median(taken.times_ms)) for name, taken in samples.items()}
-    whole = medians[WHOLE]
-    without = {norm: whole - (whole - medians[group[0]]) / len(group) for group in groups for norm in group}
-    return NormLatencies(whole, without, f"onnxruntime {version('onnxruntime')}", threads)
+    whole: list[float] = []
+    saved: dict[str, float] = {}
+    with progress_bar("Timing LayerNorms", len(groups)) as advance:
+        for group in groups:
+            pair = [("with", graph), ("without", _without(module, graph, group))]
+            timed = {name: float(np.median(each.times_ms)) for name, each in time_graphs(pair, threads=threads).items()}
+            whole.append(timed["with"])
+            saved |= dict.fromkeys(group, (timed["with"] - timed["without"]) / len(group))
+            advance(1)
+    all_ms = float(np.median(whole))
+    without = {norm: all_ms - ms for norm, ms in saved.items()}
+    return NormLatencies(all_ms, without, f"onnxruntime {version('onnxruntime')}", threads)
 
 
 def norm_groups(module: ConvNeXt) -> list[tuple[str, ...]]:
@@ -70,16 +77,6 @@ def norm_elements(module: ConvNeXt, input_size: tuple[int, int]) -> dict[str, in
     for handle in handles:
         handle.remove()
     return dict(counted)
-
-
-def _graphs(
-    module: ConvNeXt, input_size: tuple[int, int], groups: Sequence[Sequence[str]]
-) -> Iterator[tuple[str, bytes]]:
-    """Yield the network's graph, and one without the norms of each group, named by its first."""
-    whole = float_graph(module, (module.config.in_channels, *input_size))
-    yield WHOLE, whole
-    for group in groups:
-        yield group[0], _without(module, whole, group)
 
 
 def _without(module: ConvNeXt, whole: bytes, norms: Sequence[str]) -> bytes:

@@ -16,6 +16,7 @@ from edgeconvnext.validate.runners import onnx_session
 
 OPSET = 20
 SECONDS = 1.0
+"""Measured time of each graph, at least, where nothing else is said."""
 
 
 def compare_latency(
@@ -47,12 +48,15 @@ def float_graph(module: nn.Module, input_shape: tuple[int, int, int]) -> bytes:
 
 
 def time_graphs(
-    graphs: Iterable[tuple[str, bytes]], *, threads: int = 1, seconds: float = SECONDS, warm_up_s: float = WARM_UP_S
+    graphs: Iterable[tuple[str, bytes]],
+    *,
+    threads: int = 1,
+    seconds: float | None = None,
+    warm_up_s: float = WARM_UP_S,
 ) -> dict[str, Samples]:
     """Time each ONNX graph by name, at least `seconds` of each, on a picture of its own input's size."""
-    return time_interleaved(
-        {name: _call(onnx_session(graph, threads)) for name, graph in graphs}, seconds=seconds, warm_up_s=warm_up_s
-    )
+    calls = {name: _call(onnx_session(graph, threads)) for name, graph in graphs}
+    return time_interleaved(calls, SECONDS if seconds is None else seconds, warm_up_s)
 
 
 def _call(session: Any) -> Callable[[], None]:
