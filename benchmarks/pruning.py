@@ -1,8 +1,8 @@
 """Pruning side by side: this toolkit and Torch-Pruning at equal multiply-adds, without training and with recovery.
 
     python -m benchmarks.pruning [--method TEXT ...] [--again]
-    python -m benchmarks.pruning --recovery      # then train what was pruned, 10 and 30 processor minutes each: hours;
-                                                 # on a GPU, 10 and 40 epochs
+    python -m benchmarks.pruning --recovery      # then train what was pruned, 10 processor minutes each, at some shares 30
+                                                 # too: hours; on a GPU, 10 and 40 epochs
     python -m benchmarks.pruning --timings       # onnxruntime's times of the networks that are there, on a quiet machine
     python -m benchmarks.pruning --page          # write docs/pruning.md's tables and the plot from the CSV, measure nothing
 
@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--method", nargs="+", default=[""], help="only methods whose name contains one of these texts")
     parser.add_argument("--again", action="store_true", help="measure the chosen rows anew")
     parser.add_argument("--recovery", action="store_true", help="only train what was pruned")
-    parser.add_argument("--share", type=float, nargs="+", default=RECOVERED_SHARES, help="shares that --recovery takes")
+    parser.add_argument("--share", type=float, nargs="+", help="shares that --recovery takes in place of its own")
     parser.add_argument("--how", default="", help="only recoveries whose name contains this text, as in: 10 min")
     parser.add_argument("--timings", action="store_true", help="only take the times that are missing")
     parser.add_argument("--page", action="store_true", help="only write the page and the plot from the CSV")
@@ -182,19 +182,19 @@ class Bench:
                 continue
             for share in shares:
                 answer = np.load(folder / f"{share}.npz")
-                self._write_network(f"{method} {share:g}", cast(ConvNeXt, load_model(folder / f"{share}.pt").module))
                 row = self._row(method, share, answer["logits"], float(answer["seconds"]), None)
                 row.macs, row.parameters = int(answer["macs"]), int(answer["parameters"])
                 row.share = row.macs / self.macs
                 self.table.put(row)
+                self._write_network(f"{method} {share:g}", cast(ConvNeXt, load_model(folder / f"{share}.pt").module))
 
-    def recovered(self, shares: Sequence[float], how: str) -> None:
+    def recovered(self, shares: Sequence[float] | None, how: str) -> None:
         """Both tools' pruned networks, trained without labels towards the original; rows are made where the network is there."""
         held_out = {self.calibration.ids[index] for index in split_held_out(self.calibration)[1]}
         photographs = resolve_image_set("imagenette")
         train = [index for index, name in enumerate(photographs.ids) if name not in held_out]
         for recovery, (options, at) in (RECOVERIES if own_device().type == "cpu" else GPU_RECOVERIES).items():
-            for share in (each for each in at if each in shares and how in recovery):
+            for share in (shares or at) if how in recovery else ():
                 for pruned in ("edgeconvnext, elimination", f"torch-pruning, {RECOVERED_PEER}"):
                     method, path = f"{pruned}, recovered {recovery}", network_path(f"{pruned} {share:g}")
                     if not path.is_file() or not self._wanted(method, share):
@@ -293,7 +293,7 @@ class Bench:
 
 
 def network_path(name: str) -> Path:
-    """Return where the network of a row is kept, for the timings."""
+    """Return where the network of a row is kept, for recovery and times."""
     return CACHE / f"{name.replace(', ', '-').replace(' ', '_').replace(':', '')}.safetensors"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import cast
 
 import numpy as np
@@ -30,17 +30,17 @@ def latency_costs(reference: ConvNeXt, input_size: tuple[int, int], multiple: in
     stages = range(len(config.depths))
     measured = {stage: _widths(max(config.hidden_widths[stage]), multiple) for stage in stages}
 
-    def graphs() -> Iterator[tuple[str, bytes]]:
-        with progress_bar("Writing graphs of blocks", sum(map(len, measured.values()))) as advance:
-            for stage, widths in measured.items():
-                height, width = (side // (config.stem_stride * 2**stage) for side in input_size)
-                for hidden in widths:
-                    block = _resized(reference, stage, hidden)
-                    yield f"{stage} {hidden}", float_graph(block, (config.dims[stage], height, width))
-                    advance(1)
+    def graphs(advance: Callable[[int], None]) -> Iterator[tuple[str, bytes]]:
+        for stage, widths in measured.items():
+            height, width = (side // (config.stem_stride * 2**stage) for side in input_size)
+            for hidden in widths:
+                block = _resized(reference, stage, hidden)
+                yield f"{stage} {hidden}", float_graph(block, (config.dims[stage], height, width))
+                advance(1)
         yield NETWORK, float_graph(reference, (config.in_channels, *input_size))
 
-    samples = time_graphs(graphs(), threads=threads, seconds=SECONDS, warm_up_s=0.05)
+    with progress_bar("Timing blocks of several widths", sum(map(len, measured.values()))) as advance:
+        samples = time_graphs(graphs(advance), threads=threads, seconds=SECONDS, warm_up_s=0.05)
     times = {name: float(np.median(each.times_ms)) for name, each in samples.items()}
     total = times[NETWORK]
     tables = {

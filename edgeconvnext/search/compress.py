@@ -32,7 +32,7 @@ from edgeconvnext.rewrite.lockstep import StoredImages
 from edgeconvnext.rewrite.norms import replace_norms, replaceable_norms
 from edgeconvnext.rewrite.prune import prune
 from edgeconvnext.rewrite.prune_budget import Budget
-from edgeconvnext.search.norm_latency import NormLatencies, measure_norm_latencies, norm_elements
+from edgeconvnext.search.norm_latency import measure_norm_latencies, norm_elements
 from edgeconvnext.search.norm_removal import Loss, measure_loss, replace_within_budget
 from edgeconvnext.targets import Target
 from edgeconvnext.train.distill import DistillOptions, distill
@@ -183,7 +183,7 @@ class _Work:
         if not self.options.replace_norms:
             return module
         timed = self._norm_latencies(module)
-        saved = norm_elements(module, self.model.preprocess.input_size) if timed is None else timed.saved_ms
+        saved = norm_elements(module, self.model.preprocess.input_size) if timed is None else timed
         found = replace_within_budget(
             module,
             self.stored,
@@ -277,7 +277,7 @@ class _Work:
         every = self.options.norms == "all"
         return [norm for norm in replaceable_norms(module) if every or norm.startswith("stages.")]
 
-    def _norm_latencies(self, module: ConvNeXt) -> NormLatencies | None:
+    def _norm_latencies(self, module: ConvNeXt) -> dict[str, float] | None:
         if self.target.runtime.name != "onnxruntime" or not self.options.measure_latency:
             return None
         return measure_norm_latencies(module, self.model.preprocess.input_size, threads=self.options.threads)

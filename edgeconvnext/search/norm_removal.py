@@ -169,7 +169,7 @@ def _verdict(
     else:
         why = (
             f"together with those replaced it would cost {refused.points:.2f} points ({refused.expected_points:.2f} expected) and "
-            f"{refused.kl:.3f} nats, and the budget is {budget}"
+            f"{refused.kl:.3g} nats, and the budget is {budget}"
         )
     return NormVerdict(
         norm=norm,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,8 +56,16 @@ def time_graphs(
     seconds: float | None = None,
     warm_up_s: float = WARM_UP_S,
 ) -> dict[str, Samples]:
-    """Time each ONNX graph by name, at least `seconds` of each, on a picture of its own input's size."""
-    calls = {name: _call(onnx_session(graph, threads)) for name, graph in graphs}
+    """Time each ONNX graph by name, at least `seconds` of each, on a picture of its own input's size.
+
+    graphs: opened one after the other, through a file: a session that gets bytes keeps them beside its own weights.
+    """
+    calls: dict[str, Callable[[], None]] = {}
+    with tempfile.TemporaryDirectory(prefix="edgeconvnext-") as folder:
+        path = Path(folder) / "graph.onnx"
+        for name, graph in graphs:
+            path.write_bytes(graph)
+            calls[name] = _call(onnx_session(path, threads))
     return time_interleaved(calls, SECONDS if seconds is None else seconds, warm_up_s)
 
 

@@ -181,9 +181,9 @@ def _evaluated(path: Path, names: tuple[str, ...]) -> Callable[[np.ndarray], Out
 
 
 def onnx_session(
-    model: Path | bytes, threads: int | None = None, *, optimised: Path | None = None, profile: Path | None = None
+    path: Path, threads: int | None = None, *, optimised: Path | None = None, profile: Path | None = None
 ) -> Any:
-    """Open an ONNX file, or what one holds, in onnxruntime on the CPU with all optimisations.
+    """Open an ONNX file in onnxruntime on the CPU with all optimisations.
 
     optimised: where onnxruntime writes the graph that it runs. profile: start of the name of the file that it writes times to.
     Raises ExportError for a file that is missing or that onnxruntime does not take.
@@ -203,11 +203,10 @@ def onnx_session(
     # Threads that still spin for work after a run would take the cores from the network timed next.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own exceptions share no base class but Exception
-        name = "An ONNX graph" if isinstance(model, bytes) else model
         raise ExportError(
-            f"{name} cannot be opened in onnxruntime {onnxruntime.__version__}: {_first_line(error)}. Export the model "
+            f"{path} cannot be opened in onnxruntime {onnxruntime.__version__}: {_first_line(error)}. Export the model "
             f"again, or check that this is an ONNX file and that onnxruntime is as new as the target's runtime.minimum."
         ) from error
 

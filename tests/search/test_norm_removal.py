@@ -14,9 +14,11 @@ from torch import nn
 from edgeconvnext.model.convnext import ConvNeXt
 from edgeconvnext.rewrite.lockstep import StoredImages
 from edgeconvnext.rewrite.norms import replace_norms, replaceable_norms
+from edgeconvnext.search import norm_latency
 from edgeconvnext.search.norm_latency import measure_norm_latencies, norm_elements, norm_groups
 from edgeconvnext.search.norm_removal import KL_PER_POINT, measure_loss, replace_within_budget
 from edgeconvnext.validate import float_latency, interleaved
+from edgeconvnext.validate.interleaved import Samples
 
 
 @pytest.fixture(scope="module")
@@ -133,10 +135,24 @@ def test_norms_of_one_stage_are_timed_together(module: ConvNeXt, monkeypatch: py
         ("stages.1.0.norm", "stages.1.1.norm"),
         ("norm",),
     ]
-    timed = measure_norm_latencies(module, (32, 32))
-    assert set(timed.without_ms) == set(replaceable_norms(module))
-    assert timed.without_ms["stages.1.0.norm"] == timed.without_ms["stages.1.1.norm"]
-    assert timed.all_ms > 0 and timed.runtime.startswith("onnxruntime")
+    saved = measure_norm_latencies(module, (32, 32))
+    assert set(saved) == set(replaceable_norms(module))
+    assert saved["stages.1.0.norm"] == saved["stages.1.1.norm"]
+
+
+def test_what_a_norm_saves_is_its_share_of_the_difference(module: ConvNeXt, monkeypatch: pytest.MonkeyPatch) -> None:
+    def samples(graphs: list[tuple[str, bytes]], **_: object) -> dict[str, Samples]:
+        times = {name: 10 - 3 + graph.count(b"LayerNormalization") for name, graph in graphs}
+        return {name: Samples(np.full(5, float(ms)), np.arange(5)) for name, ms in times.items()}
+
+    monkeypatch.setattr(norm_latency, "time_graphs", samples)
+    saved = measure_norm_latencies(module, (32, 32))
+    assert saved == dict.fromkeys(replaceable_norms(module), 1.0)
+
+
+def test_a_network_without_norms_is_not_timed(module: ConvNeXt, images: StoredImages, tmp_path: Path) -> None:
+    bare = replace_norms(module, replaceable_norms(module), images, tmp_path).module
+    assert measure_norm_latencies(bare, (32, 32)) == {}
 
 
 def test_values_that_pass_each_norm(module: ConvNeXt) -> None:

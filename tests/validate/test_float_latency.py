@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,28 +26,38 @@ def network() -> ConvNeXt:
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_the_graph_answers_as_the_network_does(network: ConvNeXt, batch: int) -> None:
+def test_the_graph_answers_as_the_network_does(network: ConvNeXt, batch: int, tmp_path: Path) -> None:
     image = torch.randn(batch, 3, 32, 40)
-    session = onnx_session(float_latency.float_graph(network, (3, 32, 40)))
-    (found,) = session.run(None, {"image": image.numpy()})
+    path = tmp_path / "graph.onnx"
+    path.write_bytes(float_latency.float_graph(network, (3, 32, 40)))
+    (found,) = onnx_session(path).run(None, {"image": image.numpy()})
     with torch.no_grad():
         torch.testing.assert_close(torch.from_numpy(found), network(image), rtol=1e-4, atol=1e-5)
 
 
-def test_part_of_a_network_has_a_graph_too(network: ConvNeXt) -> None:
+def test_part_of_a_network_has_a_graph_too(network: ConvNeXt, tmp_path: Path) -> None:
     features = torch.randn(1, 16, 4, 4)
     block = network.get_submodule("stages.1.0")
-    (found,) = onnx_session(float_latency.float_graph(block, (16, 4, 4))).run(None, {"image": features.numpy()})
+    path = tmp_path / "graph.onnx"
+    path.write_bytes(float_latency.float_graph(block, (16, 4, 4)))
+    (found,) = onnx_session(path).run(None, {"image": features.numpy()})
     with torch.no_grad():
         torch.testing.assert_close(torch.from_numpy(found), block(features), rtol=1e-4, atol=1e-5)
 
 
-def test_two_networks_are_timed_in_turns(network: ConvNeXt, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_networks_are_timed_together(network: ConvNeXt, monkeypatch: pytest.MonkeyPatch) -> None:
+    timed_at_once = []
+
+    def watched(calls: dict[str, Callable[[], None]], *arguments: float) -> dict[str, Samples]:
+        timed_at_once.append(list(calls))
+        return interleaved.time_interleaved(calls, *arguments)
+
+    monkeypatch.setattr(float_latency, "time_interleaved", watched)
     monkeypatch.setattr(float_latency, "SECONDS", 0.01)
     monkeypatch.setattr(interleaved, "BLOCK_S", 0.005)
     timed = float_latency.compare_latency(network, network, (3, 32, 32))
+    assert timed_at_once == [["before", "after"]]
     assert timed.before_ms > 0 and timed.after_ms > 0
-    assert timed.speedup == pytest.approx(timed.before_ms / timed.after_ms)
     assert timed.low <= timed.speedup <= timed.high
 
 
@@ -69,5 +80,5 @@ def test_a_network_that_no_graph_can_hold_is_refused(network: ConvNeXt, monkeypa
 
 
 def test_what_is_no_graph_is_refused() -> None:
-    with pytest.raises(ExportError, match="An ONNX graph cannot be opened"):
+    with pytest.raises(ExportError, match="cannot be opened in onnxruntime"):
         float_latency.time_graphs([("nothing", b"none")])
