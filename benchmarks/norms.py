@@ -74,6 +74,7 @@ CASES = (
     Case("frozen, within 0.5 points", ("--replace-norm",)),
     Case("blocks frozen, within 0.5 points", BLOCKS),
     Case("blocks frozen, within 0.4 points", (*BLOCKS, "--max-drop", "0.4")),
+    Case("blocks frozen, within 0.4 points, untimed order", (*BLOCKS, "--max-drop", "0.4", "--no-latency")),
     Case("blocks frozen, all of them", EVERY_BLOCK),
     Case("all frozen", ("--replace-norm", "--max-drop", "100")),
     Case("blocks, all of them recovered, 10 minutes", (*EVERY_BLOCK, *RECOVER, "10")),
@@ -215,6 +216,8 @@ def _speed(report: dict[str, Any]) -> dict[str, float]:
 
 def _float_speed(record: dict[str, Any]) -> dict[str, float]:
     timed = record["latency"]
+    if timed is None:
+        return {}
     return _times(timed["before_ms"], timed["after_ms"], timed | {"value": timed["speedup"]})
 
 
