@@ -123,6 +123,8 @@ def gate_text(gate: Gate) -> GateText:
     measured = None
     if gate.measured is not None:
         measured = show(gate.measured)
+        if outcome == "missed" and measured == show(gate.limit):  # 6 of 599 images are 1.002 points
+            measured = f"just {'above' if gate.measured > gate.limit else 'below'} {measured}"
         if gate.low is not None and gate.high is not None:
             measured += f" ({show(gate.low)} to {show(gate.high)})"
     return GateText(promise, measured, outcome, gate.reason)
