@@ -23,7 +23,13 @@ def to_float16(program: ExportedProgram) -> ExportedProgram:
     float16, because a typed ONNX stores them so. Sums of squares (GRN) stay float32, which float16 could not hold.
     Raises QuantizationError where a parameter does not fit float16.
     """
-    image = program.example_inputs[0][0]  # type: ignore[index]
+    module, axes = half_module(program), free_axes(program)
+    shapes = (axes,) if axes else None
+    return torch.export.export(module, program.example_inputs[0], dynamic_shapes=shapes, strict=False)
+
+
+def half_module(program: ExportedProgram) -> GraphModule:
+    """Return the same as a module to run, at once: its graph is edited and not traced anew, so that nodes lack shapes."""
     module = program.module(check_guards=False)
     if not isinstance(module, GraphModule):
         raise AssertionError("an exported program unlifts to a graph module")
@@ -35,8 +41,7 @@ def to_float16(program: ExportedProgram) -> ExportedProgram:
     _keep_sums_of_squares(module)
     module.graph.lint()
     module.recompile()
-    axes = free_axes(program)
-    return torch.export.export(module, (image,), dynamic_shapes=(axes,) if axes else None, strict=False)
+    return module
 
 
 def _per_channel_scales(module: GraphModule) -> set[str]:

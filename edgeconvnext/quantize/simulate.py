@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 import edgeconvnext.quantize.program  # noqa: F401  registers the Q/DQ operators
+from edgeconvnext.quantize.float16 import half_module
 
+FloatType = Literal["float32", "float16"]
 _Q = torch.ops.quantized_decomposed
 _MULTIPLIED = {torch.ops.aten.conv2d.default, torch.ops.aten.linear.default}
 
 
-def simulator(program: ExportedProgram) -> GraphModule:
+def simulator(program: ExportedProgram, float_type: FloatType = "float32") -> GraphModule:
     """Return a module that computes what `program` computes: images (N, C, H, W) to logits (N, num_classes).
 
+    program: float32. float_type: what its float side is computed in, as `quantize.float16.to_float16` has it.
     Weights are dequantised once instead of at every call; a quantize node and the dequantize node behind it become one fake
     quantize; convs and linears in float16 multiply in float32 and round their output to float16, as hardware does, because
     a CPU's own float16 products are up to eighty times slower.
     """
-    module: GraphModule = program.module(check_guards=False)  # type: ignore[assignment]
+    half = float_type == "float16"
+    module = half_module(program) if half else cast(GraphModule, program.module(check_guards=False))
     constants = _Constants(module)
     for node in list(module.graph.nodes):
         if node.target == _Q.dequantize_per_channel.default and node.args[0].op == "get_attr":
@@ -29,7 +33,7 @@ def simulator(program: ExportedProgram) -> GraphModule:
         elif node.target == _Q.dequantize_per_tensor.default:
             _fake_quantize(module, node)
     for node in list(module.graph.nodes):
-        if node.target in _MULTIPLIED and node.meta["val"].dtype == torch.float16:
+        if half and node.target in _MULTIPLIED:
             _multiply_in_float32(module, node, constants)
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()

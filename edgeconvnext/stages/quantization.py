@@ -229,8 +229,4 @@ def simulation_of(job: Job, program: ExportedProgram) -> GraphModule:
     """The same of a loaded graph, which stays as it is."""
     from edgeconvnext.quantize.simulate import simulator
 
-    if job.target.float_type == "float32":
-        return simulator(program)
-    from edgeconvnext.quantize.float16 import to_float16
-
-    return simulator(to_float16(program))
+    return simulator(program, job.target.float_type)

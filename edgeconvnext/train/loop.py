@@ -67,13 +67,14 @@ class LoopSettings:
 class Trainer(Generic[Part]):
     """A network in training, and where training is.
 
+    optimizers: of different parameters, all of which take every step; each group's rate is under "rate".
     loss: of one part of a step, from the part, the step's number and the part's. It computes with `module` or with `distributed`,
     which is the same network averaging its gradients over the world's processes.
     losses: mean loss of each epoch. notes: values of the caller's that travel with the checkpoint.
     """
 
     module: Network
-    optimizer: torch.optim.Optimizer
+    optimizers: Sequence[torch.optim.Optimizer]
     loss: Callable[[Part, int, int], torch.Tensor]
     settings: LoopSettings
     world: World
@@ -150,9 +151,10 @@ class Trainer(Generic[Part]):
     def step(self, parts: Sequence[Part]) -> None:
         """Take one step of the optimiser; its loss is the mean over `parts`."""
         factor = self.settings.rate_factor(self.progress)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["rate"] * factor
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["rate"] * factor
+            optimizer.zero_grad(set_to_none=True)
         total = 0.0
         for number, part in enumerate(parts):
             last = number == len(parts) - 1
@@ -168,9 +170,11 @@ class Trainer(Generic[Part]):
                 "rate."
             )
         if self.settings.clip_norm:
-            self._scaler.unscale_(self.optimizer)
+            for optimizer in self.optimizers:
+                self._scaler.unscale_(optimizer)
             torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.settings.clip_norm)
-        self._scaler.step(self.optimizer)
+        for optimizer in self.optimizers:
+            self._scaler.step(optimizer)
         self._scaler.update()
         self.steps += 1
         if self.average is not None:
@@ -190,7 +194,7 @@ class Trainer(Generic[Part]):
             "identity": identity,
             "module": self.module.state_dict(),
             "average": None if self.average is None else self.average.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "scaler": self._scaler.state_dict(),
             "steps": self.steps,
             "spent_s": self.spent_s,
@@ -210,7 +214,8 @@ class Trainer(Generic[Part]):
             self.module.load_state_dict(state["module"])
             if self.average is not None:
                 self.average.module.load_state_dict(state["average"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(kept)
             self._scaler.load_state_dict(state["scaler"])
         except _NO_CHECKPOINT as error:
             name, why = self.settings.name.lower(), error if isinstance(error, _ForeignCheckpointError) else ""

@@ -42,3 +42,17 @@ def recipe_optimizer(module: Network, recipe: Recipe) -> torch.optim.Optimizer:
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=recipe.step_rate, momentum=recipe.momentum)
     return torch.optim.AdamW(groups, lr=recipe.step_rate)
+
+
+def recovery_optimizers(module: Network, rate: float) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+    """Return Muon for the matrices (the linears' weights) and AdamW at an eighth of the rate for the rest; nothing is decayed.
+
+    Muon's steps change a matrix in all directions alike, also those that few gradients point in (Jordan et al., 2024; scaled to
+    AdamW's as in arXiv 2502.16982).
+    """
+    matrices = [parameter for parameter in module.parameters() if parameter.dim() == 2]
+    others = [parameter for parameter in module.parameters() if parameter.dim() != 2]
+    return (
+        torch.optim.Muon([{"params": matrices, "rate": rate}], weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW([{"params": others, "rate": rate / 8}], weight_decay=0.0),
+    )

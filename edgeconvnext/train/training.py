@@ -201,7 +201,7 @@ def _trainer(
     )
     return Trainer(
         module=module,
-        optimizer=recipe_optimizer(module, recipe),
+        optimizers=[recipe_optimizer(module, recipe)],
         loss=loss,
         settings=settings,
         world=world,
@@ -229,7 +229,7 @@ def _row(
         epoch=epoch,
         steps=trainer.steps,
         size=recipe.size_of_epoch(epoch - 1),
-        learning_rate=trainer.optimizer.param_groups[-1]["lr"],
+        learning_rate=trainer.optimizers[0].param_groups[-1]["lr"],
         loss=trainer.losses[-1],
         minutes=trainer.spent_s / 60,
     )

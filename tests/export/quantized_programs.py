@@ -22,7 +22,7 @@ from edgeconvnext.model.layers import weighted_layers
 from edgeconvnext.quantize.float16 import to_float16
 from edgeconvnext.quantize.planning import build_plan
 from edgeconvnext.quantize.program import export_program, quantize_program
-from edgeconvnext.quantize.simulate import simulator
+from edgeconvnext.quantize.simulate import FloatType, simulator
 from edgeconvnext.quantize.statistics import collect_statistics
 from edgeconvnext.targets import load_target
 
@@ -132,10 +132,10 @@ def layers_of(variant: Variant = VARIANTS[0]) -> dict[str, str]:
     return dict(weighted_layers(small_convnext(variant)))
 
 
-def run(program: ExportedProgram, batch: torch.Tensor) -> np.ndarray:
-    """Logits of a program in torch, (N, classes) float32."""
+def run(program: ExportedProgram, batch: torch.Tensor, float_type: FloatType = "float32") -> np.ndarray:
+    """Logits of a float32 program in torch, its float side in `float_type`, (N, classes) float32."""
     with torch.inference_mode():
-        logits: torch.Tensor = simulator(program)(batch)
+        logits: torch.Tensor = simulator(program, float_type)(batch)
     return logits.numpy()
 
 

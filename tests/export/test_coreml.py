@@ -42,7 +42,6 @@ from edgeconvnext.export.coreml_runtime import CoreMLModel
 from edgeconvnext.export.metadata import ArtifactMetadata
 from edgeconvnext.files import tree_size
 from edgeconvnext.model import load_model
-from edgeconvnext.quantize.float16 import to_float16
 from edgeconvnext.quantize.planning import build_plan
 from edgeconvnext.quantize.program import export_program, quantize_program
 from edgeconvnext.quantize.statistics import collect_statistics
@@ -437,5 +436,5 @@ def test_trained_atto_keeps_its_folded_weights_and_halves_in_size(
     assert (check.layers, check.int8_layers, check.largest_scale_error) == (41, 40, 0)
     for name, program, least in (("int8", quantised, 40), ("float16", floating, 50)):
         found = Evaluator(tmp_path / f"{name}.mlpackage").run(pixels[0].round())["logits"].float().numpy()
-        assert sqnr_db(run(to_float16(program), pixels[0]), found) >= least
+        assert sqnr_db(run(program, pixels[0], "float16"), found) >= least
     assert sizes[0] < 0.55 * sizes[1]

@@ -14,7 +14,6 @@ from torch.export import ExportedProgram
 from edgeconvnext.errors import ExportError
 from edgeconvnext.export.coreml import export_coreml
 from edgeconvnext.export.coreml_package import PackageInfo, WeightCheck, check_weights, inspect_mlpackage, open_package
-from edgeconvnext.quantize.float16 import to_float16
 from edgeconvnext.quantize.precision import BitPlan
 from edgeconvnext.quantize.program import export_program, quantize_program
 from edgeconvnext.rewrite.exact import fold_norm_affine
@@ -51,7 +50,7 @@ def package(tmp_path: Path, bits: BitPlan, minimum_os: str) -> tuple[PackageInfo
 def fidelity_db(program: ExportedProgram, path: Path) -> float:
     pixels = (IMAGES * 0.25 + 0.5).mul(255).round()
     found = Evaluator(path).run(pixels)["logits"].float().numpy()
-    return sqnr_db(run(to_float16(program), pixels), found)
+    return sqnr_db(run(program, pixels, "float16"), found)
 
 
 def test_four_bit_weights_are_stored_as_such_and_equal_the_simulations(tmp_path: Path) -> None:

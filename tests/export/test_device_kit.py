@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from quantized_programs import CLASSES, half_program_for, images, in_onnxruntime, run, small_convnext, typed_onnx_bytes
+from quantized_programs import CLASSES, images, in_onnxruntime, program_for, run, small_convnext, typed_onnx_bytes
 
 from edgeconvnext.errors import ExportError
 from edgeconvnext.export.device_kit import CheckVectors, KitNetworks, assemble_script, write_device_kit
@@ -44,7 +44,7 @@ def vectors(count: int = 8) -> CheckVectors:
     )  # made here: made in inference mode, it could not be exported later
     with torch.inference_mode():
         fp32 = network(batch).numpy()
-    simulated = run(half_program_for("jetson"), batch)
+    simulated = run(program_for("jetson"), batch, "float16")
     return CheckVectors(batch.numpy(), fp32, simulated, labels=fp32.argmax(axis=1))
 
 

@@ -40,11 +40,11 @@ def test_the_float16_simulation_stays_close(variant: Variant) -> None:
     batch = images(8, seed=9)
     for target, floor_db in ((None, 50), ("jetson", 30)):
         program = program_for(target, variant)
-        half = half_program_for(target, variant)
+        half = run(program, batch, "float16")
         # Float16 keeps 11 bits: 66 dB for one rounding, a little less after thirty. With Q/DQ in between a rounding
         # that crosses a border moves a code by one, an error as large as the quantization's own.
-        assert sqnr_db(run(program, batch), run(half, batch)) > floor_db
-        assert run(half, batch).dtype == np.float32
+        assert sqnr_db(run(program, batch), half) > floor_db
+        assert half.dtype == np.float32
 
 
 def test_the_fast_simulation_is_the_program() -> None:
@@ -54,7 +54,7 @@ def test_the_fast_simulation_is_the_program() -> None:
         with torch.inference_mode():
             native = half.module()(batch).numpy()
         # The same float16 tensors; only sums inside a convolution or linear are kept in more digits.
-        assert sqnr_db(native, run(half, batch)) > floor_db
+        assert sqnr_db(native, run(program_for(target), batch, "float16")) > floor_db
     single = program_for("onnx")
     with torch.inference_mode():
         np.testing.assert_array_equal(single.module()(batch).numpy(), run(single, batch))
@@ -85,7 +85,7 @@ def test_sums_of_squares_do_not_overflow() -> None:
             block.pwconv1(block.norm(block.dwconv(module.downsample_layers[0](batch)).permute(0, 2, 3, 1)))
         )
         assert float(hidden.square().sum(dim=(1, 2)).max()) > 65504
-    assert sqnr_db(run(program, batch), run(to_float16(program), batch)) > 40
+    assert sqnr_db(run(program, batch), run(program, batch, "float16")) > 40
 
 
 def test_a_parameter_beyond_float16_is_named() -> None:
@@ -101,7 +101,7 @@ def test_a_parameter_beyond_float16_is_named() -> None:
 def test_typed_files_run_as_simulated(variant: Variant) -> None:
     batch = images(32, seed=9)
     for target, floor_db in ((None, 50), ("jetson", 30)):
-        simulated = run(half_program_for(target, variant), batch)
+        simulated = run(program_for(target, variant), batch, "float16")
         # 30 dB is the target's own fidelity gate; measured 36 dB and more on these networks.
         assert sqnr_db(simulated, in_onnxruntime(typed_onnx_bytes(target, variant), batch)) > floor_db
 

@@ -32,7 +32,7 @@ def test_float16_simulation_differs_by_the_rounding_of_products_only() -> None:
     quantized = quantize_program(export_program(network, images[:2], max_batch=16), plan)
     half = to_float16(quantized)
     with torch.inference_mode():
-        ours, torchs, exact = simulator(half)(images), half.module()(images), quantized.module()(images)
+        ours, torchs, exact = simulator(quantized, "float16")(images), half.module()(images), quantized.module()(images)
     assert ours.dtype == torch.float32
     # Both round every tensor to float16 (relative 5e-4); a code that falls the other way costs a quantization step.
     assert sqnr_db(torchs, ours) > 38

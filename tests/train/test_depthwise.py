@@ -78,8 +78,8 @@ def test_a_training_step_uses_it_and_leaves_the_network_as_it_was() -> None:
 
     settings = LoopSettings("A test", 1, 1, lambda progress: 1.0)
     before = conv.weight.detach().clone()
-    trainer = Trainer(network, torch.optim.SGD(network.parameters(), 0.1), loss, settings, ALONE)  # type: ignore[arg-type]
-    for group in trainer.optimizer.param_groups:
+    trainer = Trainer(network, [torch.optim.SGD(network.parameters(), 0.1)], loss, settings, ALONE)  # type: ignore[arg-type]
+    for group in trainer.optimizers[0].param_groups:
         group["rate"] = 0.1
     trainer.step([images(2, 4, 6, 6)])
     assert seen[0] is not nn.Conv2d and type(conv) is nn.Conv2d

@@ -22,7 +22,7 @@ from edgeconvnext.train import loop
 from edgeconvnext.train.distill import DistillOptions, distill
 from edgeconvnext.train.world import own_device
 
-OPTIONS = DistillOptions(epochs=2, batch_size=32, learning_rate=2e-3)
+OPTIONS = DistillOptions(epochs=2)
 
 
 @pytest.fixture(scope="module")

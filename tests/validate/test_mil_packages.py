@@ -19,7 +19,6 @@ from quantized_programs import METADATA, VARIANTS, Variant, images, program_for,
 from edgeconvnext.errors import ExportError
 from edgeconvnext.export.coreml import export_coreml
 from edgeconvnext.export.coreml_package import open_package
-from edgeconvnext.quantize.float16 import to_float16
 from edgeconvnext.validate.mil.evaluate import Classified, Evaluator
 from edgeconvnext.validate.mil.operators import OPERATORS
 from edgeconvnext.validate.mil.program import read_program
@@ -47,7 +46,7 @@ def test_package_computes_the_simulated_graph(
     found = Evaluator(write(program, tmp_path, minimum_os)).run(PIXELS)
     assert found["logits"].dtype == torch.float16
     least = 55 if target is None else 40
-    assert sqnr_db(run(to_float16(program), PIXELS), found["logits"].float().numpy()) >= least
+    assert sqnr_db(run(program, PIXELS, "float16"), found["logits"].float().numpy()) >= least
 
 
 def test_images_are_computed_alone_or_together_alike(tmp_path: Path) -> None:
