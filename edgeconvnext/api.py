@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from edgeconvnext import pipeline
 from edgeconvnext.claim import is_run
@@ -36,8 +36,10 @@ from edgeconvnext.rewrite.prune_segments import FEWEST_IMAGES
 from edgeconvnext.rewrite.sparsity import SparseResult, sparsify
 from edgeconvnext.search.compress import Compressed, CompressOptions, compressed_model, read_images
 from edgeconvnext.search.compress import compress as run_compress
-from edgeconvnext.search.placement_search import PlacementFound
 from edgeconvnext.targets import load_target
+
+if TYPE_CHECKING:
+    from edgeconvnext.search.placement_search import PlacementFound  # loads torchao, seconds of it
 
 DEFAULT_MULTIPLE = 8
 

@@ -16,6 +16,12 @@ def test_import_loads_no_framework() -> None:
     assert result.stdout.strip() == "[]"
 
 
+def test_functions_that_quantise_nothing_do_not_wait_for_torchao() -> None:
+    code = "import sys, edgeconvnext.api; print([m for m in ('torchao', 'torch._dynamo', 'onnxruntime') if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
 def test_unknown_names_are_attribute_errors() -> None:
     with pytest.raises(AttributeError, match="quantise"):
         _ = edgeconvnext.quantise

@@ -14,7 +14,6 @@ LINUX = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory
 
 @LINUX
 def test_the_peak_is_of_the_block_alone() -> None:
-    give_back_free_memory()
     with CostMeter() as idle:
         pass
     with CostMeter() as busy:
@@ -26,14 +25,30 @@ def test_the_peak_is_of_the_block_alone() -> None:
 
 @LINUX
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc_trim")
-def test_freed_memory_between_blocks_in_use_goes_back() -> None:
+def test_freed_memory_between_blocks_in_use_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = [bytearray(3000) for _ in range(60_000)]
     kept = blocks[::100]
     with CostMeter() as full:
         pass
     del blocks
+    monkeypatch.setattr("edgeconvnext.cost._resident_when_given_back", 0.0)
     give_back_free_memory()
     with CostMeter() as trimmed:
         pass
     assert len(kept) == 600
     assert full.peak_mib - trimmed.peak_mib > 120
+
+
+@LINUX
+def test_a_process_that_has_not_grown_is_not_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    searched: list[int] = []
+    monkeypatch.setattr("edgeconvnext.cost._resident_when_given_back", 0.0)
+    give_back_free_memory()
+    monkeypatch.setattr("gc.collect", lambda: searched.append(1))
+    small = bytearray(b"x") * 20_000_000
+    give_back_free_memory()
+    assert searched == []
+    large = bytearray(b"x") * 300_000_000
+    give_back_free_memory()
+    assert searched == [1]
+    assert len(small) + len(large) == 320_000_000

@@ -94,22 +94,23 @@ def write_artifact(target: Target, programs: Programs, folder: Path, metadata: A
 
 @contextmanager
 def kit_baseline(
-    target: Target, folder: Path, programs: Callable[[], Programs], metadata: ArtifactMetadata
+    target: Target, folder: Path, floating: Callable[[], ExportedProgram], metadata: ArtifactMetadata
 ) -> Iterator[Path]:
     """Give the float form that a device is to compare the artifact with: of the run in `folder`, or made for the block.
 
-    Core ML's has no other use than the comparison on a Mac, so that it is made here from `programs`.
+    Core ML's has no other use than the comparison on a Mac, so that it is made here from the graph that `floating` returns.
     """
     if target.exporter != "coreml":
         yield folder / (FLOAT_ONNX if target.exporter == "onnx" else FLOAT16_ONNX)
         return
     from edgeconvnext.export.coreml import export_coreml
+    from edgeconvnext.quantize.program import with_batch
 
     assert target.minimum_os is not None
     with tempfile.TemporaryDirectory() as scratch:
         package = Path(scratch) / "model_fp16.mlpackage"
-        floating = programs().with_batch(target.input.batch[0]).floating
-        yield export_coreml(floating, package, metadata=metadata, minimum_os=target.minimum_os)
+        program = with_batch(floating(), target.input.batch[0])
+        yield export_coreml(program, package, metadata=metadata, minimum_os=target.minimum_os)
 
 
 def _write_onnx(target: Target, programs: Programs, folder: Path, metadata: ArtifactMetadata) -> Exported:
