@@ -14,6 +14,8 @@ import pytest
 from loopback import server, ssh_config  # noqa: F401  fixtures
 from PIL import Image
 
+from edgeconvnext.validate import interleaved
+
 _CHECKOUT = Path(__file__).resolve().parent.parent
 _LONGEST_FILES = ("test_readme.py", "test_pipeline.py", "test_roadmap_command.py", "test_compress.py")
 
@@ -84,6 +86,16 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def _ctrl_c_reaches_children() -> None:
     """A shell starts background jobs with Ctrl-C ignored, and children inherit that; with a handler here they do not."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _short_turns() -> Iterator[None]:
+    """Time networks for a moment only: no test asserts a time."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, seconds in (("WARM_UP_S", 0.01), ("MIN_SECONDS", 0.05), ("SCREENING_SECONDS", 0.05)):
+            patch.setattr(interleaved, name, seconds)
+        patch.setattr(interleaved, "BLOCK_S", 0.005)
+        yield
 
 
 @pytest.fixture(autouse=True)

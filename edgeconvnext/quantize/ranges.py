@@ -62,9 +62,14 @@ def quantization_mse(histogram: Histogram, scale: np.ndarray, zero_point: np.nda
     used = histogram.counts > 0
     x, weight = histogram.centers[used], histogram.counts[used] / max(histogram.total, 1.0)
     scale, zero_point = scale[:, None], zero_point[:, None]
-    codes = np.clip(np.round(x / scale) + zero_point, grid.quant_min, grid.quant_max)
-    error = np.square((codes - zero_point) * scale - x)
-    return error @ weight
+    # In place: of (K, bins), each temporary costs more than the arithmetic on it.
+    values = x / scale
+    np.rint(values, out=values)
+    np.clip(values, grid.quant_min - zero_point, grid.quant_max - zero_point, out=values)
+    values *= scale
+    values -= x
+    np.square(values, out=values)
+    return values @ weight
 
 
 def _kl_divergence(histogram: Histogram, scale: np.ndarray, zero_point: np.ndarray, grid: Grid) -> np.ndarray:
@@ -77,20 +82,19 @@ def _kl_divergence(histogram: Histogram, scale: np.ndarray, zero_point: np.ndarr
     x, counts = histogram.centers[used], histogram.counts[used]
     result = np.empty(len(scale))
     for k, (step, zero) in enumerate(zip(scale, zero_point, strict=True)):
-        raw = np.round(x / step) + zero
-        inside = (raw >= grid.quant_min) & (raw <= grid.quant_max)
-        if not inside.any():
+        codes = np.rint(x / step)
+        codes += zero - grid.quant_min
+        first, end = np.searchsorted(
+            codes, (0, grid.levels + 1)
+        )  # of those inside; centers rise, and so do their codes
+        if first == end:
             result[k] = np.inf
             continue
-        kept = counts[inside]
-        p = kept.copy()
-        below = raw < grid.quant_min
-        p[0] += counts[below].sum()
-        p[-1] += counts[raw > grid.quant_max].sum()
-        codes = (raw[inside] - grid.quant_min).astype(int)
-        per_code = np.bincount(codes, weights=kept)
-        bins_per_code = np.bincount(codes)
-        q = per_code[codes] / bins_per_code[codes]
+        kept, p = codes[first:end].astype(int), counts[first:end].copy()
+        per_bin = np.bincount(kept, weights=p) / np.maximum(np.bincount(kept), 1)
+        q = per_bin[kept]
+        p[0] += counts[:first].sum()
+        p[-1] += counts[end:].sum()
         p, q = p / p.sum(), q / q.sum()
         result[k] = float((p * np.log(p / q)).sum())
     return result

@@ -29,13 +29,11 @@ from edgeconvnext.rewrite.gelu import with_gelu
 from edgeconvnext.search.placement import Placement
 from edgeconvnext.search.sensitivity import kl_divergence
 from edgeconvnext.targets import GeluForm, LayoutSection, Target
+from edgeconvnext.validate import interleaved
 from edgeconvnext.validate.accuracy import agreement, logit_sqnr_db
 from edgeconvnext.validate.device import describe_device
 from edgeconvnext.validate.latency import Samples, speedup, time_interleaved
 from edgeconvnext.validate.runners import OnnxRunner, in_fixed_batches
-
-SECONDS = 1.0
-"""Measured time of each network in one trial."""
 
 
 class Measured(Record):
@@ -191,7 +189,7 @@ def _timed(runners: Mapping[str, OnnxRunner], image: np.ndarray) -> dict[str, Sa
 
         return run
 
-    return time_interleaved({name: call(runner) for name, runner in runners.items()}, seconds=SECONDS)
+    return time_interleaved({name: call(runner) for name, runner in runners.items()}, interleaved.SCREENING_SECONDS)
 
 
 def _remembered(memory: Path) -> dict[str, Measured]:

@@ -12,13 +12,12 @@ import torch
 from torch import nn
 
 from edgeconvnext.report.schema import FloatLatency
-from edgeconvnext.validate.interleaved import WARM_UP_S, Samples, time_interleaved
+from edgeconvnext.validate import interleaved
+from edgeconvnext.validate.interleaved import Samples, time_interleaved
 from edgeconvnext.validate.latency import speedup
 from edgeconvnext.validate.runners import onnx_session
 
 OPSET = 20
-SECONDS = 1.0
-"""Measured time of each graph, at least, where nothing else is said."""
 
 
 def compare_latency(
@@ -54,9 +53,9 @@ def time_graphs(
     *,
     threads: int = 1,
     seconds: float | None = None,
-    warm_up_s: float = WARM_UP_S,
+    warm_up_s: float | None = None,
 ) -> dict[str, Samples]:
-    """Time each ONNX graph by name, at least `seconds` of each, on a picture of its own input's size.
+    """Time each ONNX graph by name, at least `seconds` of each (None: SCREENING_SECONDS), on a picture of its own input's size.
 
     graphs: opened one after the other, through a file: a session that gets bytes keeps them beside its own weights.
     """
@@ -66,7 +65,7 @@ def time_graphs(
         for name, graph in graphs:
             path.write_bytes(graph)
             calls[name] = _call(onnx_session(path, threads))
-    return time_interleaved(calls, SECONDS if seconds is None else seconds, warm_up_s)
+    return time_interleaved(calls, interleaved.SCREENING_SECONDS if seconds is None else seconds, warm_up_s)
 
 
 def _call(session: Any) -> Callable[[], None]:

@@ -10,6 +10,9 @@ import numpy as np
 
 WARM_UP_S = 0.2
 MIN_SECONDS = 3.0
+SCREENING_SECONDS = 1.0
+"""In place of MIN_SECONDS where many networks are timed to choose among them."""
+
 MIN_RUNS = 10
 BLOCK_S = 0.1
 """Each network runs about this long before the other's turn; a turn's first run, on cold caches, is not counted."""
@@ -28,14 +31,17 @@ class Samples:
 
 def time_interleaved(
     calls: Mapping[str, Callable[[], None]],
-    seconds: float = MIN_SECONDS,
-    warm_up_s: float = WARM_UP_S,
+    seconds: float | None = None,
+    warm_up_s: float | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Samples]:
     """Run `calls` in turns of about BLOCK_S until each has `seconds`, MIN_RUNS and MIN_BLOCKS turns, each warmed up.
 
+    seconds, warm_up_s: None stands for MIN_SECONDS and WARM_UP_S.
     Odd turns go in reverse order, so that no network always runs behind the same other one.
     """
+    seconds = MIN_SECONDS if seconds is None else seconds
+    warm_up_s = WARM_UP_S if warm_up_s is None else warm_up_s
     runs_per_turn = {name: _warm_up(call, warm_up_s, clock) for name, call in calls.items()}
     times: dict[str, list[float]] = {name: [] for name in calls}
     blocks: dict[str, list[int]] = {name: [] for name in calls}

@@ -11,16 +11,9 @@ import numpy as np
 
 from edgeconvnext.errors import ExportError
 from edgeconvnext.report.schema import Interval, Latency, LatencyComparison
+from edgeconvnext.validate import interleaved
 from edgeconvnext.validate.device import cpu_name
-from edgeconvnext.validate.interleaved import (
-    BLOCK_S,
-    MIN_RUNS,
-    MIN_SECONDS,
-    WARM_UP_S,
-    Samples,
-    ratio_of_medians,
-    time_interleaved,
-)
+from edgeconvnext.validate.interleaved import Samples, ratio_of_medians, time_interleaved
 from edgeconvnext.validate.runners import OnnxRunner
 
 KEPT_SAMPLES = 200
@@ -40,17 +33,18 @@ def onnx_latency(
     batch: int = 1,
     threads: int = 1,
     input_size: tuple[int, int] = (224, 224),
-    seconds: float = MIN_SECONDS,
+    seconds: float | None = None,
     images: np.ndarray | None = None,
     in_channels: int = 3,
 ) -> LatencyResult:
     """Time an ONNX artifact on this CPU, interleaved with the folded FP32 file where that is given.
 
     images: normalised (N, C, H, W) photographs, repeated to fill the batch; without them a grey ramp is timed, and the
-    settings say so. seconds: measured time for each of the two, at least.
+    settings say so. seconds: measured time for each of the two, at least; None: MIN_SECONDS.
 
     Raises ExportError for a file that cannot be opened or that does not take this batch or size.
     """
+    seconds = interleaved.MIN_SECONDS if seconds is None else seconds
     source = "photographs"
     if images is None:
         source, images = "grey ramp", grey_ramp(input_size, in_channels)
@@ -115,9 +109,9 @@ def speedup(fp32: Samples, artifact: Samples) -> Interval:
 def settings(seconds: float) -> dict[str, str]:
     """Return how the times were taken, for the report."""
     return {
-        "warm-up": f"{1000 * WARM_UP_S:.0f} ms each",
-        "measured": f"at least {seconds:g} s and {MIN_RUNS} runs each",
-        "order": f"interleaved, turns of about {1000 * BLOCK_S:.0f} ms, first run of a turn not counted",
+        "warm-up": f"{1000 * interleaved.WARM_UP_S:.0f} ms each",
+        "measured": f"at least {seconds:g} s and {interleaved.MIN_RUNS} runs each",
+        "order": f"interleaved, turns of about {1000 * interleaved.BLOCK_S:.0f} ms, first run of a turn not counted",
         "timed": "one call, from host memory to host memory",
         "clock": "time.perf_counter",
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import importlib
 import re
 import subprocess
 import sys
@@ -118,7 +117,6 @@ def test_latency_budget_uses_the_measured_table(
 def test_latency_table_is_measured_in_onnxruntime(digits: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prune_latency, "SECONDS", 0.001)
     monkeypatch.setattr(prune_latency, "SHARES", (1.0,))
-    monkeypatch.setattr(importlib.import_module("edgeconvnext.validate.interleaved"), "BLOCK_S", 0.001)
     costs = prune_latency.latency_costs(digits.module, SIZE, 512)
     assert 0 < sum(max(table.values()) for table in costs.blocks.values()) <= costs.total
     assert {path: list(table) for path, table in costs.blocks.items()} == {

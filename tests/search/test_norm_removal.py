@@ -17,7 +17,6 @@ from edgeconvnext.rewrite.norms import replace_norms, replaceable_norms
 from edgeconvnext.search import norm_latency
 from edgeconvnext.search.norm_latency import measure_norm_latencies, norm_elements, norm_groups
 from edgeconvnext.search.norm_removal import KL_PER_POINT, measure_loss, replace_within_budget
-from edgeconvnext.validate import float_latency, interleaved
 from edgeconvnext.validate.interleaved import Samples
 
 
@@ -126,8 +125,6 @@ def test_loss_with_labels_without_and_by_probability() -> None:
 
 
 def test_norms_of_one_stage_are_timed_together(module: ConvNeXt, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(float_latency, "SECONDS", 0.01)
-    monkeypatch.setattr(interleaved, "BLOCK_S", 0.005)
     assert norm_groups(module) == [
         ("downsample_layers.0.1",),
         ("stages.0.0.norm",),

@@ -20,7 +20,6 @@ from edgeconvnext.quantize.statistics import collect_statistics
 from edgeconvnext.report.placement_front import render_front_svg
 from edgeconvnext.report.placement_toml import placement_toml
 from edgeconvnext.report.schema import Interval
-from edgeconvnext.search import placement_trials
 from edgeconvnext.search.placement import Placement
 from edgeconvnext.search.placement_search import PlacementFound, Trial, front
 from edgeconvnext.search.placement_trials import Measured, Trials
@@ -57,11 +56,6 @@ def trials(folder: Path, threads: int = 1) -> Trials:
         memory=folder / "measured.jsonl",
         subject={"weights": "0", "images": "1"},
     )
-
-
-@pytest.fixture(autouse=True)
-def _short_timings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(placement_trials, "SECONDS", 0.01)
 
 
 def found(**changes: object) -> PlacementFound:

@@ -10,6 +10,7 @@ import pytest
 from quantized_graphs import classifier_file
 
 from edgeconvnext.errors import ExportError
+from edgeconvnext.validate import interleaved
 from edgeconvnext.validate.interleaved import MIN_BLOCKS, MIN_RUNS, Samples, ratio_of_medians, time_interleaved
 from edgeconvnext.validate.latency import onnx_latency, speedup, summarize
 
@@ -30,6 +31,12 @@ class FakeMachine:
             self.now += seconds if isinstance(seconds, float) else seconds()
 
         return call
+
+
+@pytest.fixture(autouse=True)
+def _turns_as_shipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interleaved, "WARM_UP_S", 0.2)
+    monkeypatch.setattr(interleaved, "BLOCK_S", 0.1)
 
 
 def test_each_network_runs_long_enough_and_in_turns() -> None:
