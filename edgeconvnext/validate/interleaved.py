@@ -37,8 +37,8 @@ def time_interleaved(
 ) -> dict[str, Samples]:
     """Run `calls` in turns of about BLOCK_S until each has `seconds`, MIN_RUNS and MIN_BLOCKS turns, each warmed up.
 
-    seconds, warm_up_s: None stands for MIN_SECONDS and WARM_UP_S.
-    Odd turns go in reverse order, so that no network always runs behind the same other one.
+    Odd turns go in reverse order, so that no network always runs behind the same other one. seconds, warm_up_s: None stands for
+    MIN_SECONDS and WARM_UP_S.
     """
     seconds = MIN_SECONDS if seconds is None else seconds
     warm_up_s = WARM_UP_S if warm_up_s is None else warm_up_s
