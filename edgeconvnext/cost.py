@@ -16,7 +16,7 @@ from types import TracebackType
 _PROC = Path("/proc")
 _SAMPLE_SECONDS = 0.05
 _SAMPLES_PER_WORKER_LOOK = 10  # worker processes change slowly, and looking at them is dearer
-_WORTH_COLLECTING_MIB = 128.0
+_WORTH_COLLECTING_MIB = 32.0
 
 _resident_when_given_back = 0.0
 
@@ -65,7 +65,7 @@ class CostMeter:
 def give_back_free_memory() -> None:
     """Return memory that was freed, and that the C library keeps, to the system: it would count in the next stage's peak.
 
-    Nothing is done where this process has grown by less than 128 MiB since the last time: looking through every object of a
+    Nothing is done where this process has grown by less than 32 MiB since the last time: looking through every object of a
     process that holds torch takes longer than a stage of a small network.
     """
     global _resident_when_given_back

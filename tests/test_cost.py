@@ -45,10 +45,10 @@ def test_a_process_that_has_not_grown_is_not_searched(monkeypatch: pytest.Monkey
     monkeypatch.setattr("edgeconvnext.cost._resident_when_given_back", 0.0)
     give_back_free_memory()
     monkeypatch.setattr("gc.collect", lambda: searched.append(1))
-    small = bytearray(b"x") * 20_000_000
+    small = bytearray(b"x") * 5_000_000
     give_back_free_memory()
     assert searched == []
     large = bytearray(b"x") * 300_000_000
     give_back_free_memory()
     assert searched == [1]
-    assert len(small) + len(large) == 320_000_000
+    assert len(small) + len(large) == 305_000_000
