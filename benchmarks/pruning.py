@@ -79,15 +79,13 @@ PEER_METHODS = (
 RECOVERED_PEER = "taylor, local, hidden only"
 """Torch-Pruning's best without training at every share but 35 %, where its global ranking loses less."""
 RECOVERED_SHARES = (0.35, 0.5, 0.7, 0.8, 0.9)
-LONG_SHARES = (0.35, 0.5, 0.7)
-"""Shares of the longer recovery."""
 RECOVERIES = {
-    "10 min": (DistillOptions(epochs=200, budget_minutes=10), RECOVERED_SHARES),
-    "30 min": (DistillOptions(epochs=200, budget_minutes=30), LONG_SHARES),
+    "10 min": DistillOptions(epochs=200, budget_minutes=10),
+    "30 min": DistillOptions(epochs=200, budget_minutes=30),
 }
 GPU_RECOVERIES = {
-    "10 epochs on a GPU": (DistillOptions(epochs=10), RECOVERED_SHARES),
-    "40 epochs on a GPU": (DistillOptions(epochs=40), RECOVERED_SHARES),
+    "10 epochs on a GPU": DistillOptions(epochs=10),
+    "40 epochs on a GPU": DistillOptions(epochs=40),
 }
 
 
@@ -194,8 +192,8 @@ class Bench:
         held_out = {self.calibration.ids[index] for index in split_held_out(self.calibration)[1]}
         photographs = resolve_image_set("imagenette")
         train = [index for index, name in enumerate(photographs.ids) if name not in held_out]
-        for recovery, (options, at) in (RECOVERIES if own_device().type == "cpu" else GPU_RECOVERIES).items():
-            for share in (shares or at) if how in recovery else ():
+        for recovery, options in (RECOVERIES if own_device().type == "cpu" else GPU_RECOVERIES).items():
+            for share in (shares or RECOVERED_SHARES) if how in recovery else ():
                 for pruned in ("edgeconvnext, elimination", f"torch-pruning, {RECOVERED_PEER}"):
                     method, path = f"{pruned}, recovered {recovery}", network_path(f"{pruned} {share:g}")
                     if not path.is_file() or not self._wanted(method, share):

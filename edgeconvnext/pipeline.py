@@ -313,8 +313,9 @@ def _device_kit(run: RunDirectory, job: Job, done: dict[str, StageResult]) -> St
         from edgeconvnext.export.device_kit import KitNetworks, write_device_kit
 
         vectors = check_vectors(job, done)
-        folder_of_artifact, floating = done["artifact"].folder, lambda: stages.float_program(job, done["fold"])
-        with kit_baseline(job.target, folder_of_artifact, floating, _metadata(job)) as baseline:
+        with kit_baseline(
+            job.target, done["artifact"].folder, lambda: stages.float_program(job, done["fold"]), _metadata(job)
+        ) as baseline:
             networks = KitNetworks(
                 artifact=done["artifact"].path(ARTIFACTS[job.target.exporter]),
                 baseline=baseline,

@@ -84,15 +84,14 @@ def _kl_divergence(histogram: Histogram, scale: np.ndarray, zero_point: np.ndarr
     for k, (step, zero) in enumerate(zip(scale, zero_point, strict=True)):
         codes = np.rint(x / step)
         codes += zero - grid.quant_min
-        first, end = np.searchsorted(
-            codes, (0, grid.levels + 1)
-        )  # of those inside; centers rise, and so do their codes
+        # The codes inside the range: centers rise, and so do their codes.
+        first, end = np.searchsorted(codes, (0, grid.levels + 1))
         if first == end:
             result[k] = np.inf
             continue
         kept, p = codes[first:end].astype(int), counts[first:end].copy()
-        per_bin = np.bincount(kept, weights=p) / np.maximum(np.bincount(kept), 1)
-        q = per_bin[kept]
+        mean = np.bincount(kept, weights=p) / np.maximum(np.bincount(kept), 1)
+        q = mean[kept]
         p[0] += counts[:first].sum()
         p[-1] += counts[end:].sum()
         p, q = p / p.sum(), q / q.sum()
