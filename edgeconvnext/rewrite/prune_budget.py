@@ -68,10 +68,14 @@ class Costs:
         kept = sum(float(self.block(path, np.array([width]))[0]) for path, width in widths.items())
         return self.fixed + kept + sum(self.block_fixed[path] for path in widths)
 
+    def limit(self, budget: Budget) -> float:
+        """Return the most that a network within the budget may cost: sums of costs are right but for their last digits."""
+        return budget.share * self.total * (1 + 1e-12)
+
     def check(self, paths: list[str], budget: Budget, multiple: int) -> None:
         """Raise RewriteError where not even the narrowest blocks are within the budget."""
         lowest = self.of({path: min(multiple, max(self.blocks[path])) for path in paths})
-        if lowest > budget.share * self.total:
+        if lowest > self.limit(budget):
             # Rounded up, so that the share printed can be reached.
             reachable = math.ceil(1000 * lowest / self.total) / 1000
             stages = [path.split(".")[1] for path in paths]
@@ -115,7 +119,7 @@ def allocate(points: dict[str, dict[int, float]], costs: Costs, budget: Budget, 
     afterwards widens blocks again, the best gain per cost first.
     """
     tables = {path: _Table(path, found, costs, multiple) for path, found in points.items()}
-    limit = budget.share * costs.total * (1 + 1e-12)
+    limit = costs.limit(budget)
     spent = costs.of({path: table.width for path, table in tables.items()})
     while spent > limit:
         open_tables = [table for table in tables.values() if table.at > 0]

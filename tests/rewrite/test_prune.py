@@ -118,7 +118,8 @@ def test_latency_table_is_measured_in_onnxruntime(digits: LoadedModel, monkeypat
     monkeypatch.setattr(prune_latency, "SECONDS", 0.001)
     monkeypatch.setattr(prune_latency, "SHARES", (1.0,))
     costs = prune_latency.latency_costs(digits.module, SIZE, 512)
-    assert 0 < sum(max(table.values()) for table in costs.blocks.values()) <= costs.total
+    whole = Budget("latency", 1.0)
+    assert 0 < sum(max(table.values()) for table in costs.blocks.values()) <= costs.limit(whole)
     assert {path: list(table) for path, table in costs.blocks.items()} == {
         "stages.0.0": [64],
         "stages.1.0": [128],
@@ -280,6 +281,15 @@ def test_allocation_looks_beyond_the_flat_part_of_a_curve() -> None:
     points = {"a": {8: 4.0, 16: 2.0, 24: 1.0, 32: 0.0}, "b": {8: 1.2, 16: 1.2, 24: 1.2, 32: 0.0}}
     assert allocate(points, costs, Budget("macs", 0.625), 8) == {"a": 32, "b": 8}
     assert allocate(points, costs, Budget("macs", 1.0), 8) == {"a": 32, "b": 32}
+
+
+def test_last_digits_of_measured_times_do_not_break_a_budget_that_asks_for_all() -> None:
+    """What blocks and the rest take adds up to the measured total only nearly."""
+    widths = {"a": 8, "b": 8}
+    costs = Costs("latency", 3.1, {"a": {8: 0.71}, "b": {8: 0.28}}, dict.fromkeys(widths, 0.0))
+    assert costs.of(widths) > costs.total
+    costs.check(list(widths), Budget("latency", 1.0), 8)
+    assert allocate({path: {8: 0.0} for path in widths}, costs, Budget("latency", 1.0), 8) == widths
 
 
 def test_allocation_uses_up_the_budget() -> None:
