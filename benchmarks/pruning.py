@@ -48,7 +48,7 @@ from edgeconvnext.rewrite.prune_budget import Budget
 from edgeconvnext.rewrite.prune_channels import Score
 from edgeconvnext.rewrite.prune_curves import Curve
 from edgeconvnext.rewrite.sparsity import sparsify
-from edgeconvnext.train.distill import DistillOptions, distill
+from edgeconvnext.train.distill import Distilled, DistillOptions, distill
 from edgeconvnext.train.world import own_device
 from edgeconvnext.validate.accuracy import agreement, logit_sqnr_db, paired_drop, topk
 from edgeconvnext.validate.device import cpu_name
@@ -132,7 +132,7 @@ class Bench:
         CACHE.mkdir(parents=True, exist_ok=True)
         self.images = self._images(self.evaluation, None)
         self.reference = logits_of(folded, self.images)
-        self._write_network("original", folded)
+        self.write_network("original", folded)
         self._note("original", 1.0, folded, self.reference, 0.0)
 
     def own(self) -> None:
@@ -185,31 +185,35 @@ class Bench:
                 row.macs, row.parameters = int(answer["macs"]), int(answer["parameters"])
                 row.share = row.macs / self.macs
                 self.table.put(row)
-                self._write_network(f"{method} {share:g}", cast(ConvNeXt, load_model(folder / f"{share}.pt").module))
+                self.write_network(f"{method} {share:g}", cast(ConvNeXt, load_model(folder / f"{share}.pt").module))
 
     def recovered(self, shares: Sequence[float] | None, how: str) -> None:
         """Both tools' pruned networks, trained without labels towards the original; rows are made where the network is there."""
-        held_out = {self.calibration.ids[index] for index in split_held_out(self.calibration)[1]}
-        photographs = resolve_image_set("imagenette")
-        train = [index for index, name in enumerate(photographs.ids) if name not in held_out]
         for recovery, options in (RECOVERIES if own_device().type == "cpu" else GPU_RECOVERIES).items():
             for share in (shares or RECOVERED_SHARES) if how in recovery else ():
                 for pruned in ("edgeconvnext, elimination", f"torch-pruning, {RECOVERED_PEER}"):
                     method, path = f"{pruned}, recovered {recovery}", network_path(f"{pruned} {share:g}")
                     if not path.is_file() or not self._wanted(method, share):
                         continue
-                    checkpoint = CACHE / f"recovering_{recovery.replace(' ', '_')}_{share:g}_{pruned[:4]}.pt"
-                    done = distill(
-                        cast(ConvNeXt, load_model(path).module),
-                        cast(ConvNeXt, self.model.module),
-                        photographs,
-                        self.model.preprocess,
-                        options,
-                        indices=train,
-                        checkpoint=checkpoint,
-                    )
+                    done = self.trained(path, f"{recovery}_{share:g}_{pruned[:4]}", options)
                     self._finish(method, share, done.module, 60 * done.minutes, None, done.images)
-                    checkpoint.unlink(missing_ok=True)
+
+    def trained(self, path: Path, name: str, options: DistillOptions) -> Distilled:
+        """Train the network of a file towards the original; `name` tells its checkpoint from others."""
+        held_out = {self.calibration.ids[index] for index in split_held_out(self.calibration)[1]}
+        photographs = resolve_image_set("imagenette")
+        checkpoint = CACHE / f"recovering_{name.replace(' ', '_')}.pt"
+        done = distill(
+            cast(ConvNeXt, load_model(path).module),
+            cast(ConvNeXt, self.model.module),
+            photographs,
+            self.model.preprocess,
+            options,
+            indices=[index for index, each in enumerate(photographs.ids) if each not in held_out],
+            checkpoint=checkpoint,
+        )
+        checkpoint.unlink(missing_ok=True)
+        return done
 
     def _run_peer(self, name: str, shares: list[float], folder: Path) -> None:
         write_torch_code(self.model, network_path("original"), CACHE / "network.py")
@@ -244,7 +248,7 @@ class Bench:
         kl: float | None,
         learnt_from: int | None = None,
     ) -> None:
-        self._write_network(f"{method} {share:g}", module)
+        self.write_network(f"{method} {share:g}", module)
         self._note(method, share, module, logits_of(module, self.images), seconds, kl, learnt_from)
 
     def _note(
@@ -287,7 +291,7 @@ class Bench:
         stream = batches(image_set, self.model.preprocess, BATCH, indices, description=f"Reading {image_set.name}")
         return torch.cat([batch.images for batch in stream])
 
-    def _write_network(self, name: str, module: ConvNeXt) -> None:
+    def write_network(self, name: str, module: ConvNeXt) -> None:
         save_checkpoint(replace(self.model, module=module, config=module.config), network_path(name))
 
 

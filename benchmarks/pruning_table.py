@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from benchmarks.csv_rows import read_rows, write_rows
 
 RESULTS = Path(__file__).resolve().parent / "results" / "pruning.csv"
+CROPS_RESULTS = RESULTS.with_name("pruning_crops.csv")
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.35)
 
 
@@ -40,6 +41,34 @@ class PruningRow(BaseModel):
     learnt_from: int | None = None
     cpu: str = ""
     error: str | None = None
+
+
+class CropsRow(BaseModel):
+    """One pruned network before and after recovery, on `crops` crops of each image.
+
+    seed: of the recovery. drop_before, drop_after: the original's top-1 minus the network's, points, a mean over images and crops.
+    gain: the first minus the second; its interval, like the others, is a normal one at 95 % over images, whose crops are not
+    independent of each other. agreement, sqnr_db: with and of the original's logits.
+    """
+
+    target_share: float
+    recovered: str
+    seed: int
+    images: int
+    crops: int
+    drop_before: float
+    drop_before_low: float
+    drop_before_high: float
+    drop_after: float
+    drop_after_low: float
+    drop_after_high: float
+    gain: float
+    gain_low: float
+    gain_high: float
+    agreement_before: float
+    agreement_after: float
+    sqnr_db_before: float
+    sqnr_db_after: float
 
 
 class PruningTable:
