@@ -1,8 +1,8 @@
 """Pruning side by side: this toolkit and Torch-Pruning at equal multiply-adds, without training and with recovery.
 
     python -m benchmarks.pruning [--method TEXT ...] [--again]
-    python -m benchmarks.pruning --recovery      # then train what was pruned, 10 processor minutes each, at some shares 30
-                                                 # too: hours; on a GPU, 10 and 40 epochs
+    python -m benchmarks.pruning --recovery      # then train what was pruned, 10 and 30 processor minutes each: ten hours;
+                                                 # on a GPU, 10 and 40 epochs
     python -m benchmarks.pruning --timings       # onnxruntime's times of the networks that are kept, on a quiet machine;
                                                  # --again takes all anew
     python -m benchmarks.pruning --page          # write docs/pruning.md's tables and the plot from the CSV, measure nothing
@@ -76,8 +76,8 @@ PEER_METHODS = (
     "taylor, global, whole network",
     "taylor, local, whole network",
 )
-RECOVERED_PEER = "taylor, local, hidden only"
-"""Torch-Pruning's best without training at every share but 35 %, where its global ranking loses less."""
+RECOVERED_PEERS = ("taylor, local, hidden only", "magnitude, local, hidden only")
+"""Torch-Pruning's best of either ranking without training; at 35 % Taylor's global ranking loses less."""
 RECOVERED_SHARES = (0.35, 0.5, 0.7, 0.8, 0.9)
 RECOVERIES = {
     "10 min": DistillOptions(epochs=200, budget_minutes=10),
@@ -191,18 +191,18 @@ class Bench:
         """Both tools' pruned networks, trained without labels towards the original; rows are made where the network is there."""
         for recovery, options in (RECOVERIES if own_device().type == "cpu" else GPU_RECOVERIES).items():
             for share in (shares or RECOVERED_SHARES) if how in recovery else ():
-                for pruned in ("edgeconvnext, elimination", f"torch-pruning, {RECOVERED_PEER}"):
+                for pruned in ("edgeconvnext, elimination", *(f"torch-pruning, {name}" for name in RECOVERED_PEERS)):
                     method, path = f"{pruned}, recovered {recovery}", network_path(f"{pruned} {share:g}")
                     if not path.is_file() or not self._wanted(method, share):
                         continue
-                    done = self.trained(path, f"{recovery}_{share:g}_{pruned[:4]}", options)
+                    done = self.trained(path, options)
                     self._finish(method, share, done.module, 60 * done.minutes, None, done.images)
 
-    def trained(self, path: Path, name: str, options: DistillOptions) -> Distilled:
-        """Train the network of a file towards the original; `name` tells its checkpoint from others."""
+    def trained(self, path: Path, options: DistillOptions) -> Distilled:
+        """Train the network of a file towards the original; interrupted, it goes on with the next call."""
         held_out = {self.calibration.ids[index] for index in split_held_out(self.calibration)[1]}
         photographs = resolve_image_set("imagenette")
-        checkpoint = CACHE / f"recovering_{name.replace(' ', '_')}.pt"
+        checkpoint = CACHE / f"{path.stem}_{options.budget_minutes}_{options.epochs}_{options.seed}.pt"
         done = distill(
             cast(ConvNeXt, load_model(path).module),
             cast(ConvNeXt, self.model.module),

@@ -68,7 +68,7 @@ def measured(
     path = network_path(f"{OWN} {share:g}")
     name = f"{OWN}, recovered {RECOVERY}, seed {SEED} {share:g}"
     if not network_path(name).is_file():
-        done = bench.trained(path, f"{RECOVERY}_{share:g}_seed_{SEED}", replace(RECOVERIES[RECOVERY], seed=SEED))
+        done = bench.trained(path, replace(RECOVERIES[RECOVERY], seed=SEED))
         bench.write_network(name, done.module)
     networks = [cast(ConvNeXt, load_model(each).module) for each in (path, network_path(name))]
     rows = []
