@@ -5,7 +5,7 @@
 Networks are those that `python -m benchmarks.pruning` pruned and kept; each is trained once more, for the longest of that
 benchmark's recoveries, with the images in another order (a seed of its own). Both are then measured on imagenette_val: on the
 crop that the other rows are measured on, and on ten (four corners, the centre and their mirror images, of the image resized to 9/8
-of the input). Rows in the CSV are kept; interrupted training goes on.
+of the input). What was trained is kept and not trained again; interrupted training goes on.
 """
 
 from __future__ import annotations
