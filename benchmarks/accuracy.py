@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -37,13 +36,13 @@ from benchmarks.own_runs import OWN_RUNS, OwnRun
 from benchmarks.peers.grid import CONFIGURATIONS, RUNTIMES, SUFFIXES, Configuration, PeerName
 from benchmarks.peers.protocol import Task
 from benchmarks.peers.worker import Worker, WorkerError
+from benchmarks.photographs import use_photographs
 from edgeconvnext.targets import LayoutSection
 from edgeconvnext.validate.interleaved import BLOCK_S, MIN_BLOCKS, MIN_RUNS, MIN_SECONDS, WARM_UP_S, Samples
 from edgeconvnext.validate.latency import speedup
 
 HERE = Path(__file__).resolve().parent
 CACHE = HERE / ".cache" / "accuracy"
-DATA = HERE.parents[1] / "shared" / "data"
 CALIBRATION_IMAGES = 256
 # Int4 weights need 21. There, onnxruntime cannot open some files with int8 activations (microsoft/onnxruntime#25526) unless
 # a pass is off that makes them fast on x86, so W8A8 starts from 20, the first with GELU as one node.
@@ -82,7 +81,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     if not options.page:
-        os.environ.setdefault("EDGECONVNEXT_DATA", str(DATA))
+        use_photographs()
         table = Table(options.results)
         peers = options.peer or [*SUFFIXES, OWN]
         for model in MODELS:

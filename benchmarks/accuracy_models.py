@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from benchmarks.photographs import WEIGHTS
 from benchmarks.v2_atto import OUTPUT as V2_OUTPUT
-from benchmarks.v2_atto import WEIGHTS, Recipe, make_v2
+from benchmarks.v2_atto import Recipe, make_v2
 from edgeconvnext.model.convnext import Block, ConvNeXt
 from edgeconvnext.model.load import find_model, load_model
 

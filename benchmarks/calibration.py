@@ -28,11 +28,12 @@ import numpy as np
 from pydantic import BaseModel
 
 import edgeconvnext
-from benchmarks.accuracy import AS_EXPORTED, DATA
+from benchmarks.accuracy import AS_EXPORTED
 from benchmarks.csv_rows import read_rows, write_rows
 from benchmarks.peers.grid import SUFFIXES, Configuration
 from benchmarks.peers.protocol import Task, peak_mib
 from benchmarks.peers.worker import Worker, WorkerError
+from benchmarks.photographs import use_photographs
 from benchmarks.pipeline import link_last_images, random_checkpoint
 
 HERE = Path(__file__).resolve().parent
@@ -77,7 +78,7 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="measure the chosen rows anew")
     parser.add_argument("--forward", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    os.environ.setdefault("EDGECONVNEXT_DATA", str(DATA))
+    use_photographs()
     if options.forward is not None:
         print(json.dumps(forward(options.forward, options.images[0])))
         return

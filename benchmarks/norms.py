@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -22,9 +21,9 @@ from typing import Any
 import numpy as np
 
 import edgeconvnext
-from benchmarks.accuracy import DATA, _cpu
-from benchmarks.accuracy_models import WEIGHTS
+from benchmarks.accuracy import _cpu
 from benchmarks.csv_rows import Judged, judged_by, read_rows, write_rows
+from benchmarks.photographs import WEIGHTS, use_photographs
 from edgeconvnext.report.schema import NormVerdict
 
 HERE = Path(__file__).resolve().parent
@@ -92,7 +91,7 @@ def main() -> None:
     parser.add_argument("--timings", action="store_true", help="only time the chosen rows anew")
     parser.add_argument("--page", action="store_true", help="only write the tables of the page")
     options = parser.parse_args()
-    os.environ.setdefault("EDGECONVNEXT_DATA", str(DATA))
+    use_photographs()
     rows = read_rows(RESULTS, Row)
     if not options.page:
         CACHE.mkdir(parents=True, exist_ok=True)

@@ -25,8 +25,8 @@ from statistics import median
 
 from pydantic import BaseModel
 
-from benchmarks.accuracy import DATA
 from benchmarks.csv_rows import read_rows, write_rows
+from benchmarks.photographs import use_photographs
 
 RESULTS = Path(__file__).parent / "results" / "pipeline.csv"
 CALIBRATION, EVALUATED = "imagenet_1k_subset", 64
@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--row", default="", help="only the rows with this text in their name")
     parser.add_argument("--again", action="store_true", help="measure the chosen rows anew")
     options = parser.parse_args()
-    os.environ.setdefault("EDGECONVNEXT_DATA", str(DATA))
+    use_photographs()
     rows = read_rows(RESULTS, Row)
     for case in (*CASES, START):
         known = any(row.case == case for row in rows)

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import os
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -30,6 +29,7 @@ import numpy as np
 import torch
 
 from benchmarks.peers.worker import WorkerError, environment
+from benchmarks.photographs import WEIGHTS, use_photographs
 from benchmarks.pruning_page import write_page, write_plot
 from benchmarks.pruning_table import RESULTS, SHARES, PruningRow, PruningTable
 from edgeconvnext.data.image_set import ImageSet
@@ -55,8 +55,6 @@ from edgeconvnext.validate.device import cpu_name
 
 HERE = Path(__file__).resolve().parent
 CACHE = HERE / ".cache" / "pruning"
-DATA = Path(os.environ.setdefault("EDGECONVNEXT_DATA", str(HERE.parents[1] / "shared" / "data")))
-WEIGHTS = DATA.parent / "weights" / "convnext_atto_imagenette.pth"
 CALIBRATION_IMAGES = 512
 BATCH = 64
 
@@ -121,6 +119,7 @@ class Bench:
 
     def __init__(self, table: PruningTable, chosen: list[str], again: bool) -> None:
         self.table, self.chosen, self.again = table, chosen, again
+        use_photographs()
         loaded = load_model(WEIGHTS)
         folded = fold_layer_scale(loaded.module).eval()
         self.model = replace(loaded, module=folded, config=folded.config)

@@ -11,7 +11,6 @@ imagenette_val at its end, which nothing is chosen on. A row that was interrupte
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -23,8 +22,9 @@ import torch
 from pydantic import BaseModel
 
 import edgeconvnext
-from benchmarks.accuracy import DATA, _cpu
+from benchmarks.accuracy import _cpu
 from benchmarks.csv_rows import read_rows, write_rows
+from benchmarks.photographs import use_photographs
 from edgeconvnext.data.image_set import ImageSet
 from edgeconvnext.data.sets import resolve_image_set
 from edgeconvnext.model.macs import count_macs, count_parameters
@@ -113,7 +113,7 @@ def main() -> None:
     if arguments.page:
         write_page(read_rows(RESULTS, Row))
         return
-    os.environ.setdefault("EDGECONVNEXT_DATA", str(DATA))
+    use_photographs()
     images, evaluation = resolve_image_set("imagenette"), resolve_image_set("imagenette_val")
     if arguments.estimate:
         print(f"all {len(CASES)} rows: about {estimate(images, evaluation):.0f} minutes of processor time")

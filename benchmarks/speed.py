@@ -12,7 +12,6 @@ are over the folded FP32 network in the form that onnxruntime runs fastest.
 from __future__ import annotations
 
 import argparse
-import os
 import resource
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -23,7 +22,7 @@ import numpy as np
 from pydantic import BaseModel
 
 import edgeconvnext
-from benchmarks.accuracy import AS_EXPORTED, DATA, take_turns
+from benchmarks.accuracy import AS_EXPORTED, take_turns
 from benchmarks.accuracy_models import atto
 from benchmarks.accuracy_table import OWN
 from benchmarks.csv_rows import read_rows, write_rows
@@ -31,6 +30,7 @@ from benchmarks.own_runs import OwnRun, target_text
 from benchmarks.peers.grid import RUNTIMES, SUFFIXES, Configuration
 from benchmarks.peers.protocol import Task
 from benchmarks.peers.worker import Worker, WorkerError
+from benchmarks.photographs import use_photographs
 from benchmarks.pipeline import random_checkpoint
 from benchmarks.speed_page import write_page, write_plot
 from edgeconvnext.validate.latency import load_before, speedup
@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--page", action="store_true", help="only write the plot and the page from the CSV")
     options = parser.parse_args()
     if not options.page:
-        os.environ.setdefault("EDGECONVNEXT_DATA", str(DATA))
+        use_photographs()
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_GIB << 30, MEMORY_GIB << 30))
         for subject in SUBJECTS:
             if options.model is None or subject.name in options.model:

@@ -12,16 +12,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import edgeconvnext
-from benchmarks.accuracy import DATA, _cpu
-from benchmarks.accuracy_models import WEIGHTS
+from benchmarks.accuracy import _cpu
 from benchmarks.csv_rows import Judged, judged_by, read_rows, write_rows
+from benchmarks.photographs import WEIGHTS, use_photographs
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "targets.csv"
@@ -63,7 +62,7 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="measure the chosen rows anew")
     parser.add_argument("--page", action="store_true", help="only write the table from the CSV")
     options = parser.parse_args()
-    os.environ.setdefault("EDGECONVNEXT_DATA", str(DATA))
+    use_photographs()
     rows = read_rows(RESULTS, Row)
     for case in () if options.page else CASES:
         if case[1] in options.target and (options.again or not any(_case(row) == case for row in rows)):

@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from benchmarks.photographs import WEIGHTS, use_photographs
 from edgeconvnext.data.image_set import ImageSet
 from edgeconvnext.data.loader import batches
 from edgeconvnext.data.preprocess import Preprocess
@@ -34,7 +35,6 @@ from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.rewrite.exact import fold_layer_scale
 
 HERE = Path(__file__).resolve().parent
-WEIGHTS = HERE.parents[1] / "shared" / "weights" / "convnext_atto_imagenette.pth"
 OUTPUT = HERE / ".cache" / "convnextv2_atto_imagenette.safetensors"
 
 
@@ -204,6 +204,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=OUTPUT)
     parser.add_argument("--epochs", type=int, default=Recipe.epochs)
     options = parser.parse_args()
+    use_photographs()
     make_v2(options.weights, options.output, Recipe(epochs=options.epochs))
 
 
