@@ -33,6 +33,8 @@ LARGEST_SHIFT = 0.06
 """Random crops move by up to this share of the side."""
 FAR = 0.14
 """Relative error of the logits (17 dB) from which on a student learns at the full rate."""
+_RATE_POWER = 2 / 3
+"""By which a student's rate falls with a lesser error (benchmarks/results/recovery_rates.csv)."""
 _IMAGES_COMPARED = 64
 _FEATURES_WEIGHT = 10.0
 """Of the units' errors beside the KL of the answers (benchmarks/results/recovery_losses.csv)."""
@@ -44,8 +46,8 @@ class DistillOptions:
 
     Minutes are of this process's time on a CPU, all threads together, and of wall time on a GPU. learning_rate: of Muon for
     matrices and, an eighth of it, of AdamW for the rest, where the student's logits are wrong by FAR or more. A student that is
-    nearer to the teacher takes in proportion less: larger steps would only carry it away. It follows a cosine over whichever of
-    the two ends first, behind a linear warm-up over the first 5 %.
+    nearer to the teacher takes less, as the error to the power of two thirds: larger steps would only carry it away. It follows
+    a cosine over whichever of the two ends first, behind a linear warm-up over the first 5 %.
     anneal_share: the part of training in which ChannelNorms go from LayerNorm to BatchNorm.
     """
 
@@ -104,7 +106,7 @@ def distill(
     units = units_of(teacher)
     some = batches(images, preprocess, indices=chosen[:_IMAGES_COMPARED], workers=0, description="Comparing")
     distance = _distance(student, teacher, torch.cat([batch.images for batch in some]).to(device))
-    rate = options.learning_rate * min(1.0, distance / FAR)
+    rate = options.learning_rate * min(1.0, distance / FAR) ** _RATE_POWER
 
     def loss(images: torch.Tensor, step: int, part: int) -> torch.Tensor:
         set_share(student, min(1.0, trainer.progress / max(options.anneal_share, 1e-9)))

@@ -45,13 +45,15 @@ def recipe_optimizer(module: Network, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def recovery_optimizers(module: Network, rate: float) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
-    """Return Muon for the matrices (the linears' weights) and AdamW at an eighth of the rate for the rest; nothing is decayed.
+    """Return Muon for the blocks' matrices (linears' weights) and AdamW at an eighth of the rate for the rest; nothing is decayed.
 
     Muon's steps change a matrix in all directions alike, also those that few gradients point in (Jordan et al., 2024; scaled to
-    AdamW's as in arXiv 2502.16982).
+    AdamW's as in arXiv 2502.16982). The classifier is left to AdamW, as there: answers that are certain give it hardly a gradient,
+    and steps as large as anywhere carried it away (benchmarks/results/recovery_rates.csv).
     """
-    matrices = [parameter for parameter in module.parameters() if parameter.dim() == 2]
-    others = [parameter for parameter in module.parameters() if parameter.dim() != 2]
+    named = list(module.named_parameters())
+    matrices = [parameter for name, parameter in named if parameter.dim() == 2 and not name.startswith("head.")]
+    others = [parameter for name, parameter in named if parameter.dim() != 2 or name.startswith("head.")]
     return (
         torch.optim.Muon([{"params": matrices, "rate": rate}], weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW([{"params": others, "rate": rate / 8}], weight_decay=0.0),

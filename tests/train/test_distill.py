@@ -20,6 +20,7 @@ from edgeconvnext.rewrite.exact import fold_layer_scale
 from edgeconvnext.train import distill as distillation
 from edgeconvnext.train import loop
 from edgeconvnext.train.distill import DistillOptions, distill
+from edgeconvnext.train.optimizer import recovery_optimizers
 from edgeconvnext.train.world import own_device
 
 OPTIONS = DistillOptions(epochs=2)
@@ -82,6 +83,17 @@ def test_a_student_near_the_teacher_takes_smaller_steps(
     full = distill(near, digits.module, images, digits.preprocess, OPTIONS)
     # Twelve steps at the full rate carry it away.
     assert logit_error(smaller.module, digits) < 0.2 * logit_error(full.module, digits)
+
+
+def test_muon_trains_the_blocks_matrices_alone(digits: LoadedModel) -> None:
+    module = copy.deepcopy(digits.module)
+    muon, adamw = recovery_optimizers(module, 1e-3)
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    by_muon, by_adamw = (
+        {names[id(p)] for group in each.param_groups for p in group["params"]} for each in (muon, adamw)
+    )
+    assert by_muon == {name for name in names.values() if "pwconv" in name and name.endswith("weight")}
+    assert by_adamw == set(names.values()) - by_muon and "head.weight" in by_adamw
 
 
 def test_resumed_training_is_the_same_step_by_step(
