@@ -124,8 +124,8 @@ def _crops(rows: list[CropsRow]) -> str:
         return ""
     first = rows[0]
     lines = [
-        f"Trained once more, {first.recovered} with another order of the images, and measured on ten crops of each image too "
-        "(intervals are normal ones over images):",
+        f"Trained once more with another order of the images ({first.recovered}), and measured on ten crops of each image too; "
+        "intervals are normal ones over images:",
         "",
         "| multiply-adds | answers | drop before | after | gained | answers changed before | after | SQNR before | after |",
         "|---|---|---|---|---|---|---|---|---|",

@@ -44,10 +44,10 @@ _FEATURES_WEIGHT = 10.0
 class DistillOptions:
     """How long and how fast. epochs: passes over the images; budget_minutes: None, or what ends training earlier.
 
-    Minutes are of this process's time on a CPU, all threads together, and of wall time on a GPU. learning_rate: of Muon for
-    matrices and, an eighth of it, of AdamW for the rest, where the student's logits are wrong by FAR or more. A student that is
-    nearer to the teacher takes less, as the error to the power of two thirds: larger steps would only carry it away. It follows
-    a cosine over whichever of the two ends first, behind a linear warm-up over the first 5 %.
+    Minutes are of this process's time on a CPU, all threads together, and of wall time on a GPU. learning_rate: of Muon for the
+    blocks' matrices and, an eighth of it, of AdamW for the rest, where the student's logits are wrong by FAR or more. A student
+    that is nearer to the teacher takes less, as the error to the power of two thirds: larger steps would only carry it away. The
+    rate follows a cosine over whichever of the two ends first, behind a linear warm-up over the first 5 %.
     anneal_share: the part of training in which ChannelNorms go from LayerNorm to BatchNorm.
     """
 
