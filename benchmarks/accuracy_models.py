@@ -36,9 +36,11 @@ class BenchmarkModel:
 
 
 def atto(_folder: Path) -> Path:
-    """The trained Atto beside this checkout."""
+    """The trained Atto beside the photographs."""
     if not WEIGHTS.is_file():
-        raise FileNotFoundError(f"{WEIGHTS.name} is not in the shared weights folder beside this checkout")
+        raise FileNotFoundError(
+            f"{WEIGHTS} is not there: weights/ is looked for beside the folder that EDGECONVNEXT_DATA names"
+        )
     return WEIGHTS
 
 

@@ -51,9 +51,11 @@ def recovery_optimizers(module: Network, rate: float) -> tuple[torch.optim.Optim
     AdamW's as in arXiv 2502.16982). The classifier is left to AdamW, as there: answers that are certain give it hardly a gradient,
     and steps as large as anywhere carried it away (benchmarks/results/recovery_rates.csv).
     """
-    named = list(module.named_parameters())
-    matrices = [parameter for name, parameter in named if parameter.dim() == 2 and not name.startswith("head.")]
-    others = [parameter for name, parameter in named if parameter.dim() != 2 or name.startswith("head.")]
+    matrices: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
+    for name, parameter in module.named_parameters():
+        by_muon = parameter.dim() == 2 and not name.startswith("head.")
+        (matrices if by_muon else others).append(parameter)
     return (
         torch.optim.Muon([{"params": matrices, "rate": rate}], weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW([{"params": others, "rate": rate / 8}], weight_decay=0.0),
