@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--how", default="", help="only recoveries whose name contains this text, as in: 10 min")
     parser.add_argument("--timings", action="store_true", help="only take the times that are missing")
     parser.add_argument("--page", action="store_true", help="only write the page and the plot from the CSV")
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="another CSV; page and plot are then left alone")
     options = parser.parse_args()
     torch.set_num_threads(1)
     table = PruningTable(options.results)
@@ -110,8 +110,9 @@ def main() -> None:
             bench.own()
             bench.sparse()
             bench.peer()
-    write_page(table.rows)
-    write_plot(table.rows)
+    if options.results == RESULTS:
+        write_page(table.rows)
+        write_plot(table.rows)
 
 
 class Bench:
@@ -201,7 +202,7 @@ class Bench:
         """Train the network of a file towards the original; interrupted, it goes on with the next call."""
         held_out = {self.calibration.ids[index] for index in split_held_out(self.calibration)[1]}
         photographs = resolve_image_set("imagenette")
-        checkpoint = CACHE / f"{path.stem}_{options.budget_minutes}_{options.epochs}_{options.seed}.pt"
+        checkpoint = CACHE / f"{path.stem}_{options.budget_minutes}_{options.epochs}.pt"
         done = distill(
             cast(ConvNeXt, load_model(path).module),
             cast(ConvNeXt, self.model.module),

@@ -2,10 +2,8 @@
 
     python -m benchmarks.pruning_crops [--share 0.7 ...]
 
-Networks are those that `python -m benchmarks.pruning` pruned and kept; each is trained once more, for the longest of that
-benchmark's recoveries, with the images in another order (a seed of its own). Both are then measured on imagenette_val: on the
-crop that the other rows are measured on, and on ten (four corners, the centre and their mirror images, of the image resized to 9/8
-of the input). What was trained is kept and not trained again; interrupted training goes on.
+Networks are those that `python -m benchmarks.pruning` pruned, and its longest recovery trained, and kept. They are measured on ten
+crops of each image of imagenette_val: four corners, the centre and their mirror images, of the image resized to 9/8 of the input.
 """
 
 from __future__ import annotations
@@ -19,8 +17,8 @@ import numpy as np
 import torch
 
 from benchmarks.csv_rows import read_rows, write_rows
-from benchmarks.pruning import BATCH, RECOVERIES, Bench, logits_of, network_path
-from benchmarks.pruning_page import OWN, write_page
+from benchmarks.pruning import BATCH, Bench, logits_of, network_path
+from benchmarks.pruning_page import OWN, RECOVERED, write_page
 from benchmarks.pruning_table import CROPS_RESULTS, CropsRow, PruningTable
 from edgeconvnext.data.loader import batches
 from edgeconvnext.model.convnext import ConvNeXt
@@ -28,7 +26,7 @@ from edgeconvnext.model.load import load_model
 from edgeconvnext.validate.accuracy import Z95, agreement, logit_sqnr_db
 
 SHARES = (0.7, 0.5, 0.35)
-RECOVERY, SEED = "30 min", 1
+RECOVERY = "30 min"
 CROPS = 10
 
 
@@ -39,13 +37,21 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     table = PruningTable()
+    names = {share: [f"{OWN} {share:g}", f"{OWN}{RECOVERED}{RECOVERY} {share:g}"] for share in options.share}
+    missing = [name for pair in names.values() for name in pair if not network_path(name).is_file()]
+    if missing:
+        parser.error(
+            f"no network is kept of {'; '.join(missing)}: run benchmarks.pruning, then benchmarks.pruning --recovery"
+        )
     bench = Bench(table, [""], again=False)
-    views = {1: bench.images[:, None], CROPS: ten_crops(bench)}
-    reference = {crops: logits_of(bench.model.module, images.flatten(0, 1)) for crops, images in views.items()}
-    for share in options.share:
+    images = ten_crops(bench)
+    reference = logits_of(bench.model.module, images.flatten(0, 1))
+    for share, pair in names.items():
         rows = [row for row in read_rows(options.results, CropsRow) if row.target_share != share]
-        write_rows(options.results, [*rows, *measured(bench, share, views, reference)])
-    write_page(table.rows)
+        networks = [cast(ConvNeXt, load_model(network_path(name)).module) for name in pair]
+        write_rows(options.results, [*rows, measured(bench, share, images, reference, networks)])
+    if options.results == CROPS_RESULTS:
+        write_page(table.rows)
 
 
 def ten_crops(bench: Bench) -> torch.Tensor:
@@ -62,35 +68,23 @@ def ten_crops(bench: Bench) -> torch.Tensor:
 
 
 def measured(
-    bench: Bench, share: float, views: dict[int, torch.Tensor], reference: dict[int, np.ndarray]
-) -> list[CropsRow]:
-    """Train the network of this share, where that is not done, and return a row for each number of crops."""
-    path = network_path(f"{OWN} {share:g}")
-    name = f"{OWN}, recovered {RECOVERY}, seed {SEED} {share:g}"
-    if not network_path(name).is_file():
-        done = bench.trained(path, replace(RECOVERIES[RECOVERY], seed=SEED))
-        bench.write_network(name, done.module)
-    networks = [cast(ConvNeXt, load_model(each).module) for each in (path, network_path(name))]
-    rows = []
-    for crops, images in views.items():
-        logits = [reference[crops], *(logits_of(network, images.flatten(0, 1)) for network in networks)]
-        right = [(each.argmax(1).reshape(-1, crops) == bench.labels[:, None]).mean(1) for each in logits]
-        before, after, gain = right[0] - right[1], right[0] - right[2], right[2] - right[1]
-        rows.append(
-            CropsRow(
-                target_share=share,
-                recovered=RECOVERY,
-                seed=SEED,
-                images=len(images),
-                crops=crops,
-                **intervals(drop_before=before, drop_after=after, gain=gain),
-                agreement_before=agreement(logits[0], logits[1]),
-                agreement_after=agreement(logits[0], logits[2]),
-                sqnr_db_before=logit_sqnr_db(logits[0], logits[1]),
-                sqnr_db_after=logit_sqnr_db(logits[0], logits[2]),
-            )
-        )
-    return rows
+    bench: Bench, share: float, images: torch.Tensor, reference: np.ndarray, networks: list[ConvNeXt]
+) -> CropsRow:
+    """Return the row of a pruned network and what recovery made of it. reference: the original's logits, crop after crop."""
+    logits = [reference, *(logits_of(network, images.flatten(0, 1)) for network in networks)]
+    right = [(each.argmax(1).reshape(-1, CROPS) == bench.labels[:, None]).mean(1) for each in logits]
+    before, after, gain = right[0] - right[1], right[0] - right[2], right[2] - right[1]
+    return CropsRow(
+        target_share=share,
+        recovered=RECOVERY,
+        images=len(images),
+        crops=CROPS,
+        **intervals(drop_before=before, drop_after=after, gain=gain),
+        agreement_before=agreement(logits[0], logits[1]),
+        agreement_after=agreement(logits[0], logits[2]),
+        sqnr_db_before=logit_sqnr_db(logits[0], logits[1]),
+        sqnr_db_after=logit_sqnr_db(logits[0], logits[2]),
+    )
 
 
 def intervals(**differences: np.ndarray) -> dict[str, float]:

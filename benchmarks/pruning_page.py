@@ -124,13 +124,12 @@ def _crops(rows: list[CropsRow]) -> str:
         return ""
     first = rows[0]
     lines = [
-        f"Trained once more with another order of the images ({first.recovered}), and measured on ten crops of each image too; "
-        "intervals are normal ones over images:",
+        f"This toolkit's on {first.crops} crops of each image (recovered {first.recovered}), with normal intervals over images:",
         "",
         "| multiply-adds | answers | drop before | after | gained | answers changed before | after | SQNR before | after |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for row in sorted(rows, key=lambda row: (row.crops, -row.target_share)):
+    for row in sorted(rows, key=lambda row: -row.target_share):
         answers = row.images * row.crops
         changed = [round(answers * (1 - share / 100)) for share in (row.agreement_before, row.agreement_after)]
         before = _points(row.drop_before, row.drop_before_low, row.drop_before_high)

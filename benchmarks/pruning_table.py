@@ -46,14 +46,13 @@ class PruningRow(BaseModel):
 class CropsRow(BaseModel):
     """One pruned network before and after recovery, on `crops` crops of each image.
 
-    seed: of the recovery. drop_before, drop_after: the original's top-1 minus the network's, points, a mean over images and crops.
+    drop_before, drop_after: the original's top-1 minus the network's, points, a mean over images and crops.
     gain: the first minus the second; its interval, like the others, is a normal one at 95 % over images, whose crops are not
     independent of each other. agreement, sqnr_db: with and of the original's logits.
     """
 
     target_share: float
     recovered: str
-    seed: int
     images: int
     crops: int
     drop_before: float

@@ -72,26 +72,31 @@ def test_crops_of_networks_before_and_after_recovery_are_one_line_each(
     monkeypatch.setattr(pruning_page, "CROPS_RESULTS", tmp_path / "crops.csv")
     rows = PruningTable().rows
     pruning_page.write_page(rows, page)
-    assert "ten crops" not in page.read_text(encoding="utf-8")
+    assert "10 crops" not in page.read_text(encoding="utf-8")
     made = {
         f"{what}{end}": value
         for what, value in (("drop_before", 0.05), ("drop_after", -0.01), ("gain", 0.06))
         for end, value in (("", value), ("_low", value - 0.1), ("_high", value + 0.1))
     }
-    common = {"target_share": 0.7, "recovered": "30 min", "seed": 1, "images": 1000, "sqnr_db_before": 41.7}
+    common = {"recovered": "30 min", "crops": 10, "images": 1000}
     write_rows(
         tmp_path / "crops.csv",
         [
-            CropsRow(crops=10, agreement_before=99.4, agreement_after=99.9, sqnr_db_after=50.3, **common, **made),
-            CropsRow(crops=1, agreement_before=99.5, agreement_after=99.8, sqnr_db_after=50.4, **common, **made),
+            CropsRow(
+                target_share=share,
+                **{"agreement_before": 99.4, "agreement_after": 99.9, "sqnr_db_before": 41.7, "sqnr_db_after": 50.3},
+                **common,
+                **made,
+            )
+            for share in (0.5, 0.7)
         ],
     )
     pruning_page.write_page(rows, page)
     text = page.read_text(encoding="utf-8")
-    lines = [line for line in text.splitlines() if line.startswith("| 70 % | 1")]
+    lines = [line for line in text.splitlines() if "| 10,000 |" in line]
     assert lines == [
-        "| 70 % | 1,000 | +0.05 (-0.05 to +0.15) | -0.01 (-0.11 to +0.09) | +0.06 (-0.04 to +0.16) | 5 | 2 | 41.7 dB | 50.4 dB |",
-        "| 70 % | 10,000 | +0.05 (-0.05 to +0.15) | -0.01 (-0.11 to +0.09) | +0.06 (-0.04 to +0.16) | 60 | 10 "
-        "| 41.7 dB | 50.3 dB |",
+        f"| {share} % | 10,000 | +0.05 (-0.05 to +0.15) | -0.01 (-0.11 to +0.09) | +0.06 (-0.04 to +0.16) | 60 | 10 "
+        "| 41.7 dB | 50.3 dB |"
+        for share in (70, 50)
     ]
     assert text.startswith("Above.\n") and text.endswith("Below.\n") and "old" not in text
