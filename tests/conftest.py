@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from loopback import server, ssh_config  # noqa: F401  fixtures
 from PIL import Image
+from short_turns import DURATIONS_S
 
 from edgeconvnext.validate import interleaved
 
@@ -90,15 +91,15 @@ def _ctrl_c_reaches_children() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _short_turns() -> Iterator[None]:
-    """Time networks for a moment only: no test asserts a time."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, seconds in (("WARM_UP_S", 0.01), ("MIN_SECONDS", 0.05), ("SCREENING_SECONDS", 0.05)):
+        for name, seconds in DURATIONS_S.items():
             patch.setattr(interleaved, name, seconds)
-        patch.setattr(interleaved, "BLOCK_S", 0.005)
         yield
 
 
-@pytest.fixture(autouse=True)
-def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="session")
+def _own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep the user's cache out of the tests: what a test finds in ~/.cache must not decide whether it passes."""
-    monkeypatch.setenv("HOME", str(tmp_path_factory.getbasetemp() / "home"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path_factory.getbasetemp() / "home"))
+        yield

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from short_turns import EDGECONVNEXT
 
 COMMANDS = (
     "quantize", "export", "validate", "analyze", "bench", "inspect", "fold", "prune", "roadmap", "search", "train",
@@ -20,7 +21,7 @@ def run(
     *arguments: str, cwd: Path | None = None, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "edgeconvnext.cli", *arguments],
+        [*EDGECONVNEXT, *arguments],
         capture_output=True,
         text=True,
         cwd=cwd,
@@ -152,7 +153,7 @@ def test_ctrl_c_leaves_no_half_artifact_and_a_second_run_resumes(tmp_path: Path)
     import signal
 
     command = [
-        sys.executable, "-m", "edgeconvnext.cli", "export", "--target", "onnx", "--model", "digits",
+        *EDGECONVNEXT, "export", "--target", "onnx", "--model", "digits",
         "--calib", "digits", "--eval", "digits_test", "--num-images", "60", "--no-latency", "--output", "run",
     ]  # fmt: skip
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

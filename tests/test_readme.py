@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from loopback import Server
+from short_turns import EDGECONVNEXT
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -23,7 +24,7 @@ ON_PHOTOGRAPHS = [line for line in COMMANDS if line.startswith("edgeconvnext") a
 
 def run_in_order(lines: list[str], folder: Path, environment: dict[str, str] | None = None) -> None:
     for line in lines:
-        command = [sys.executable, "-m", "edgeconvnext.cli", *shlex.split(line)[1:]]
+        command = [*EDGECONVNEXT, *shlex.split(line)[1:]]
         result = subprocess.run(
             command, cwd=folder, env=os.environ | (environment or {}), capture_output=True, text=True, timeout=1200
         )
@@ -38,19 +39,25 @@ def test_the_readme_has_commands_of_each_kind() -> None:
     assert rest == {"make export TARGET=jetson", "make test"}
 
 
+@pytest.fixture(scope="module")
+def made_on_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the commands on digits ran in."""
+    folder = tmp_path_factory.mktemp("digits")
+    run_in_order(ON_DIGITS, folder)
+    return folder
+
+
 @pytest.mark.slow
-def test_the_commands_on_digits_run(tmp_path: Path) -> None:
-    run_in_order(ON_DIGITS, tmp_path)
-    assert (tmp_path / "pruned.safetensors").is_file()
+def test_the_commands_on_digits_run(made_on_digits: Path) -> None:
+    assert (made_on_digits / "pruned.safetensors").is_file()
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ssh_config")
-def test_the_command_over_ssh_runs_on_the_run_made_above(server: Server, tmp_path: Path) -> None:
-    (export,) = (line for line in ON_DIGITS if "--output runs/mine" in line)
-    run_in_order([export], tmp_path)
+def test_the_command_over_ssh_runs_on_the_run_made_above(made_on_digits: Path, server: Server, tmp_path: Path) -> None:
+    shutil.copytree(made_on_digits / "runs" / "mine", tmp_path / "runs" / "mine")
     line = OVER_SSH[0].replace("user@board", f"{server.host} --python {sys.executable}")
-    command = [sys.executable, "-m", "edgeconvnext.cli", *shlex.split(line)[1:]]
+    command = [*EDGECONVNEXT, *shlex.split(line)[1:]]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     # 3 where the small network is not faster in INT8 at that moment: measured, and said.
     assert result.returncode in (0, 3), result.stderr

@@ -6,11 +6,11 @@ import copy
 import dataclasses
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from short_turns import EDGECONVNEXT
 
 from edgeconvnext import api
 from edgeconvnext.data.digits import digits_set
@@ -27,7 +27,7 @@ QUICK = CompressOptions(images=90, measure_latency=False)
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "edgeconvnext.cli", *arguments], capture_output=True, text=True)
+    return subprocess.run([*EDGECONVNEXT, *arguments], capture_output=True, text=True)
 
 
 def test_everything_together_is_recorded(tmp_path: Path) -> None:
