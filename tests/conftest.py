@@ -17,6 +17,9 @@ from short_turns import DURATIONS_S
 
 from edgeconvnext.validate import interleaved
 
+# Triton's interpreter runs kernels on a CPU, one program after the other, with a GPU's arithmetic. Read when triton is imported.
+os.environ["TRITON_INTERPRET"] = "1"
+
 _CHECKOUT = Path(__file__).resolve().parent.parent
 _LONGEST_FILES = ("test_readme.py", "test_pipeline.py", "test_roadmap_command.py", "test_compress.py")
 
