@@ -88,16 +88,6 @@ class EngineBuild:
     sparse_layers: tuple[str, ...] = ()
 
 
-def parse_with_rtx(onnx_path: Path) -> ParsedNetwork:
-    """Parse a typed ONNX with TensorRT-RTX, the check for Jetson that needs no board.
-
-    Raises RuntimeMissingError without TensorRT-RTX and ExportError with the parser's own words.
-    """
-    runtime = require_runtime("tensorrt_rtx")
-    _, network, _ = _parse(runtime, onnx_path)
-    return _describe(runtime, network)
-
-
 def build_rtx_engine(
     onnx_path: Path, engine_path: Path, *, batch: Sequence[int] = (1, 8, 32), sizes: Sequence[Size] = ()
 ) -> EngineBuild:

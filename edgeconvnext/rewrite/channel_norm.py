@@ -15,56 +15,40 @@ from edgeconvnext.model.convnext import ConvNeXt
 
 
 class ChannelNorm(nn.Module):
-    """BatchNorm over all positions, on the way from a LayerNorm: share * BatchNorm(x) + (1 - share) * LayerNorm(x).
-
-    x: (N, C, H, W) with channel_axis 1, else channels last. share: 0 is the LayerNorm alone, 1 the BatchNorm alone.
-    """
+    """BatchNorm over all positions. x: (N, C, H, W) with channel_axis 1, else channels last."""
 
     running_mean: torch.Tensor
     running_var: torch.Tensor
 
-    def __init__(self, layer_norm: nn.Module | None, channels: int, channel_axis: int) -> None:
-        """layer_norm: None where the BatchNorm starts alone; `leave_inputs_as_they_are` then makes it begin as nothing at all."""
+    def __init__(self, channels: int, channel_axis: int) -> None:
         super().__init__()
-        self.layer_norm = layer_norm
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
         self.channel_axis = channel_axis
-        self.share = 1.0 if layer_norm is None else 0.0
         self.momentum = 0.01
         self.eps = 1e-5
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.layer_norm is not None and self.share == 0 and not self.training:
-            return self.layer_norm(x)
         rows = x if self.channel_axis == 1 else x.flatten(0, -2)
-        normed = F.batch_norm(
+        return F.batch_norm(
             rows, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps
         ).view_as(x)
-        if self.layer_norm is None or self.share == 1:
-            return normed
-        return self.share * normed + (1 - self.share) * self.layer_norm(x)
 
 
-def with_batch_norms(module: ConvNeXt, paths: Collection[str], *, anneal: bool) -> ConvNeXt:
-    """Return a copy with a ChannelNorm at each of `paths`.
-
-    anneal: whether it starts as the LayerNorm that is there; else the norm there is gone already (an Identity).
-    """
+def with_batch_norms(module: ConvNeXt, paths: Collection[str]) -> ConvNeXt:
+    """Return a copy with a ChannelNorm at each of `paths`, where a LayerNorm was replaced by an Identity."""
     trained = copy.deepcopy(module)
     for path in paths:
-        norm = trained.get_submodule(path)
         axis = 1 if path.startswith("downsample_layers") or (path == "norm" and _pools_last(module)) else -1
-        channels = _channels(module, path)
-        trained.set_submodule(path, ChannelNorm(norm if anneal else None, channels, axis))
+        trained.set_submodule(path, ChannelNorm(_channels(module, path), axis))
     return trained
 
 
 @torch.no_grad()
 def leave_inputs_as_they_are(module: ConvNeXt, batches: Iterable[torch.Tensor]) -> None:
-    """Give every ChannelNorm without a LayerNorm the statistics of its inputs, in place, and weights that undo them.
+    """Give every ChannelNorm the statistics of its inputs, in place, and weights that undo them.
 
     batches: images, (N, C, H, W). In eval mode the norms are then the identity, and in training as nearly as a batch's statistics
     are all images'.
@@ -78,8 +62,7 @@ def leave_inputs_as_they_are(module: ConvNeXt, batches: Iterable[torch.Tensor]) 
         found = torch.tensor(rows.shape[1]), rows.sum(1), rows.square().sum(1)
         sums[norm] = [a + b for a, b in zip(sums[norm], found, strict=True)] if norm in sums else list(found)
 
-    alone = [norm for norm in module.modules() if isinstance(norm, ChannelNorm) and norm.layer_norm is None]
-    handles = [norm.register_forward_pre_hook(note) for norm in alone]
+    handles = [norm.register_forward_pre_hook(note) for norm in module.modules() if isinstance(norm, ChannelNorm)]
     try:
         module.eval()
         for batch in batches:
@@ -96,16 +79,9 @@ def leave_inputs_as_they_are(module: ConvNeXt, batches: Iterable[torch.Tensor]) 
         norm.bias.copy_(mean)
 
 
-def set_share(module: ConvNeXt, share: float) -> None:
-    """Set how much of every ChannelNorm is BatchNorm, 0..1."""
-    for norm in module.modules():
-        if isinstance(norm, ChannelNorm) and norm.layer_norm is not None:
-            norm.share = share
-
-
 @torch.no_grad()
 def fold_batch_norms(module: ConvNeXt) -> ConvNeXt:
-    """Fold every ChannelNorm (as a BatchNorm alone, with its running statistics) away; exact in eval mode.
+    """Fold every ChannelNorm away, with its running statistics; exact in eval mode.
 
     A block's goes into its depthwise conv, the stem's into its last conv, a downsampling one into its 2x2 conv, the head's into
     the classifier. Where each stood is an Identity, named in the config's `identity_norms`.

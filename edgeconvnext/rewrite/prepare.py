@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from edgeconvnext.errors import RewriteError
 from edgeconvnext.model.layers import weighted_layers
 from edgeconvnext.model.network import Network
 
@@ -116,27 +115,6 @@ def absorbed(layer: nn.Module, affine: Affine) -> tuple[torch.Tensor, torch.Tens
     )
     new_weight = weight / scale.view(*scale.shape, *[1] * (weight.dim() - 2))
     return new_weight, bias - (new_weight.reshape(*scale.shape, -1).sum(dim=2) * shift).sum(dim=1)
-
-
-def insert_affine(module: Network, layer: str, affine: Affine) -> None:
-    """Put `affine` in front of a layer of `module`, in place, and take it back in the layer's weight and bias.
-
-    Raises RewriteError for a shift in front of a padded conv, or a scale that is not positive.
-    """
-    if not bool((affine.scale > 0).all()) or not bool(affine.scale.isfinite().all() & affine.shift.isfinite().all()):
-        raise RewriteError(f"The scales in front of {layer} must be positive and finite.")
-    if bool((affine.shift != 0).any()) and not takes_shift(module, layer):
-        raise RewriteError(
-            f"{layer} pads its input with zeros, so a shift in front of it is not exact; use a scale only."
-        )
-    if affine.is_identity:
-        return
-    found = module.get_submodule(layer)
-    weight, bias = absorbed(found, affine)
-    place_affine(module, layer, affine)
-    found = module.get_submodule(layer)
-    cast(torch.Tensor, found.weight).data.copy_(weight)
-    cast(torch.Tensor, found.bias).data.copy_(bias)
 
 
 def place_affine(module: Network, layer: str, affine: Affine) -> None:

@@ -208,7 +208,7 @@ class _Work:
             norms = self._asked(self.pruned)
             reference = None if self.pruning is None else self.original
             frozen = replace_norms(self.pruned, norms, self.stored, self.folder, reference=reference).module
-            student, every = with_batch_norms(frozen, norms, anneal=False), True
+            student, every = with_batch_norms(frozen, norms), True
             leave_inputs_as_they_are(student, self.stored.fit())
         options = DistillOptions(epochs=self.options.epochs, budget_minutes=self.options.minutes)
         trained = distill(

@@ -21,7 +21,6 @@ from edgeconvnext.errors import RewriteError
 from edgeconvnext.model.convnext import ConvNeXt
 from edgeconvnext.model.units import Unit, units_of
 from edgeconvnext.records import json_sha256
-from edgeconvnext.rewrite.channel_norm import ChannelNorm, set_share
 from edgeconvnext.train.loop import LoopSettings, Trainer
 from edgeconvnext.train.networks import weights_sha256
 from edgeconvnext.train.optimizer import recovery_optimizers
@@ -48,7 +47,6 @@ class DistillOptions:
     blocks' matrices and, an eighth of it, of AdamW for the rest, where the student's logits are wrong by FAR or more. A student
     that is nearer to the teacher takes less, as the error to the power of two thirds: larger steps would only carry it away. The
     rate follows a cosine over whichever of the two ends first, behind a linear warm-up over the first 5 %.
-    anneal_share: the part of training in which ChannelNorms go from LayerNorm to BatchNorm.
     """
 
     epochs: int = 10
@@ -56,7 +54,6 @@ class DistillOptions:
     batch_size: int = 32
     learning_rate: float = 4e-3
     temperature: float = 2.0
-    anneal_share: float = 0.3
     seed: int = 0
 
 
@@ -109,7 +106,6 @@ def distill(
     rate = options.learning_rate * min(1.0, distance / FAR) ** _RATE_POWER
 
     def loss(images: torch.Tensor, step: int, part: int) -> torch.Tensor:
-        set_share(student, min(1.0, trainer.progress / max(options.anneal_share, 1e-9)))
         return _loss(student, teacher, units, images, options.temperature)
 
     settings = LoopSettings(
@@ -138,16 +134,13 @@ def distill(
             "The GPU's memory ran out during recovery. Free some, or recover on the processor: CUDA_VISIBLE_DEVICES='' before the "
             "command."
         ) from error
-    set_share(student, 1.0)
     spent = trainer.spent_s / 60
     return Distilled(student.eval().cpu(), trainer.steps, trainer.steps * batch_size, spent, tuple(trainer.losses))
 
 
 @torch.no_grad()
 def _distance(student: ConvNeXt, teacher: ConvNeXt, images: torch.Tensor) -> float:
-    """Return the relative error of the student's logits; FAR while it computes with the teacher's norms still."""
-    if any(isinstance(norm, ChannelNorm) and norm.layer_norm is not None for norm in student.modules()):
-        return FAR
+    """Return the relative error of the student's logits."""
     expected = teacher(images)
     return float((student.eval()(images) - expected).norm() / expected.norm())
 

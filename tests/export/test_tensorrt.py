@@ -31,7 +31,7 @@ def typed_onnx(tmp_path: Path) -> Path:
 def test_the_parser_sees_every_weighted_layer_as_int8(variant: Variant, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(typed_onnx_bytes("jetson", variant))
-    network = tensorrt.parse_with_rtx(path)
+    network = tensorrt.build_rtx_engine(path, tmp_path / "model.engine").network
     assert {layer.name for layer in network.weighted() if layer.quantized} == set(layers_of(variant))
     # Float operators are float16 throughout: strongly typed networks take the file at its word.
     assert {kind for layer in network.weighted() for kind in layer.input_types + layer.output_types} == {"HALF"}
@@ -43,7 +43,7 @@ def test_the_parser_sees_every_weighted_layer_as_int8(variant: Variant, tmp_path
 def test_the_float_network_has_no_int8_layers(tmp_path: Path) -> None:
     path = tmp_path / "model_fp16.onnx"
     path.write_bytes(typed_onnx_bytes(None))
-    network = tensorrt.parse_with_rtx(path)
+    network = tensorrt.build_rtx_engine(path, tmp_path / "model.engine").network
     assert len(network.weighted()) == len(layers_of())
     assert not [layer.name for layer in network.weighted() if layer.quantized]
 
@@ -74,7 +74,7 @@ def test_the_parsers_own_words_reach_the_user(tmp_path: Path) -> None:
     path = tmp_path / "affine.onnx"
     path.write_bytes(onnx_bytes("onnx"))
     with pytest.raises(ExportError, match=r"does not read .*affine\.onnx: \w+"):
-        tensorrt.parse_with_rtx(path)
+        tensorrt.build_rtx_engine(path, tmp_path / "model.engine")
 
 
 def test_a_missing_runtime_names_the_extra(typed_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +87,7 @@ def test_a_missing_runtime_names_the_extra(typed_onnx: Path, monkeypatch: pytest
 
     monkeypatch.setattr(importlib, "import_module", without_rtx)
     with pytest.raises(RuntimeMissingError, match=r"edgeconvnext\[rtx\]") as caught:
-        tensorrt.parse_with_rtx(typed_onnx)
+        tensorrt.build_rtx_engine(typed_onnx, typed_onnx.with_suffix(".engine"))
     assert caught.value.exit_code == 4
 
 

@@ -14,7 +14,7 @@ from edgeconvnext.errors import RewriteError
 from edgeconvnext.model.layers import weighted_layers
 from edgeconvnext.rewrite.batch_norm import fold_batch_norm
 from edgeconvnext.rewrite.exact import fold_exact, fold_input_normalization
-from edgeconvnext.rewrite.prepare import Affine, insert_affine
+from edgeconvnext.rewrite.prepare import Affine, absorbed, place_affine
 
 IMAGES = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(2))
 WITH_BATCH_NORM = [name for name, config in CONFIGS.items() if config.norm == "batch"]
@@ -72,9 +72,11 @@ def test_an_affine_in_front_of_a_grouped_conv_changes_nothing() -> None:
     prepared = copy.deepcopy(module)
     conv = module.get_submodule("stages.0.0.conv2")
     assert isinstance(conv, nn.Conv2d) and 1 < conv.groups < conv.in_channels
-    insert_affine(
-        prepared, "stages.0.0.conv2", Affine(torch.rand(conv.in_channels) + 0.5, torch.zeros(conv.in_channels), "t")
-    )
+    affine = Affine(torch.rand(conv.in_channels) + 0.5, torch.zeros(conv.in_channels), "t")
+    weight, bias = absorbed(conv, affine)
+    place_affine(prepared, "stages.0.0.conv2", affine)
+    prepared.get_submodule("stages.0.0.conv2").weight.data.copy_(weight)
+    prepared.get_submodule("stages.0.0.conv2").bias.data.copy_(bias)
     with torch.no_grad():
         expected, found = module(IMAGES), prepared(IMAGES)
     assert (expected - found).abs().max() < 1e-5 * expected.abs().max()

@@ -6,11 +6,11 @@ import pytest
 import torch
 from norm_networks import CONFIGS, folded_network
 
+from edgeconvnext.model.convnext import ConvNeXt
 from edgeconvnext.rewrite.channel_norm import (
     ChannelNorm,
     fold_batch_norms,
     leave_inputs_as_they_are,
-    set_share,
     with_batch_norms,
 )
 from edgeconvnext.rewrite.norms import replaceable_norms
@@ -18,12 +18,19 @@ from edgeconvnext.rewrite.norms import replaceable_norms
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
-def test_fold_is_exact_behind_training(kind: str) -> None:
+def without_norms(kind: str) -> tuple[ConvNeXt, tuple[str, ...]]:
+    """A folded network whose replaceable LayerNorms are Identities, and their paths."""
     module = folded_network(CONFIGS[kind])
     norms = replaceable_norms(module)
-    changed = with_batch_norms(module, norms, anneal=True)
-    set_share(changed, 1.0)
+    for norm in norms:
+        module.set_submodule(norm, torch.nn.Identity())
+    return module, norms
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_fold_is_exact_after_training(kind: str) -> None:
+    module, norms = without_norms(kind)
+    changed = with_batch_norms(module, norms)
     with torch.no_grad():
         for parameter in changed.parameters():
             parameter.add_(
@@ -39,35 +46,10 @@ def test_fold_is_exact_behind_training(kind: str) -> None:
     assert not any(isinstance(m, ChannelNorm) for m in folded.modules())
 
 
-def test_annealing_starts_at_the_layer_norm_and_ends_at_the_batch_norm() -> None:
-    module = folded_network(CONFIGS["v1"])
-    changed = with_batch_norms(module, ["stages.1.0.norm"], anneal=True).eval()
-    with torch.no_grad():
-        torch.testing.assert_close(changed(IMAGES), module(IMAGES))
-        set_share(changed, 1.0)
-        at_end = changed(IMAGES)
-        set_share(changed, 0.5)
-        between = changed(IMAGES)
-        assert float((at_end - module(IMAGES)).abs().max()) > 0.01
-        assert float((between - at_end).abs().max()) > 0.001
-
-
-def test_without_annealing_it_starts_as_what_is_there() -> None:
-    module = folded_network(CONFIGS["v1"])
-    module.set_submodule("stages.1.0.norm", torch.nn.Identity())
-    changed = with_batch_norms(module, ["stages.1.0.norm"], anneal=False).eval()
-    with torch.no_grad():
-        # BatchNorm's epsilon of 1e-5 is all the difference there is.
-        torch.testing.assert_close(changed(IMAGES), module(IMAGES), atol=1e-3, rtol=1e-3)
-
-
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_it_starts_as_nothing_in_training_too(kind: str) -> None:
-    module = folded_network(CONFIGS[kind])
-    norms = replaceable_norms(module)
-    for norm in norms:
-        module.set_submodule(norm, torch.nn.Identity())
-    changed = with_batch_norms(module, norms, anneal=False)
+    module, norms = without_norms(kind)
+    changed = with_batch_norms(module, norms)
     leave_inputs_as_they_are(changed, IMAGES.split(2))
     with torch.no_grad():
         expected = module.eval()(IMAGES)
