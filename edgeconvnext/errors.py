@@ -7,6 +7,7 @@ fix it, in one paragraph. The command line prints them without a traceback and e
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -78,7 +79,52 @@ class RuntimeMissingError(EdgeConvNextError):
     exit_code = 4
 
 
+class UnusablePathError(EdgeConvNextError):
+    """A path, disk or output stream that the system refuses."""
+
+
+class OutOfMemoryError(EdgeConvNextError):
+    """The process may not use as much memory as the work needs."""
+
+
 GATE_MISSED_EXIT_CODE = 3
+FAULT_EXIT_CODE = 70
+
+# What a path or disk of the user's can be refused for wherever it is touched; any other system error is a bug.
+_USERS_TO_FIX = frozenset(
+    {
+        *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EROFS),
+        *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.ETXTBSY, errno.EMFILE, errno.ENFILE),
+    }
+)
+# torch, onnxruntime, the dynamic linker and threading report a memory limit as text only.
+_OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "cannot allocate memory",
+    "failed to map segment from shared object",
+    "std::bad_alloc",
+    "out of memory",
+    "can't start new thread",
+    "failed to allocate memory",
+    "unable to allocate",
+)
+
+
+def user_error(error: BaseException) -> EdgeConvNextError | None:
+    """Return what a user can fix about an exception that reached the top; None for a fault of the package."""
+    if isinstance(error, EdgeConvNextError):
+        return error
+    text = str(error)
+    if isinstance(error, MemoryError) or (
+        isinstance(error, OSError | RuntimeError | ImportError) and any(word in text.lower() for word in _OUT_OF_MEMORY)
+    ):
+        return OutOfMemoryError(
+            "The memory ran out, or a limit on it (ulimit -v, a container's) is too small for this work. Close other programs, "
+            "raise the limit, or use smaller images, fewer threads or --effort quick; finished stages are reused."
+        )
+    if isinstance(error, OSError) and error.errno in _USERS_TO_FIX:
+        return UnusablePathError(f"{error.filename or 'The output'} cannot be used: {error.strerror}.")
+    return None
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

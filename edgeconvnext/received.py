@@ -25,6 +25,8 @@ MIB = 2**20
 MOST_TEXT_BYTES = 64 * MIB
 # Python's own parsers end at about 1,000 levels with RecursionError, and so does whatever walks their result.
 MOST_NESTED = 100
+# Characters of a parser's own message that are shown.
+MOST_REASON = 300
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a named pipe"),
@@ -32,6 +34,17 @@ _KINDS = (
     (stat.S_ISBLK, "a device"),
     (stat.S_ISSOCK, "a socket"),
 )
+
+
+def user_path(text: Path | str, error: type[EdgeConvNextError]) -> Path:
+    """Return a path that a user typed, with `~` or `~user` at its start expanded; raises `error` for an unknown user."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as failure:
+        raise error(
+            f"{for_terminal(text)} begins with the home folder of a user that this machine does not know. Write the path in full, "
+            "or ./~ for a folder of that name."
+        ) from failure
 
 
 def reason(error: BaseException) -> str:
@@ -42,13 +55,16 @@ def reason(error: BaseException) -> str:
         return "it needs more memory than this process may use"
     if isinstance(error, UnicodeError):
         return "it is not UTF-8 text"
+    if isinstance(error, json.JSONDecodeError | tomllib.TOMLDecodeError):
+        kind = "JSON" if isinstance(error, json.JSONDecodeError) else "TOML"
+        return f"it is not valid {kind}: {for_terminal(error)[:MOST_REASON]}"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror[:1].lower() + error.strerror[1:]
     if isinstance(error, struct.error | EOFError):
         return "it ends too early or is damaged"
     if isinstance(error, ValueError) and "integer string conversion" in str(error):
         return "a number in it has too many digits"
-    text = for_terminal(str(error).strip().split("\n", 1)[0])[:300]
+    text = for_terminal(str(error).strip().split("\n", 1)[0])[:MOST_REASON]
     return text or f"it is damaged ({type(error).__name__})"
 
 

@@ -1,7 +1,8 @@
-"""Where the files that travel with the package lie: `calib/` and `targets/`, in a checkout or in an installed wheel."""
+"""Where files lie that travel with the package (`calib/`, `targets/`) and those that it keeps for its user."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -12,3 +13,14 @@ def resource_dir(kind: Literal["calib", "targets"]) -> Path:
     """Return the folder of shipped calibration sets or targets: the checkout's top-level one, else the wheel's copy."""
     installed = _PACKAGE / f"_{kind}"
     return installed if installed.is_dir() else _PACKAGE.parent / kind
+
+
+def state_dir() -> Path | None:
+    """Return the folder for this user's key and fault logs, in $XDG_STATE_HOME or ~/.local/state; None without a home."""
+    chosen = os.environ.get("XDG_STATE_HOME")
+    if chosen and Path(chosen).is_absolute():  # the XDG specification: a relative path is to be ignored
+        return Path(chosen) / "edgeconvnext"
+    try:
+        return Path.home() / ".local" / "state" / "edgeconvnext"
+    except RuntimeError:
+        return None

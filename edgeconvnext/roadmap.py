@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from edgeconvnext import pipeline
 from edgeconvnext.data.preprocess import Preprocess
 from edgeconvnext.data.sets import resolve_image_set
-from edgeconvnext.errors import ModelConfigError
+from edgeconvnext.errors import ModelConfigError, RunDirectoryError
 from edgeconvnext.export.artifact import require_target
 from edgeconvnext.files import atomic_write, storage_errors, tree_sha256
 from edgeconvnext.job import Request
@@ -32,6 +33,7 @@ from edgeconvnext.model.network import Network
 from edgeconvnext.model.presets import match_preset
 from edgeconvnext.model.roadmap import STEPS, Step, match_step
 from edgeconvnext.quantize.planning import Effort
+from edgeconvnext.received import read_json
 from edgeconvnext.records import code_version, json_sha256
 from edgeconvnext.report.roadmap_page import write_roadmap
 from edgeconvnext.report.roadmap_records import Roadmap, RoadmapStep
@@ -130,6 +132,16 @@ def random_network(config: NetworkConfig, seed: int = SEED) -> Network:
     return module.eval()
 
 
+def _finished_step(path: Path) -> FinishedStep | None:
+    """Read the record of a step; None where there is none, or one that does not hold: the step is then measured again."""
+    if not path.exists():
+        return None
+    try:
+        return FinishedStep.model_validate(read_json(path, RunDirectoryError))
+    except (RunDirectoryError, ValidationError):
+        return None
+
+
 def _measured_step(step: Step, request: RoadmapRequest, target: Target, folder: Path) -> RoadmapStep:
     """Return the record of a step: the one that is there, where nothing it depends on has changed, or a new one."""
     weights = request.trained.get(step.name) or _random_weights(step, request.resolution, folder)
@@ -147,10 +159,9 @@ def _measured_step(step: Step, request: RoadmapRequest, target: Target, folder: 
         }
     )
     kept = folder / "steps" / f"{step.name}.json"
-    if kept.is_file():
-        finished = FinishedStep.model_validate_json(kept.read_text(encoding="utf-8"))
-        if finished.key == key:
-            return finished.record
+    finished = _finished_step(kept)
+    if finished is not None and finished.key == key:
+        return finished.record
     trained = request.trained.get(step.name)
     run = folder / (step.name if trained is None else f"{step.name}-{trained.stem}")
     outcome = pipeline.export(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-import tomllib
 from pathlib import Path
 from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from edgeconvnext.errors import ConfigFileError, TargetError, nearest
+from edgeconvnext.escape import for_terminal
+from edgeconvnext.received import read_toml, user_path
 from edgeconvnext.resources import resource_dir
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -23,7 +24,7 @@ Exporter = Literal["onnx", "tensorrt-onnx", "tensorrt-rtx", "tensorrt", "coreml"
 class Section(BaseModel):
     """Base of every table in a target file: unknown keys are errors, values are not coerced."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class InputSection(Section):
@@ -208,8 +209,10 @@ class Target(Section):
     @field_validator("name")
     @classmethod
     def _fits_a_path(cls, name: str) -> str:
-        if not re.fullmatch(r"\w[\w.-]*", name):
-            raise ValueError(f"{name!r} becomes part of a folder's name: use letters, digits, '.', '-' and '_' only")
+        if not re.fullmatch(r"\w[\w.-]{,99}", name):
+            raise ValueError(
+                f"{name!r} becomes part of a folder's name: use at most 100 letters, digits, '.', '-' and '_'"
+            )
         return name
 
     @model_validator(mode="after")
@@ -290,7 +293,7 @@ def load_target(name_or_path: str) -> Target:
     files = target_files()
     path = files.get(name_or_path)
     if path is None:
-        path = Path(name_or_path)
+        path = user_path(name_or_path, TargetError)
         if path.suffix != ".toml":
             raise TargetError(
                 f"There is no target {name_or_path!r}.{nearest(name_or_path, files)} "
@@ -303,12 +306,7 @@ def load_target(name_or_path: str) -> Target:
 
 def parse_toml(path: Path, model: type[Model]) -> Model:
     """Read a TOML file into a pydantic model, turning every problem into one ConfigFileError that names its key."""
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigFileError(f"{path} is not valid TOML: {error}.") from error
-    except OSError as error:
-        raise ConfigFileError(f"{path} cannot be read: {error.strerror}.") from error
+    values = read_toml(path, ConfigFileError)
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -319,7 +317,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """Say each problem of a pydantic validation as 'key: what is wrong', with the nearest name for a misspelt one."""
     sentences = []
     for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"])
+        key = for_terminal(".".join(str(part) for part in problem["loc"]))
         message, found = problem["msg"], problem["input"]
         if problem["type"] == "extra_forbidden":
             known = _section(model, problem["loc"][:-1]).model_fields
@@ -331,9 +329,16 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
         else:
             # "Input should be 'stem', 'head' or 'depthwise'" lists the choices of a Literal between quotes.
             choices = re.findall(r"'([^']+)'", message) if problem["type"] == "literal_error" else []
-            sentence = f"{key}: {message[0].lower()}{message[1:]} (found {found!r}).{nearest(str(found), choices)}"
+            sentence = (
+                f"{key}: {message[0].lower()}{message[1:]} (found {_brief(found)}).{nearest(str(found), choices)}"
+            )
         sentences.append(sentence)
     return " ".join(sentences)
+
+
+def _brief(value: object) -> str:
+    text = for_terminal(repr(value))
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def _section(model: type[BaseModel], path: tuple[int | str, ...]) -> type[BaseModel]:

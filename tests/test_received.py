@@ -69,7 +69,7 @@ def test_the_size_is_looked_at_before_anything_is_read(tmp_path: Path) -> None:
         (b"[" * (MOST_NESTED + 1) + b"]" * (MOST_NESTED + 1), "nested too deeply"),
         (b'{"a": ' + b"9" * 5000 + b"}", "too many digits"),
         (b"\xff\xfe\xfa", "not UTF-8"),
-        (b"{", "Expecting property name"),
+        (b"{", "it is not valid JSON: Expecting property name"),
     ],
 )
 def test_json_that_no_parser_takes_is_one_error(tmp_path: Path, content: bytes, why: str) -> None:

@@ -222,7 +222,7 @@ def test_all_mistakes_of_a_file_are_said_at_once(tmp_path: Path) -> None:
 def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "board.toml"
     path.write_bytes(b"\xff\xfe\x00name")
-    assert "is not valid TOML" in refusal(str(path))
+    assert "is not UTF-8 text" in refusal(str(path))
 
 
 def test_a_file_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:

@@ -51,6 +51,7 @@ from edgeconvnext.cli.options import (
     refuse_without,
 )
 from edgeconvnext.cli.output import finish
+from edgeconvnext.cli.values import path_value
 
 if TYPE_CHECKING:
     from edgeconvnext.job import Request
@@ -121,6 +122,8 @@ def export(
             "--from",
             help="A finished run: its model, images, options and statistics are used again. An option given at its default counts "
             "as not given.",
+            parser=path_value,
+            metavar="<path>",
         ),
     ] = None,
     num_images: ImagesOption = 256,
@@ -176,12 +179,17 @@ def export(
 
 @app.command()
 def validate(
-    run: Annotated[Path, typer.Argument(help="Run directory that quantize or export wrote.")],
+    run: Annotated[
+        Path, typer.Argument(help="Run directory that quantize or export wrote.", parser=path_value, metavar="<path>")
+    ],
     data: Annotated[str | None, typer.Option("--data", help="Evaluation images: a set's name or a folder.")] = None,
     device: Annotated[
         Path | None,
         typer.Option(
-            "--device", help="device.json that the run's device kit wrote: merged, nothing is measured again."
+            "--device",
+            help="device.json that the run's device kit wrote: merged, nothing is measured again.",
+            parser=path_value,
+            metavar="<path>",
         ),
     ] = None,
     latency: LatencyOption = True,
@@ -200,7 +208,7 @@ def validate(
 
 @app.command()
 def remote(
-    run: Annotated[Path, typer.Argument(help="Run directory that export wrote.")],
+    run: Annotated[Path, typer.Argument(help="Run directory that export wrote.", parser=path_value, metavar="<path>")],
     host: Annotated[str, typer.Option("--host", help="Where ssh gets to the device, as in user@board.")],
     python: Annotated[str, typer.Option("--python", help="Python on the device that has the runtime.")] = "python3",
     workdir: Annotated[

@@ -20,6 +20,7 @@ from edgeconvnext.cli.options import (
     check_bits,
 )
 from edgeconvnext.cli.output import print_out
+from edgeconvnext.cli.values import at_least, path_value
 from edgeconvnext.errors import GATE_MISSED_EXIT_CODE
 
 
@@ -74,9 +75,17 @@ def analyze(
 
 @app.command()
 def bench(
-    artifact: Annotated[Path, typer.Argument(help="An ONNX artifact, or a run directory.")],
+    artifact: Annotated[
+        Path, typer.Argument(help="An ONNX artifact, or a run directory.", parser=path_value, metavar="<path>")
+    ],
     against: Annotated[
-        Path | None, typer.Option("--against", help="A float ONNX to compare with. Default: the baseline of the run.")
+        Path | None,
+        typer.Option(
+            "--against",
+            help="A float ONNX to compare with. Default: the baseline of the run.",
+            parser=path_value,
+            metavar="<path>",
+        ),
     ] = None,
     runtime: Annotated[
         Literal["triton"] | None,
@@ -96,7 +105,9 @@ def bench(
         ),
     ] = None,
     threads: ThreadsOption = 1,
-    seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Measured time of each model.")] = 3.0,
+    seconds: Annotated[
+        float, typer.Option("--seconds", help="Measured time of each model.", parser=at_least(0.1), metavar="<float>")
+    ] = 3.0,
     profile: Annotated[
         bool,
         typer.Option(

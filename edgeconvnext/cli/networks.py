@@ -26,6 +26,7 @@ from edgeconvnext.cli.options import (
     refuse_without,
 )
 from edgeconvnext.cli.output import print_out, show_changes
+from edgeconvnext.cli.values import finite, path_value
 
 
 @app.command()
@@ -54,12 +55,17 @@ def inspect(
 def fold(
     context: typer.Context,
     model: ModelArgument,
-    output: Annotated[Path, typer.Option("--output", help="Weights file to write, .safetensors.")],
+    output: Annotated[
+        Path, typer.Option("--output", help="Weights file to write, .safetensors.", parser=path_value, metavar="<path>")
+    ],
     calib: Annotated[str, typer.Option("--calib", help="Images the fold is proven on: a set's name or a folder.")],
     replace_norm: ReplaceNormOption = False,
     norms: NormScopeOption = "all",
     max_drop: Annotated[
-        float, typer.Option("--max-drop", help="Points of top-1 that replacing LayerNorms may cost.")
+        float,
+        typer.Option(
+            "--max-drop", help="Points of top-1 that replacing LayerNorms may cost.", parser=finite, metavar="<float>"
+        ),
     ] = 0.5,
     recover: RecoverOption = False,
     epochs: EpochsOption = 10,
@@ -109,17 +115,32 @@ def prune(
     context: typer.Context,
     model: ModelArgument,
     calib: Annotated[str, typer.Option("--calib", help="Calibration images: a set's name or a folder.")],
-    output: Annotated[Path, typer.Option("--output", help="Weights file to write, .safetensors.")],
+    output: Annotated[
+        Path, typer.Option("--output", help="Weights file to write, .safetensors.", parser=path_value, metavar="<path>")
+    ],
     macs: Annotated[
         float | None,
-        typer.Option("--macs", help="Share of the multiply-adds to keep, above 0 and at most 1, as in 0.7."),
+        typer.Option(
+            "--macs",
+            help="Share of the multiply-adds to keep, above 0 and at most 1, as in 0.7.",
+            parser=finite,
+            metavar="<float>",
+        ),
     ] = None,
     size: Annotated[
-        float | None, typer.Option("--size", help="Share of the weights' bytes at 8 bits to keep, as in 0.5.")
+        float | None,
+        typer.Option(
+            "--size", help="Share of the weights' bytes at 8 bits to keep, as in 0.5.", parser=finite, metavar="<float>"
+        ),
     ] = None,
     latency: Annotated[
         float | None,
-        typer.Option("--latency", help="Share of the time measured here in onnxruntime to keep, as in 0.7."),
+        typer.Option(
+            "--latency",
+            help="Share of the time measured here in onnxruntime to keep, as in 0.7.",
+            parser=finite,
+            metavar="<float>",
+        ),
     ] = None,
     blocks: Annotated[int, typer.Option("--blocks", help="Whole blocks to take out first.")] = 0,
     sparsity: Annotated[
@@ -140,7 +161,10 @@ def prune(
     torch_code: Annotated[
         Path | None,
         typer.Option(
-            "--torch-code", help="Python file to write as well: the network for torch alone, loading --output."
+            "--torch-code",
+            help="Python file to write as well: the network for torch alone, loading --output.",
+            parser=path_value,
+            metavar="<path>",
         ),
     ] = None,
     recover: RecoverOption = False,

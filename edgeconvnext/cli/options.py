@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from edgeconvnext.cli.values import finite, path_value
+
 CalibratorName = Literal["auto", "minmax", "percentile", "entropy", "mse", "output"]
 PreparationName = Literal["auto", "none", "force"]
 RoundingName = Literal["auto", "nearest", "gptq", "adaround"]
@@ -71,7 +73,13 @@ ActivationsOption = Annotated[
     int | None, typer.Option("--activations", help="Bits of activations, 8 or 16. Default: the plan's or the target's.")
 ]
 PlanOption = Annotated[
-    Path | None, typer.Option("--plan", help="TOML file with bits by layer; every run writes its own, plan.toml.")
+    Path | None,
+    typer.Option(
+        "--plan",
+        help="TOML file with bits by layer; every run writes its own, plan.toml.",
+        parser=path_value,
+        metavar="<path>",
+    ),
 ]
 PrepareOption = Annotated[
     PreparationName,
@@ -87,18 +95,30 @@ BiasOption = Annotated[
 ]
 MinutesOption = Annotated[
     float,
-    typer.Option("--adaround-minutes", help="Time AdaRound may take in all (effort best, or --rounding adaround)."),
+    typer.Option(
+        "--adaround-minutes",
+        help="Time AdaRound may take in all (effort best, or --rounding adaround).",
+        parser=finite,
+        metavar="<float>",
+    ),
 ]
 DropOption = Annotated[
     float | None,
     typer.Option(
         "--max-drop",
         help="Points of top-1 (or agreement) that may be lost; the costliest layers stay float until that holds.",
+        parser=finite,
+        metavar="<float>",
     ),
 ]
 PruneOption = Annotated[
     float | None,
-    typer.Option("--prune-macs", help="Share of the multiply-adds that pruning keeps, as in 0.6. Default: no pruning."),
+    typer.Option(
+        "--prune-macs",
+        help="Share of the multiply-adds that pruning keeps, as in 0.6. Default: no pruning.",
+        parser=finite,
+        metavar="<float>",
+    ),
 ]
 ReplaceNormOption = Annotated[
     bool, typer.Option("--replace-norm", help="Replace the LayerNorms that may go by what folds into convs.")
@@ -108,7 +128,13 @@ NormScopeOption = Annotated[
     typer.Option("--norms", help="Which LayerNorms --replace-norm may take: all, or those of blocks only."),
 ]
 NormDropOption = Annotated[
-    float, typer.Option("--norm-drop", help="Points of top-1 that --replace-norm may cost before quantization.")
+    float,
+    typer.Option(
+        "--norm-drop",
+        help="Points of top-1 that --replace-norm may cost before quantization.",
+        parser=finite,
+        metavar="<float>",
+    ),
 ]
 RecoverOption = Annotated[
     bool, typer.Option("--recover", help="Train the changed network, without labels, towards the original.")
@@ -116,7 +142,12 @@ RecoverOption = Annotated[
 EpochsOption = Annotated[int, typer.Option("--epochs", help="Passes of --recover over the calibration set.")]
 BudgetOption = Annotated[
     float | None,
-    typer.Option("--budget-minutes", help="Minutes that --recover may take: of processor time, or of a GPU's."),
+    typer.Option(
+        "--budget-minutes",
+        help="Minutes that --recover may take: of processor time, or of a GPU's.",
+        parser=finite,
+        metavar="<float>",
+    ),
 ]
 ChangeImagesOption = Annotated[
     int, typer.Option("--num-images", help="Images that layers are re-fitted on; a third is held out.")
@@ -132,12 +163,18 @@ SizesOption = Annotated[
     typer.Option("--sizes", help="Further input sizes that the artifact takes, as in 224,384x512,1280."),
 ]
 CropOption = Annotated[
-    float | None, typer.Option("--crop-pct", help="Crop share of evaluation. Default: the checkpoint's.")
+    float | None,
+    typer.Option(
+        "--crop-pct", help="Crop share of evaluation. Default: the checkpoint's.", parser=finite, metavar="<float>"
+    ),
 ]
 MeanOption = Annotated[str | None, typer.Option("--mean", help="Input means in 0..1, as in 0.485,0.456,0.406.")]
 StdOption = Annotated[str | None, typer.Option("--std", help="Input standard deviations, as in 0.229,0.224,0.225.")]
 OutputOption = Annotated[
-    Path | None, typer.Option("--output", help="Run directory. Default: runs/<model>-<target>-<key>.")
+    Path | None,
+    typer.Option(
+        "--output", help="Run directory. Default: runs/<model>-<target>-<key>.", parser=path_value, metavar="<path>"
+    ),
 ]
 LatencyOption = Annotated[bool, typer.Option("--latency/--no-latency", help="Measure latency.")]
 ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="Threads of the runtime while timing.")]

@@ -11,6 +11,7 @@ import typer
 from edgeconvnext.cli.application import app
 from edgeconvnext.cli.options import EffortOption, JsonOption, LatencyOption, TargetOption, ThreadsOption
 from edgeconvnext.cli.output import print_out
+from edgeconvnext.cli.values import path_value
 
 
 @app.command()
@@ -41,10 +42,21 @@ def roadmap(
     threads: ThreadsOption = 1,
     output: Annotated[
         Path | None,
-        typer.Option("--output", help="Folder of the roadmap. Default: runs/roadmap-<target>-<resolution>."),
+        typer.Option(
+            "--output",
+            help="Folder of the roadmap. Default: runs/roadmap-<target>-<resolution>.",
+            parser=path_value,
+            metavar="<path>",
+        ),
     ] = None,
     page: Annotated[
-        Path | None, typer.Option("--page", help="Write the page here as well, with its plot and CSV beside it.")
+        Path | None,
+        typer.Option(
+            "--page",
+            help="Write the page here as well, with its plot and CSV beside it.",
+            parser=path_value,
+            metavar="<path>",
+        ),
     ] = None,
     json: JsonOption = False,
 ) -> None:

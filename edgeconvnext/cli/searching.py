@@ -11,6 +11,7 @@ import typer
 from edgeconvnext.cli.application import app
 from edgeconvnext.cli.options import JsonOption, ModelArgument, ResolutionOption, TargetOption, ThreadsOption
 from edgeconvnext.cli.output import print_out
+from edgeconvnext.cli.values import at_least, path_value
 
 
 @app.command()
@@ -22,14 +23,23 @@ def search(
         int, typer.Option("--num-images", help="Calibration images in all; accuracy is judged on a third.")
     ] = 96,
     budget_minutes: Annotated[
-        float, typer.Option("--budget-minutes", min=0.0, help="Minutes that measuring placements may take.")
+        float,
+        typer.Option(
+            "--budget-minutes",
+            help="Minutes that measuring placements may take.",
+            parser=at_least(0.0),
+            metavar="<float>",
+        ),
     ] = 20.0,
     threads: ThreadsOption = 1,
     resolution: ResolutionOption = None,
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", help="Folder for the target file, the plot and what was measured. Default: searches/..."
+            "--output",
+            help="Folder for the target file, the plot and what was measured. Default: searches/...",
+            parser=path_value,
+            metavar="<path>",
         ),
     ] = None,
     json: JsonOption = False,

@@ -11,6 +11,7 @@ import typer
 from edgeconvnext.cli.application import app, data_app
 from edgeconvnext.cli.options import JsonOption
 from edgeconvnext.cli.output import print_out
+from edgeconvnext.cli.values import path_value
 
 
 @app.command()
@@ -64,7 +65,9 @@ def data_list() -> None:
 @data_app.command("get")
 def data_get(
     name: Annotated[str, typer.Argument(help="The set to fetch, as in imagenette.")],
-    destination: Annotated[Path | None, typer.Option("--destination", help="Folder to unpack into.")] = None,
+    destination: Annotated[
+        Path | None, typer.Option("--destination", help="Folder to unpack into.", parser=path_value, metavar="<path>")
+    ] = None,
 ) -> None:
     """Fetch a public image set: checked, resumable, unpacked safely."""
     from edgeconvnext.data.fetch import fetch

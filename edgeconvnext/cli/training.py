@@ -12,6 +12,7 @@ import typer
 
 from edgeconvnext.cli.application import app
 from edgeconvnext.cli.options import EvalOption, ModelArgument
+from edgeconvnext.cli.values import finite, path_value
 
 if TYPE_CHECKING:
     from edgeconvnext.model.loaded import LoadedModel
@@ -20,14 +21,25 @@ if TYPE_CHECKING:
 
 DataOption = Annotated[str, typer.Option("--data", help="Labelled training images: a set's name or a folder.")]
 FolderOption = Annotated[
-    Path, typer.Option("--output", help="Folder of the training; the same command goes on with what is in it.")
+    Path,
+    typer.Option(
+        "--output",
+        help="Folder of the training; the same command goes on with what is in it.",
+        parser=path_value,
+        metavar="<path>",
+    ),
 ]
 EvalEveryOption = Annotated[
     int, typer.Option("--eval-every", help="Epochs between evaluations; the last is always one.")
 ]
 PauseOption = Annotated[
     float | None,
-    typer.Option("--budget-minutes", help="Minutes until this call saves and ends; the next one goes on."),
+    typer.Option(
+        "--budget-minutes",
+        help="Minutes until this call saves and ends; the next one goes on.",
+        parser=finite,
+        metavar="<float>",
+    ),
 ]
 
 SWITCHES: dict[str, tuple[Any, str]] = {
@@ -92,7 +104,8 @@ def _option(name: str, kind: Any, text: str) -> inspect.Parameter:
     flag = "--" + name.replace("_", "-")
     declared = f"{flag}/--no-{flag[2:]}" if kind is bool else flag
     # The preset decides where nothing is given.
-    annotation = Annotated[kind | None, typer.Option(declared, help=text, show_default=False)]
+    checked: dict[str, Any] = {"parser": finite, "metavar": "<float>"} if kind is float else {}
+    annotation = Annotated[kind | None, typer.Option(declared, help=text, show_default=False, **checked)]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 

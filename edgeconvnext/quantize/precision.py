@@ -23,6 +23,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from edgeconvnext.errors import ConfigFileError, QuantizationError, nearest
+from edgeconvnext.escape import for_terminal
 from edgeconvnext.model.layers import weighted_layers
 from edgeconvnext.model.network import Network
 from edgeconvnext.targets import Section, Target, parse_toml
@@ -62,12 +63,9 @@ class BitPlan(Section):
 
     def toml(self) -> str:
         """Return the plan as the text of a plan file."""
-        lines = [f"{key} = {value}" for key in ("weights", "activations") if (value := getattr(self, key)) is not None]
-        for layer, entry in self.layers.items():
-            lines += ["", f'[layers."{layer}"]']
-            lines += ["float = true"] if entry.float else []
-            lines += [f"{k} = {v}" for k in ("weights", "activations") if (v := getattr(entry, k)) is not None]
-        return "\n".join(lines) + "\n"
+        import tomlkit
+
+        return tomlkit.dumps(self.model_dump(exclude_defaults=True))
 
     def toml_with(self, precisions: Mapping[str, Precision]) -> str:
         """Return the plan as the text of a plan file, with every layer's bits as comments to start an edit from."""
@@ -75,7 +73,7 @@ class BitPlan(Section):
         lines += ["#", '#     [layers."stages.0.0.pwconv1"]', "#     weights = 4    # or float = true", "#"]
         for layer, bits in precisions.items():
             activations = "float" if bits.activations is None else f"{bits.activations}-bit"
-            lines.append(f"# {layer}: {bits.weights}-bit weights, {activations} activations")
+            lines.append(f"# {for_terminal(layer)}: {bits.weights}-bit weights, {activations} activations")
         return self.toml() + "\n" + "\n".join(lines) + "\n"
 
     def over(self, other: BitPlan) -> BitPlan:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+import tomlkit
+from tomlkit.items import Array, Table
+
+from edgeconvnext.escape import for_terminal
+
 if TYPE_CHECKING:
     from edgeconvnext.search.placement_search import PlacementFound
+
+_WIDTH = 120
+# A list whose text is longer is written with one item a line.
+_LONGEST_LIST = 100
 
 
 def placement_toml(found: PlacementFound) -> str:
@@ -25,15 +33,23 @@ def placement_toml(found: PlacementFound) -> str:
         f"{found.best.label} (95 % interval of the speed-up {found.best.speedup.low:.2f} to {found.best.speedup.high:.2f}); the "
         f"placement of target {found.target} has {found.start.label}. {len(found.trials)} placements were measured."
     )
-    lines = [*_comment(about), ""]
-    values = target.model_dump(mode="json", exclude_defaults=True)
-    lines += [f"{key} = {_value(value)}" for key, value in values.items() if not isinstance(value, dict)]
-    for key, table in values.items():
-        if isinstance(table, dict):
-            if key == "quantize":
-                lines += ["", *(line for reason in reasons(found.float_layers) for line in _comment(reason))]
-            lines += _table(key, table)
-    return "\n".join(lines) + "\n"
+    document = tomlkit.document()
+    _comment(document, about)
+    document.add(tomlkit.nl())
+    tables: dict[str, Table] = {}
+    for key, value in target.model_dump(mode="json", exclude_defaults=True).items():
+        if isinstance(value, dict):
+            tables[key] = tomlkit.table()
+            _fill(tables[key], value)
+        else:
+            document.add(key, _item(value))
+    for key, table in tables.items():
+        if key == "quantize":
+            document.add(tomlkit.nl())
+            for reason in reasons(found.float_layers):
+                _comment(document, reason)
+        document.add(key, table)
+    return tomlkit.dumps(document)
 
 
 def reasons(float_layers: Mapping[str, str]) -> Iterator[str]:
@@ -45,25 +61,25 @@ def reasons(float_layers: Mapping[str, str]) -> Iterator[str]:
         yield f"Float: {', '.join(layers)}. {reason[0].upper()}{reason[1:]}."
 
 
-def _table(path: str, table: Mapping[str, Any]) -> Iterator[str]:
-    if path != "quantize":
-        yield ""
-    yield f"[{path}]"
-    for key, value in table.items():
+def _fill(table: Table, values: Mapping[str, Any]) -> None:
+    """Add `values` to a table, plain ones first: a key after a sub-table would belong to the sub-table."""
+    for key, value in values.items():
         if not isinstance(value, dict):
-            yield f"{key} = {_value(value)}"
-    for key, value in table.items():
+            table.add(key, _item(value))
+    for key, value in values.items():
         if isinstance(value, dict):
-            yield from _table(f"{path}.{key}", value)
+            inner = tomlkit.table()
+            _fill(inner, value)
+            table.add(key, inner)
 
 
-def _value(value: object) -> str:
-    """Return a TOML value; strings, numbers and lists of them are written as JSON writes them."""
-    text = json.dumps(value)
-    if isinstance(value, list) and len(text) > 100:
-        return "[\n" + "".join(f"    {json.dumps(item)},\n" for item in value) + "]"
-    return text
+def _item(value: object) -> Any:
+    item = tomlkit.item(value)
+    if isinstance(item, Array) and len(item.as_string()) > _LONGEST_LIST:
+        item.multiline(True)
+    return item
 
 
-def _comment(text: str) -> list[str]:
-    return textwrap.wrap(text, 120, initial_indent="# ", subsequent_indent="# ", break_long_words=False)
+def _comment(document: tomlkit.TOMLDocument, text: str) -> None:
+    for line in textwrap.wrap(for_terminal(text), _WIDTH - 2, break_long_words=False):
+        document.add(tomlkit.comment(line))

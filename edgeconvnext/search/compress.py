@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -84,7 +85,7 @@ class CompressOptions:
             raise RewriteError(
                 f"Layers are re-fitted on at least {FEWEST_IMAGES} images, better hundreds; {self.images} were asked for."
             )
-        if self.epochs < 1 or (self.minutes is not None and self.minutes <= 0):
+        if self.epochs < 1 or (self.minutes is not None and not 0 < self.minutes < math.inf):
             raise RewriteError("Recovery takes at least one epoch (--epochs) and a time above 0 (--budget-minutes).")
 
 

@@ -7,6 +7,7 @@ than the noise and accurate enough, or as fast and clearly more accurate.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -107,6 +108,8 @@ def search_placement(
             "so with onnxruntime only. Search for a target with exporter onnx, or change the target's file by hand and time it "
             "on the device with the kit of an export."
         )
+    if not 0 <= budget_minutes < math.inf:
+        raise QuantizationError(f"--budget-minutes is a time from 0 on; it is {budget_minutes:g}.")
     if folder.exists() and not folder.is_dir():
         raise RunDirectoryError(f"{folder} is a file. Name another folder for the search with --output.")
     if len(images) < 6:

@@ -18,12 +18,14 @@ import torch
 
 import edgeconvnext
 from edgeconvnext.data.preprocess import Preprocess
+from edgeconvnext.errors import RunDirectoryError
 from edgeconvnext.export.metadata import ArtifactMetadata
 from edgeconvnext.export.onnx import export_onnx
 from edgeconvnext.model.network import Network
 from edgeconvnext.quantize.planning import build_plan
 from edgeconvnext.quantize.program import export_program, quantize_program, with_batch
 from edgeconvnext.quantize.statistics import Statistics
+from edgeconvnext.received import read_bytes
 from edgeconvnext.report.schema import Interval, Record
 from edgeconvnext.rewrite.gelu import with_gelu
 from edgeconvnext.search.placement import Placement
@@ -194,12 +196,13 @@ def _timed(runners: Mapping[str, OnnxRunner], image: np.ndarray) -> dict[str, Sa
 
 def _remembered(memory: Path) -> dict[str, Measured]:
     """Read what earlier searches measured; a line that was cut off when one was stopped does not count."""
-    known = {}
-    lines = memory.read_text(encoding="utf-8").splitlines() if memory.is_file() else []
-    for line in lines:
+    known: dict[str, Measured] = {}
+    if not memory.exists():
+        return known
+    for line in read_bytes(memory, RunDirectoryError).splitlines():
         try:
             entry = json.loads(line)
             known[entry["key"]] = Measured.model_validate(entry["measured"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
     return known

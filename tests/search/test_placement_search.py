@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +128,16 @@ def test_the_written_file_is_a_target_with_the_reasons(tmp_path: Path) -> None:
     text = re.sub(r"\n# ", " ", path.read_text())
     assert "Float: stages.0.0.pwconv1, stages.0.0.dwconv. It is slower." in text
     assert "1.60x over FP32, 33.0 dB" in text
+
+
+@pytest.mark.parametrize("name", ["a\nname = 'other'", "\x1b[2J", 'quote " and \\', "\U0001f408", "\x00"])
+def test_names_cannot_add_keys_to_the_written_file(tmp_path: Path, name: str) -> None:
+    result = found(model=name, float_layers={name: "it is slower"})
+    text = placement_toml(result)
+    values = tomllib.loads(text)
+    assert values["name"] == "onnx-searched"
+    assert values["description"].endswith(f"placement searched for {name}")
+    assert not set(text) & {"\x1b", "\x00"}
 
 
 def test_the_front_holds_what_nothing_beats_and_the_plot_shows_all() -> None:
