@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import io
 import os
@@ -18,8 +17,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
 
+import filelock
 import pytest
 
+from edgeconvnext.data import download as download_module
 from edgeconvnext.data import fetch as fetch_module
 from edgeconvnext.data.fetch import default_destination, fetch, fetch_archive
 from edgeconvnext.data.sets import ArchiveSection, resolve_image_set
@@ -50,6 +51,7 @@ class Served:
     ranges: list[str | None] = field(default_factory=list)
     honours_range: bool = True
     breaks_off_after: int | None = None
+    ends_at: int | None = None
     status: int | None = None
 
 
@@ -70,7 +72,7 @@ def server() -> Iterator[Server]:
                 self.send_error(served.status)
                 return
             start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and served.honours_range else 0
-            body = served.content[start:]
+            body = served.content[start : served.ends_at]
             self.send_response(206 if start else 200)
             self.send_header("Content-Length", str(len(body)))
             if start:
@@ -93,7 +95,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch_module.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(download_module.time, "sleep", lambda seconds: None)
 
 
 def archive_of(server: Server) -> ArchiveSection:
@@ -146,7 +148,7 @@ def test_a_server_without_ranges_starts_over(server: Server, tmp_path: Path) -> 
 
 def test_a_server_that_sends_nothing_more_is_given_up_and_the_part_is_kept(server: Server, tmp_path: Path) -> None:
     archive = archive_of(server)
-    server.served.content = server.served.content[:150_000]
+    server.served.ends_at = 150_000
     server.served.breaks_off_after = 100_000
     with pytest.raises(DownloadError, match=r"The 0\.1 MB that arrived are kept"):
         fetch_archive(archive, tmp_path)
@@ -271,10 +273,12 @@ def test_a_read_only_destination_is_said_so(server: Server, tmp_path: Path, monk
 
 
 def test_a_second_process_is_refused(server: Server, tmp_path: Path) -> None:
-    with (tmp_path / f".{FOLDER}.part").open("wb") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(DownloadError, match="Another process is downloading"):
-            fetch_archive(archive_of(server), tmp_path)
+    with (
+        filelock.FileLock(tmp_path / f".{FOLDER}.lock"),
+        pytest.raises(DownloadError, match="Another process is downloading"),
+    ):
+        fetch_archive(archive_of(server), tmp_path)
+    assert server.served.ranges == []
 
 
 def test_what_a_killed_process_left_is_removed(server: Server, tmp_path: Path) -> None:
