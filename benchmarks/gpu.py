@@ -230,7 +230,7 @@ def images_of(jpegs: list[bytes], settings: Settings) -> torch.Tensor:
 
     from edgeconvnext.data.preprocess import Preprocess
 
-    pixels = np.stack([np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB")) for jpeg in jpegs])
+    pixels = np.stack([np.asarray(Image.open(io.BytesIO(jpeg), formats=("JPEG",)).convert("RGB")) for jpeg in jpegs])
     preprocess = Preprocess(input_size=settings.input_size, mean=settings.mean, std=settings.std)
     return torch.from_numpy(preprocess.normalize(pixels)).permute(0, 3, 1, 2).contiguous()
 

@@ -9,11 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeconvnext.data.images import IMAGE_SUFFIXES
+from edgeconvnext.data.names import unsafe_name
 from edgeconvnext.errors import ImageSetError
+from edgeconvnext.escape import for_terminal
+from edgeconvnext.received import MIB, read_text, reading
 
 LABEL_FILES = ("labels.csv", "labels.txt")
 SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 _NAMED = 5
+_SHOWN_CHARACTERS = 80
+# Six million lines of 40 characters.
+_MOST_LABEL_BYTES = 256 * MIB
 
 
 @dataclass(frozen=True)
@@ -39,20 +45,26 @@ def list_folder(root: Path, images_per_class: int | None = None) -> FolderListin
     if not root.is_dir():
         kind = "is a file, not a folder" if root.exists() else "does not exist"
         raise ImageSetError(
-            f"The image folder {root} {kind}. Name a folder of images, or one with a subfolder for each class."
+            f"The image folder {for_terminal(root)} {kind}. Name a folder of images, or one with a subfolder for each class."
         )
     try:
         flat, other_names = _split_by_suffix(sorted(entry.name for entry in _visible(root) if entry.is_file()))
         folders = {entry.name: _images_below(root, entry.name) for entry in _visible(root) if entry.is_dir()}
     except OSError as error:
-        raise ImageSetError(f"The image folder {root} cannot be read: {error.strerror} ({error.filename}).") from error
+        raise ImageSetError(
+            f"The image folder {for_terminal(root)} cannot be read: {error.strerror} ({for_terminal(error.filename)})."
+        ) from error
+    except RecursionError as error:
+        raise ImageSetError(
+            f"The image folder {for_terminal(root)} has folders too deep in one another. Name the folder that holds the images."
+        ) from error
     classes = {name: images for name, (images, _) in sorted(folders.items()) if images}
     labels_file = next((root / name for name in LABEL_FILES if (root / name).is_file()), None)
     if flat and labels_file is not None:
         listing = _from_labels_file(root, labels_file, flat)
     elif flat and classes:
         together = sorted([*flat, *(image for images in classes.values() for image in images)])
-        remark = f"{root.name} holds images beside folders of images, so folder names were not taken as classes"
+        remark = f"{for_terminal(root.name)} holds images beside folders of images, so folder names were not taken as classes"
         listing = FolderListing(tuple(together), None, (), (remark,))
     elif flat:
         listing = FolderListing(tuple(flat), None, (), _left_out(other_names))
@@ -62,7 +74,7 @@ def list_folder(root: Path, images_per_class: int | None = None) -> FolderListin
         listing = _from_classes(classes, left_out)
     else:
         raise ImageSetError(
-            f"{root} holds no images. A set is a folder of images, or a folder with a subfolder of images for each "
+            f"{for_terminal(root)} holds no images. A set is a folder of images, or a folder with a subfolder of images for each "
             f"class; files count by their ending ({', '.join(sorted(IMAGE_SUFFIXES))})."
         )
     return listing if images_per_class is None else _first_of_each_class(root, listing, images_per_class)
@@ -104,11 +116,11 @@ def _from_classes(classes: dict[str, list[str]], remarks: tuple[str, ...]) -> Fo
 def _from_labels_file(root: Path, labels_file: Path, flat: list[str]) -> FolderListing:
     """Read "file,class" lines; the order is that of the file names, whatever the order of the lines."""
     pairs = _read_labels(root, labels_file)
-    missing = [name for name in pairs if not (root / name).is_file()]
+    missing = [name for name in pairs if not _is_file(root, name)]
     if missing:
         raise ImageSetError(
-            f"{labels_file} names {len(pairs)} images; {len(missing)} of them are missing under {root}: "
-            f"{_first(missing)}. Add the files or remove their lines."
+            f"{for_terminal(labels_file)} names {len(pairs)} images; {len(missing)} of them are missing under "
+            f"{for_terminal(root)}: {_first(missing)}. Add the files or remove their lines."
         )
     class_names = tuple(sorted(set(pairs.values())))
     index = {name: position for position, name in enumerate(class_names)}
@@ -121,36 +133,45 @@ def _from_labels_file(root: Path, labels_file: Path, flat: list[str]) -> FolderL
 
 
 def _read_labels(root: Path, labels_file: Path) -> dict[str, str]:
-    try:
-        lines = labels_file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ImageSetError(f"{labels_file} cannot be read as text: {error}.") from error
+    """Return the class of each file name. Names are checked as text: they are relative and lead nowhere else."""
+    lines = read_text(labels_file, ImageSetError, most=_MOST_LABEL_BYTES).splitlines()
     pairs: dict[str, str] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        fields = [part.strip() for part in (next(csv.reader([line])) if "," in line else line.split(maxsplit=1))]
+        place = f"{for_terminal(labels_file)}, line {number}"
+        with reading(place, ImageSetError):
+            fields = [part.strip() for part in (next(csv.reader([line])) if "," in line else line.split(maxsplit=1))]
         if len(fields) != 2 or not all(fields):
-            raise ImageSetError(f"{labels_file}, line {number}: expected 'file,class', found {line!r}.")
+            raise ImageSetError(f"{place}: expected 'file,class', found {_shortened(line)}.")
         name, class_name = fields
-        if number == 1 and not (root / name).is_file() and not _split_by_suffix([name])[0]:
+        if fault := unsafe_name(name):
+            raise ImageSetError(
+                f"{place}: the file name {_shortened(name)} {fault}. Name files below {for_terminal(root)}."
+            )
+        if number == 1 and not _is_file(root, name) and not _split_by_suffix([name])[0]:
             continue  # a header, "file,class"
         if pairs.setdefault(name, class_name) != class_name:
             raise ImageSetError(
-                f"{labels_file}, line {number}: {name} is {class_name!r} here and {pairs[name]!r} above."
+                f"{place}: {for_terminal(name)} is {_shortened(class_name)} here and {_shortened(pairs[name])} above."
             )
     if not pairs:
         raise ImageSetError(
-            f"{labels_file} names no images; it needs one 'file,class' per line. Delete it to use {root} without "
-            "labels."
+            f"{for_terminal(labels_file)} names no images; it needs one 'file,class' per line. Delete it to use "
+            f"{for_terminal(root)} without labels."
         )
     return pairs
+
+
+def _is_file(root: Path, name: str) -> bool:
+    """Say whether a regular file is there, links followed; a name that no file system takes is none."""
+    return os.path.isfile(root / name)  # noqa: PTH113  Path.is_file raises OSError for names that are too long
 
 
 def _first_of_each_class(root: Path, listing: FolderListing, limit: int) -> FolderListing:
     if listing.labels is None:
         raise ImageSetError(
-            f"{root} has no classes, and this set takes {limit} of each class. Sort the images into a subfolder for "
+            f"{for_terminal(root)} has no classes, and this set takes {limit} of each class. Sort the images into a subfolder for "
             f"each class, or add {' or '.join(LABEL_FILES)} with one 'file,class' per line."
         )
     taken = [0] * len(listing.class_names)
@@ -171,7 +192,8 @@ def _refuse_splits(root: Path, classes: dict[str, list[str]]) -> None:
     if nested or len(classes) > 1:
         names = list(classes)
         raise ImageSetError(
-            f"{root} holds the splits {', '.join(names)}, not classes. Name one of them: {root / names[0]}."
+            f"{for_terminal(root)} holds the splits {_first(names)}, not classes. Name one of them: "
+            f"{for_terminal(root / names[0])}."
         )
 
 
@@ -184,4 +206,9 @@ def _left_out(names: Iterable[str]) -> tuple[str, ...]:
 
 def _first(names: list[str]) -> str:
     more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(map(for_terminal, names[:_NAMED])) + (f" and {more} more" if more > 0 else "")
+
+
+def _shortened(text: str) -> str:
+    """Return `text` between quotes, its beginning only where it is long."""
+    return repr(text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "...")

@@ -12,6 +12,7 @@ from PIL import Image
 from edgeconvnext.data.images import open_image
 from edgeconvnext.data.subset import spread
 from edgeconvnext.errors import ImageSetError
+from edgeconvnext.escape import for_terminal
 
 FEW_IMAGES = 100
 
@@ -69,9 +70,9 @@ class ImageSet:
 
     def __post_init__(self) -> None:
         if not self.ids:
-            raise ImageSetError(f"The image set {self.name} holds no images.")
+            raise ImageSetError(f"The image set {for_terminal(self.name)} holds no images.")
         if self.labels is not None and len(self.labels) != len(self.ids):
-            raise ImageSetError(f"{self.name} has {len(self.ids)} images and {len(self.labels)} labels.")
+            raise ImageSetError(f"{for_terminal(self.name)} has {len(self.ids)} images and {len(self.labels)} labels.")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -88,7 +89,7 @@ class ImageSet:
         plural = "image" if len(self) == 1 else "images"
         return (
             *self.remarks,
-            f"{self.name} gives only {len(self)} {plural}: ranges and accuracies from fewer than {FEW_IMAGES} are "
+            f"{for_terminal(self.name)} gives only {len(self)} {plural}: ranges and accuracies from fewer than {FEW_IMAGES} are "
             "uncertain.",
         )
 
@@ -121,7 +122,7 @@ class ImageSet:
     def take(self, count: int) -> ImageSet:
         """Return at most `count` images, always the same: equally many of each class, spread evenly over the list."""
         if count < 1:
-            raise ImageSetError(f"{count} images were asked of {self.name}; at least 1 is needed.")
+            raise ImageSetError(f"{count} images were asked of {for_terminal(self.name)}; at least 1 is needed.")
         return self if count >= len(self) else self.select(spread(len(self), count, self.labels))
 
     def _hash(self, *, stamps: bool) -> str:

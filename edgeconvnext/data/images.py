@@ -3,15 +3,39 @@
 from __future__ import annotations
 
 import math
+import os
+import stat
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
 
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
-)
+from edgeconvnext.received import reason
+
+# Every format that is read, as Pillow calls it, with the suffixes its files have. Nothing else is ever tried: Pillow also knows
+# PostScript, which it gives to Ghostscript, a program that obeys the file.
+RASTER_FORMATS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+}
+IMAGE_SUFFIXES = frozenset(suffix for suffixes in RASTER_FORMATS.values() for suffix in suffixes)
+
+# Twice what Pillow warns of, and its own limit where nobody changed it: 537 MB as RGB.
+MOST_PIXELS = 2 * (1024**3 // 12)
+# So many pixels of 16 bits in three channels, uncompressed, have 1.07 GB.
+MOST_FILE_BYTES = 2 * 2**30
+# A progressive JPEG has about ten scans. Each costs a pass over all pixels, though it may have only a few bytes.
+MOST_SCANS = 100
+# Pixels of 16 bits that are scaled at a time; each needs 8 bytes more while that lasts.
+_SCALED_AT_ONCE = 2**20
+_CHUNK = 2**20
 
 # A JPEG with more pixels than this is decoded at a half, a quarter or an eighth of its size: 16.8 megapixels are 50 MB
 # as RGB. Ordinary photographs stay below it, so that their pixels are those every other pipeline sees.
@@ -32,13 +56,15 @@ def open_image(path: Path, shorter_side: int | None = None) -> Image.Image:
     blended: so do torchvision's and timm's loaders, and accuracy has to be comparable with theirs. Of an animation the
     first frame is taken.
 
-    Raises BrokenImage with the reason for empty, truncated or foreign files and for decompression bombs.
+    Raises BrokenImage with the reason for empty, truncated or foreign files, for what is no regular file, and for
+    decompression bombs.
     """
     try:
-        # Pillow warns from 89 megapixels on and refuses from twice that; the refusal is the limit that counts here.
+        # Pillow warns of damaged metadata and from 89 megapixels on; what cannot be used is refused below.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path) as image:
+            with _opened(path) as stream, Image.open(stream, formats=tuple(RASTER_FORMATS)) as image:
+                _refuse_bombs(image, stream)
                 _reduce_jpeg(image, shorter_side)
                 return to_rgb(ImageOps.exif_transpose(image))
     except BrokenImage:
@@ -49,6 +75,41 @@ def open_image(path: Path, shorter_side: int | None = None) -> Image.Image:
         Exception
     ) as error:  # decoders raise almost anything on damaged bytes: OSError, SyntaxError, struct.error, ...
         raise BrokenImage(_reason(path, error)) from error
+
+
+def _opened(path: Path) -> BinaryIO:
+    """Open a regular file, links followed; without O_NONBLOCK the mere opening of a named pipe waits for its other end."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise BrokenImage("it is a pipe, a device or a folder, not a file")
+        if status.st_size > MOST_FILE_BYTES:
+            raise BrokenImage(f"it has {status.st_size:,} bytes; at most {MOST_FILE_BYTES:,} are read")
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _refuse_bombs(image: Image.Image, stream: BinaryIO) -> None:
+    """Refuse small files that need much memory or time, from their headers; `stream` stays where it is."""
+    width, height = image.size
+    if width * height > MOST_PIXELS:
+        raise BrokenImage(f"too many pixels ({width}x{height}, more than {MOST_PIXELS / 1e6:.0f} million)")
+    if image.info.get("progressive") and _count(stream, b"\xff\xda") > MOST_SCANS:
+        raise BrokenImage(f"it is a JPEG of more than {MOST_SCANS} scans")
+
+
+def _count(stream: BinaryIO, marker: bytes) -> int:
+    """Count the two bytes of `marker` in a file."""
+    place, count, last = stream.tell(), 0, b""
+    stream.seek(0)
+    while chunk := stream.read(_CHUNK):
+        count += (last + chunk).count(marker)
+        last = chunk[-1:]
+    stream.seek(place)
+    return count
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -69,10 +130,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def _sixteen_bit_to_grey(image: Image.Image) -> Image.Image:
     """Scale 0..65535 to 0..255 (65535 / 257 = 255). Pillow's own conversion clips at 255: such images turn white."""
-    values = np.asarray(image).astype(np.int64)
+    values = np.asarray(image)
     if values.min() < 0 or values.max() > 65535:
         raise BrokenImage("its pixels are 32-bit integers beyond 0..65535, whose range is not stated in the file")
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    grey = np.empty(values.shape, np.uint8)
+    rows = max(1, _SCALED_AT_ONCE // values.shape[1])
+    for top in range(0, len(values), rows):
+        grey[top : top + rows] = (values[top : top + rows].astype(np.int64) + 128) // 257
+    return Image.fromarray(grey)
 
 
 def _reduce_jpeg(image: Image.Image, shorter_side: int | None) -> None:
@@ -89,7 +154,7 @@ def _reduce_jpeg(image: Image.Image, shorter_side: int | None) -> None:
 def _reason(path: Path, error: Exception) -> str:
     """Say in a few words why `path` could not be decoded."""
     if isinstance(error, Image.DecompressionBombError):
-        return f"too many pixels (more than {2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6:.0f} million)"
+        return f"too many pixels (more than {MOST_PIXELS / 1e6:.0f} million)"
     if isinstance(error, FileNotFoundError):
         return "the file is gone"
     if isinstance(error, PermissionError):
@@ -100,5 +165,6 @@ def _reason(path: Path, error: Exception) -> str:
     except OSError:
         return "the file cannot be read"
     if isinstance(error, Image.UnidentifiedImageError):
-        return "not an image"
-    return f"damaged: {error}".rstrip(".")
+        *others, last = RASTER_FORMATS
+        return f"it is no {', '.join(others)} or {last}, or its header is damaged"
+    return f"damaged: {reason(error)}".rstrip(".")

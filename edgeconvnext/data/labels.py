@@ -9,6 +9,7 @@ import numpy as np
 from edgeconvnext.data.image_set import ImageSet
 from edgeconvnext.data.imagenet import imagenet_classes
 from edgeconvnext.errors import LabelMismatchError
+from edgeconvnext.escape import for_terminal
 
 if TYPE_CHECKING:
     from edgeconvnext.model.loaded import Labels
@@ -34,9 +35,10 @@ def match_labels(image_set: ImageSet, labels: Labels | None, num_classes: int) -
     Raises LabelMismatchError, naming the classes, unless every image's class is matched, each to another class of the
     model.
     """
+    name_of_set = for_terminal(image_set.name)
     if image_set.labels is None:
         raise LabelMismatchError(
-            f"{image_set.name} has no labels. Use a folder with a subfolder for each class, or add a labels.csv with "
+            f"{name_of_set} has no labels. Use a folder with a subfolder for each class, or add a labels.csv with "
             "one 'file,class' per line beside the images."
         )
     if labels is not None and len(labels.names) != num_classes:
@@ -46,7 +48,7 @@ def match_labels(image_set: ImageSet, labels: Labels | None, num_classes: int) -
     model_keys = _model_keys(labels, num_classes)
     if model_keys is None:
         raise LabelMismatchError(
-            f"The model names none of its {num_classes} classes, so the labels of {image_set.name} cannot be matched "
+            f"The model names none of its {num_classes} classes, so the labels of {name_of_set} cannot be matched "
             "to them. Put a JSON with label_names, in the order of the outputs, beside the weights file (same stem)."
         )
     descriptions = image_set.descriptions or (None,) * len(image_set.class_names)
@@ -58,7 +60,7 @@ def match_labels(image_set: ImageSet, labels: Labels | None, num_classes: int) -
     if unmatched:
         examples = labels.names if labels is not None else tuple(imagenet_classes())
         raise LabelMismatchError(
-            f"{len(unmatched)} of {len(used)} classes of {image_set.name} are not among the model's {num_classes} "
+            f"{len(unmatched)} of {len(used)} classes of {name_of_set} are not among the model's {num_classes} "
             f"classes, or fit several of them: {_first(unmatched)}. The model's classes are called "
             f"{_first(list(examples))}. Rename the folders to the model's class names or synsets, or use a set of the "
             "model's own classes."
@@ -126,7 +128,7 @@ def _refuse_shared(image_set: ImageSet, matches: np.ndarray, used: set[int]) -> 
         other = owner.setdefault(int(matches[index]), name)
         if other != name:
             raise LabelMismatchError(
-                f"The classes {other!r} and {name!r} of {image_set.name} both fit output {matches[index]} of the "
+                f"The classes {other!r} and {name!r} of {for_terminal(image_set.name)} both fit output {matches[index]} of the "
                 "model. Merge the two folders, or rename one to the class it is."
             )
 
@@ -138,4 +140,4 @@ def _normal(text: str) -> str:
 
 def _first(names: list[str]) -> str:
     more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(map(for_terminal, names[:_NAMED])) + (f" and {more} more" if more > 0 else "")

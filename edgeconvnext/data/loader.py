@@ -18,6 +18,7 @@ from edgeconvnext.data.image_set import ImageSet
 from edgeconvnext.data.images import BrokenImage
 from edgeconvnext.data.preprocess import Preprocess
 from edgeconvnext.errors import ImageSetError
+from edgeconvnext.escape import for_terminal
 from edgeconvnext.model.input_size import Size
 from edgeconvnext.progress import progress_bar
 
@@ -111,7 +112,7 @@ def from_workers(loader: DataLoader, image_set: ImageSet, batch_size: int) -> It
             if "exited unexpectedly" not in str(error):
                 raise
             raise ImageSetError(
-                f"A worker process that decoded images of {image_set.name} was killed, most likely because "
+                f"A worker process that decoded images of {for_terminal(image_set.name)} was killed, most likely because "
                 "the memory ran out. Close other programs or use a smaller batch (this one was "
                 f"{batch_size}), then run again."
             ) from error
@@ -142,12 +143,12 @@ def check_broken(image_set: ImageSet, skipped: Sequence[SkippedImage], asked: in
     none_left = broken > 0 and broken == asked
     if broken <= BROKEN_LIMIT * total and not none_left:
         return
-    named = "; ".join(f"{image.id} ({image.reason})" for image in skipped[:_NAMED])
+    named = "; ".join(f"{for_terminal(image.id)} ({image.reason})" for image in skipped[:_NAMED])
     more = f"; and {broken - _NAMED} more" if broken > _NAMED else ""
     what = f"None of the {asked} images" if none_left else f"{broken} of {total} images"
     could = "could be read" if none_left else "could not be read, more than the 1 % that is tolerated"
     raise ImageSetError(
-        f"{what} of {image_set.name} {could}: {named}{more}. Replace or delete these files, or use another set."
+        f"{what} of {for_terminal(image_set.name)} {could}: {named}{more}. Replace or delete these files, or use another set."
     )
 
 
@@ -168,7 +169,7 @@ def batches(
     preprocess.check_channels()
     chosen = list(range(len(image_set))) if indices is None else list(indices)
     if not chosen:
-        raise ImageSetError(f"No images of {image_set.name} were asked for; at least one is needed.")
+        raise ImageSetError(f"No images of {for_terminal(image_set.name)} were asked for; at least one is needed.")
     batch_size = images_at_once(preprocess.input_size) if batch_size is None else batch_size
     if batch_size < 1:
         raise ImageSetError(f"The batch size must be at least 1; it is {batch_size}.")

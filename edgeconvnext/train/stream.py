@@ -21,6 +21,7 @@ from edgeconvnext.data.loader import (
 )
 from edgeconvnext.data.preprocess import Preprocess
 from edgeconvnext.errors import ImageSetError, TrainingError
+from edgeconvnext.escape import for_terminal
 from edgeconvnext.train.augment import augment, image_generator
 from edgeconvnext.train.recipe import Recipe
 from edgeconvnext.train.small_images import SmallImages
@@ -76,24 +77,25 @@ class TrainingStream:
             check_broken(image_set, list(self.skipped.values()))
         if part.pixels is None:
             raise ImageSetError(
-                f"A whole batch of {image_set.name} is broken: {part.broken[0][1]}. Replace these files."
+                f"A whole batch of {for_terminal(image_set.name)} is broken: {part.broken[0][1]}. Replace these files."
             )
         return TrainingBatch(torch.from_numpy(part.pixels), torch.from_numpy(part.labels))
 
 
 def check_trainable(image_set: ImageSet, recipe: Recipe, world: World) -> None:
     """Raise TrainingError unless the set has labels, at least one batch of images, and the batch parts evenly."""
+    name = for_terminal(image_set.name)
     if image_set.labels is None:
         raise TrainingError(
-            f"{image_set.name} has no labels to learn. Use a folder with a subfolder for each class, or add a labels.csv with "
-            "one 'file,class' per line beside the images."
+            f"{name} has no labels to learn. Use a folder with a subfolder for each class, or add a labels.csv with one "
+            "'file,class' per line beside the images."
         )
     if len(image_set.class_names) < 2:
-        raise TrainingError(f"{image_set.name} has only the class {image_set.class_names[0]}; at least two are needed.")
+        only = for_terminal(image_set.class_names[0])
+        raise TrainingError(f"{name} has only the class {only}; at least two are needed.")
     if len(image_set) < recipe.batch_size:
         raise TrainingError(
-            f"{image_set.name} has {len(image_set)} images, fewer than one batch of {recipe.batch_size}. Use a smaller "
-            "--batch-size."
+            f"{name} has {len(image_set)} images, fewer than one batch of {recipe.batch_size}. Use a smaller --batch-size."
         )
     parts = recipe.accumulate * world.size
     if recipe.batch_size % parts:

@@ -137,11 +137,11 @@ def damaged_png() -> bytes:
     ("content", "reason"),
     [
         (b"", "empty"),
-        (b"this is a text file, not a photograph\n" * 20, "not an image"),
+        (b"this is a text file, not a photograph\n" * 20, "is no JPEG, PNG, WEBP, BMP, GIF, TIFF or PPM"),
         (truncated_jpeg(), "truncated"),
-        (b"\x89PNG\r\n\x1a\n" + b"\x00" * 40, "not an image"),
+        (b"\x89PNG\r\n\x1a\n" + b"\x00" * 40, "is no JPEG, PNG, WEBP, BMP, GIF, TIFF or PPM"),
         (damaged_png(), "damaged"),
-        (b"\xff\xd8\xff\xe0", "not an image"),
+        (b"\xff\xd8\xff\xe0", "is no JPEG, PNG, WEBP, BMP, GIF, TIFF or PPM"),
     ],
 )
 def test_broken_files_are_named_with_the_reason(tmp_path: Path, content: bytes, reason: str) -> None:

@@ -132,7 +132,7 @@ def test_a_hopeless_set_is_given_up_early() -> None:
 def test_nothing_but_broken_images_is_said_so(tmp_path: Path) -> None:
     for number in range(3):
         (tmp_path / f"{number}.jpg").write_text("text, not a photograph")
-    with pytest.raises(ImageSetError, match=r"None of the 3 images .* 0\.jpg \(not an image\)"):
+    with pytest.raises(ImageSetError, match=r"None of the 3 images .* 0\.jpg \(it is no JPEG, PNG"):
         list(batches(resolve_image_set(tmp_path), SMALL))
 
 
