@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from edgeconvnext.errors import EdgeConvNextError
+from edgeconvnext.escape import for_markup, for_terminal
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -46,9 +47,12 @@ def render(checks: list[Check]) -> RenderableType:
         here.add_column(column)
     for check in checks:
         if check.found is not None:
-            here.add_row(check.name, check.found, check.purpose)
+            here.add_row(*map(for_markup, (check.name, check.found, check.purpose)))
     absent = [check for check in checks if not check.present]
-    lines = [Text.assemble((check.name, "bold"), f" ({check.purpose}): {check.remedy}") for check in absent]
+    lines = [
+        Text.assemble((for_terminal(check.name), "bold"), for_terminal(f" ({check.purpose}): {check.remedy}"))
+        for check in absent
+    ]
     return Group(here, *([Text("\nnot here"), *lines] if lines else []))
 
 
@@ -90,9 +94,11 @@ def _packages() -> list[Check]:
 
 def _package(name: str, purpose: str, remedy: str) -> Check:
     try:
-        return Check("package", name, importlib.metadata.version(name), purpose)
+        version = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return Check("package", name, None, purpose, remedy)
+    # A half-removed package leaves a folder without the file that states the version.
+    return Check("package", name, version or "unknown version", purpose)
 
 
 def _nvidia_gpu() -> Check:
@@ -102,12 +108,18 @@ def _nvidia_gpu() -> Check:
         return Check("hardware", "NVIDIA GPU", None, purpose, remedy)
     query = ["nvidia-smi", "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader"]
     try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+        answer = subprocess.run(
+            query, capture_output=True, encoding="utf-8", errors="replace", timeout=20, check=True
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         answer = ""
     if not answer:
         return Check("hardware", "NVIDIA GPU", None, purpose, "the driver is installed, but nvidia-smi shows no GPU")
-    name, capability, driver = (part.strip() for part in answer.splitlines()[0].split(","))
+    # From the right: a name may hold commas. What else nvidia-smi says is an error in words.
+    fields = [part.strip() for part in answer.splitlines()[0].rsplit(",", 2)]
+    if len(fields) != 3:
+        return Check("hardware", "NVIDIA GPU", None, purpose, f"nvidia-smi says: {answer.splitlines()[0][:200]}")
+    name, capability, driver = fields
     return Check("hardware", "NVIDIA GPU", f"{name}, compute capability {capability}, driver {driver}", purpose)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
+import io
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 
 from edgeconvnext import doctor
-from edgeconvnext.doctor import Check, diagnose
+from edgeconvnext.doctor import Check, diagnose, render
 
 
 def by_name(checks: Sequence[Check]) -> dict[str, Check]:
@@ -65,7 +67,9 @@ def test_on_a_mac_core_ml_runs_and_tensorrt_cannot_be_had(monkeypatch: pytest.Mo
     ("answer", "found"),
     [
         ("NVIDIA L4, 8.9, 580.65\nNVIDIA L4, 8.9, 580.65\n", "NVIDIA L4, compute capability 8.9, driver 580.65"),
+        ("NVIDIA, odd name, 8.9, 580.65", "NVIDIA, odd name, compute capability 8.9, driver 580.65"),
         ("", None),
+        ("No devices were found", None),
     ],
 )
 def test_a_gpu_is_present_only_when_the_driver_shows_one(
@@ -107,3 +111,31 @@ def test_the_runtimes_are_not_imported_to_be_looked_at() -> None:
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
+
+
+def test_a_package_without_a_version_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """importlib.metadata answers None where the file with the version is gone."""
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: None)
+    assert by_name(diagnose())["torch"].found == "unknown version"
+
+
+def test_what_an_nvidia_driver_says_need_not_be_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_bytes(b"#!/bin/sh\nprintf 'NVIDIA \\377\\033[2J, 8.9, 580\\n'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    found = by_name(diagnose())["NVIDIA GPU"].found
+    assert found == "NVIDIA \ufffd\x1b[2J, compute capability 8.9, driver 580"
+
+
+def test_names_and_versions_are_shown_as_they_are() -> None:
+    """Neither Rich's markup nor a terminal's control characters are obeyed, and no line is forged."""
+    from rich.console import Console
+
+    odd = "[/bold] [red]x\x1b[2J\ny\u202e"
+    console = Console(width=1000, record=True, file=io.StringIO())
+    console.print(render([Check("data", odd, odd, odd), Check("data", odd, None, odd, odd)]))
+    lines = console.export_text().splitlines()
+    assert sum(line.count(r"[/bold] [red]x\x1b[2J\ny\u202e") for line in lines) == 6
+    assert all(line.isprintable() for line in lines)
+    assert len([line for line in lines if "red" in line]) == 2

@@ -15,7 +15,7 @@ from pathlib import Path
 import filelock
 
 from edgeconvnext.data.download import download
-from edgeconvnext.data.sets import ArchiveSection, cache_dir, load_set_file
+from edgeconvnext.data.sets import ArchiveSection, cache_dir, expanded, load_set_file
 from edgeconvnext.data.unpack import unpack
 from edgeconvnext.errors import DownloadError
 from edgeconvnext.escape import for_terminal
@@ -44,8 +44,8 @@ def fetch(name: str, destination: Path | None = None, url: str | None = None) ->
 def default_destination() -> Path:
     """Return the data folder that downloads go to."""
     chosen = os.environ.get("EDGECONVNEXT_DATA")
-    if chosen and Path(chosen).expanduser().is_dir() and os.access(Path(chosen).expanduser(), os.W_OK):
-        return Path(chosen).expanduser()
+    if chosen and os.access(expanded(chosen), os.W_OK) and expanded(chosen).is_dir():
+        return expanded(chosen)
     return cache_dir()
 
 

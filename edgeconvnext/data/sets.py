@@ -12,11 +12,27 @@ from pydantic import Field, model_validator
 from edgeconvnext.data.folders import SPLIT_NAMES, list_folder
 from edgeconvnext.data.image_set import FolderReader, ImageSet
 from edgeconvnext.data.imagenet import imagenet_classes
-from edgeconvnext.errors import ImageSetError, nearest
+from edgeconvnext.errors import ConfigFileError, ImageSetError, nearest
+from edgeconvnext.escape import for_terminal
+from edgeconvnext.received import MIB, require_regular_file
 from edgeconvnext.resources import resource_dir
 from edgeconvnext.targets import Section, parse_toml
 
-__all__ = ["ImageSet", "SetFile", "cache_dir", "data_roots", "load_set_file", "resolve_image_set", "set_files"]
+__all__ = [
+    "ImageSet",
+    "SetFile",
+    "cache_dir",
+    "data_roots",
+    "expanded",
+    "load_set_file",
+    "resolve_image_set",
+    "set_files",
+]
+
+
+# More images or bytes than any set has.
+_MOST = 10**15
+_NAMED = 10
 
 
 class ExpectedSection(Section):
@@ -25,7 +41,7 @@ class ExpectedSection(Section):
     list_sha256: hash of the list, as `ImageSet.list_sha256` makes it.
     """
 
-    images: int = Field(ge=1)
+    images: int = Field(ge=1, le=_MOST)
     list_sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
 
 
@@ -34,7 +50,7 @@ class ArchiveSection(Section):
 
     url: str
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
-    size_bytes: int = Field(ge=1)
+    size_bytes: int = Field(ge=1, le=_MOST)
     folder: str
 
 
@@ -50,8 +66,8 @@ class SetFile(Section):
     name: str
     description: str
     embedded: Literal["train", "calibration", "test"] | None = None
-    folders: list[str] = Field(default=[])
-    images_per_class: int | None = Field(default=None, ge=1)
+    folders: list[str] = Field(default=[], max_length=1000)
+    images_per_class: int | None = Field(default=None, ge=1, le=_MOST)
     how_to_get: str = ""
     expected: ExpectedSection | None = None
     archive: ArchiveSection | None = None
@@ -78,13 +94,23 @@ def load_set_file(name: str) -> SetFile:
 
 def cache_dir() -> Path:
     """Return the folder that downloads go to where EDGECONVNEXT_DATA is not set."""
-    return Path.home() / ".cache" / "edgeconvnext"
+    return expanded("~/.cache/edgeconvnext")
 
 
 def data_roots() -> list[Path]:
     """Return the folders in which sets are looked for, first come first served."""
     chosen = os.environ.get("EDGECONVNEXT_DATA")
-    return [Path(chosen).expanduser(), cache_dir()] if chosen else [cache_dir()]
+    return [expanded(chosen), cache_dir()] if chosen else [cache_dir()]
+
+
+def expanded(path: str) -> Path:
+    """Return a path with ~ or ~user replaced by that home folder; raises ImageSetError where there is none."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ImageSetError(
+            f"{for_terminal(path)} starts with a home folder, and this machine has none of that name. Write the whole path."
+        ) from error
 
 
 def resolve_image_set(name_or_path: str | Path) -> ImageSet:
@@ -97,16 +123,19 @@ def resolve_image_set(name_or_path: str | Path) -> ImageSet:
     text = str(name_or_path)
     if text in set_files():
         return _from_set_file(load_set_file(text), data_roots())
-    path = Path(text).expanduser()
+    path = expanded(text)
     if path.suffix == ".toml":
-        if not path.is_file():
-            raise ImageSetError(f"There is no image set file {path}. Known sets: {', '.join(set_files())}.")
+        if not os.path.exists(path):  # noqa: PTH110
+            raise ImageSetError(
+                f"There is no image set file {for_terminal(path)}. Known sets: {', '.join(set_files())}."
+            )
+        require_regular_file(path, ConfigFileError, most=MIB)
         return _from_set_file(parse_toml(path, SetFile), [path.resolve().parent, *data_roots()])
     # An empty name is an unset variable of a script, not the folder one happens to be in.
     for folder in [path, *(root / path for root in data_roots())]:
-        if text and folder.is_dir():
+        if text and _is_folder(folder):
             return _from_folder(folder, _folder_name(folder))
-    if text and path.exists():
+    if text and os.path.exists(path):  # noqa: PTH110
         return _from_folder(path, path.name)
     raise ImageSetError(
         f"There is no image set or folder {text!r}.{nearest(text, set_files())} Known sets: {', '.join(set_files())}; "
@@ -128,15 +157,22 @@ def _find(description: SetFile, roots: list[Path]) -> Path:
     # Path's "/" keeps an absolute right side as it is, so a user's file may name absolute folders.
     for root in roots:
         for folder in description.folders:
-            candidate = root / Path(folder).expanduser()
-            if candidate.is_dir():
+            candidate = root / expanded(folder)
+            if _is_folder(candidate):
                 return candidate
-    places = " and ".join(str(root) for root in roots)
+    places = " and ".join(for_terminal(root) for root in roots)
+    more = len(description.folders) - _NAMED
+    folders = ", ".join(map(for_terminal, description.folders[:_NAMED])) + (f" and {more} more" if more > 0 else "")
     unset = "" if os.environ.get("EDGECONVNEXT_DATA") else " (EDGECONVNEXT_DATA is not set)"
     raise ImageSetError(
-        f"The image set {description.name} is not on this machine: looked in {places}{unset} for "
-        f"{', '.join(description.folders)}. {description.how_to_get}".rstrip()
+        f"The image set {for_terminal(description.name)} is not on this machine: looked in {places}{unset} for "
+        f"{folders}. {for_terminal(description.how_to_get)}".rstrip()
     )
+
+
+def _is_folder(path: Path) -> bool:
+    """Say whether a folder is there; a name that no file system takes, or that may not be looked at, is none."""
+    return os.path.isdir(path)  # noqa: PTH112  Path.is_dir raises OSError for these
 
 
 def _from_folder(folder: Path, name: str, images_per_class: int | None = None) -> ImageSet:
@@ -171,10 +207,10 @@ def _differences(found: ImageSet, expected: ExpectedSection | None) -> list[str]
     if expected is None:
         return []
     if len(found) != expected.images:
-        return [f"{found.name} holds {len(found)} images here; the published set has {expected.images}"]
+        return [f"{for_terminal(found.name)} holds {len(found)} images here; the published set has {expected.images}"]
     if expected.list_sha256 not in (None, found.list_sha256):
         return [
-            f"{found.name} is another list of {len(found)} images than the reference list (sha256 "
+            f"{for_terminal(found.name)} is another list of {len(found)} images than the reference list (sha256 "
             f"{found.list_sha256[:12]}...)"
         ]
     return []

@@ -8,16 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import tomlkit
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from edgeconvnext.errors import TrainingError, nearest
+from edgeconvnext.errors import ConfigFileError, TrainingError, nearest
+from edgeconvnext.received import MIB, require_regular_file
 from edgeconvnext.targets import Section, explain, parse_toml
 
 Optimizer = Literal["adamw", "sgd"]
 Schedule = Literal["cosine", "step"]
 Precision = Literal["fp32", "bf16", "fp16"]
+# Beyond these nobody means the value; without a bound, products of two of them overflow.
+_LARGEST = 1e4
+Side = Annotated[int, Field(ge=1, le=16_384)]
 
 
 class Recipe(Section):
@@ -39,30 +44,30 @@ class Recipe(Section):
 
     epochs: int = Field(default=300, ge=1, le=100_000)
     batch_size: int = Field(default=4096, ge=2, le=65_536)
-    accumulate: int = Field(default=1, ge=1)
+    accumulate: int = Field(default=1, ge=1, le=65_536)
     optimizer: Optimizer = "adamw"
-    learning_rate: float = Field(default=4e-3, gt=0, allow_inf_nan=False)
-    rate_batch: int = Field(default=4096, ge=1)
-    min_rate: float = Field(default=1e-6, ge=0, allow_inf_nan=False)
+    learning_rate: float = Field(default=4e-3, gt=0, le=_LARGEST)
+    rate_batch: int = Field(default=4096, ge=1, le=1_000_000)
+    min_rate: float = Field(default=1e-6, ge=0, le=_LARGEST)
     momentum: float = Field(default=0.9, ge=0, lt=1)
-    weight_decay: float = Field(default=0.05, ge=0, allow_inf_nan=False)
-    clip_norm: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    weight_decay: float = Field(default=0.05, ge=0, le=_LARGEST)
+    clip_norm: float = Field(default=0.0, ge=0, le=_LARGEST)
     schedule: Schedule = "cosine"
-    warm_up_epochs: float = Field(default=20.0, ge=0, allow_inf_nan=False)
+    warm_up_epochs: float = Field(default=20.0, ge=0, le=100_000)
     layer_decay: float = Field(default=1.0, gt=0, le=1)
-    sizes: tuple[int, ...] = Field(default=(224,), min_length=1)
+    sizes: tuple[Side, ...] = Field(default=(224,), min_length=1, max_length=1000)
     crop_pct: float = Field(default=0.875, gt=0, le=1)
     smallest_crop: float = Field(default=0.08, gt=0, le=1)
     flip: float = Field(default=0.5, ge=0, le=1)
     rand_augment: float = Field(default=9.0, ge=0, le=10)
-    rand_augment_std: float = Field(default=0.5, ge=0, allow_inf_nan=False)
+    rand_augment_std: float = Field(default=0.5, ge=0, le=_LARGEST)
     operators: int = Field(default=2, ge=1, le=15)
     erasing: float = Field(default=0.25, ge=0, le=1)
-    mixup: float = Field(default=0.8, ge=0, allow_inf_nan=False)
-    cutmix: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    mixup: float = Field(default=0.8, ge=0, le=_LARGEST)
+    cutmix: float = Field(default=1.0, ge=0, le=_LARGEST)
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)
     drop_path: float = Field(default=0.1, ge=0, lt=1)
-    layer_scale: float = Field(default=1e-6, gt=0, allow_inf_nan=False)
+    layer_scale: float = Field(default=1e-6, gt=0, le=_LARGEST)
     ema_decay: float = Field(default=0.9999, ge=0, lt=1)
     precision: Precision = "fp32"
     channels_last: bool = True
@@ -79,8 +84,6 @@ class Recipe(Section):
             raise ValueError(f"batch_size {self.batch_size} must be a multiple of accumulate {self.accumulate}")
         if self.warm_up_epochs >= self.epochs:
             raise ValueError(f"warm_up_epochs {self.warm_up_epochs:g} must be fewer than the {self.epochs} epochs")
-        if min(self.sizes) < 1:
-            raise ValueError(f"sizes {list(self.sizes)} must be sides in pixels, from 1 on")
         return self
 
     @property
@@ -184,25 +187,25 @@ def choose_recipe(name: str, changes: Mapping[str, Any]) -> Recipe:
 
 def read_recipe(path: Path) -> Recipe:
     """Read what `recipe_toml` wrote, or a file with some of its keys; the others are the paper's."""
+    require_regular_file(path, ConfigFileError, most=MIB)
     return parse_toml(path, Recipe)
 
 
 def recipe_toml(recipe: Recipe) -> str:
     """Write every switch as TOML, one a line."""
-    return "".join(f"{name} = {_toml(value)}\n" for name, value in recipe.model_dump().items())
+    return tomlkit.dumps(_plain(recipe))
 
 
 def differences(one: Recipe, other: Recipe) -> list[str]:
-    """Name the switches in which two recipes differ, with both values."""
-    before, after = one.model_dump(), other.model_dump()
-    return [f"{name} {_toml(before[name])} -> {_toml(after[name])}" for name in before if before[name] != after[name]]
+    """Name the switches in which two recipes differ, with both values as TOML."""
+    before, after = _plain(one), _plain(other)
+    changed = [name for name in before if before[name] != after[name]]
+    return [f"{name} {_toml(before[name])} -> {_toml(after[name])}" for name in changed]
 
 
-def _toml(value: object) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return f'"{value}"'
-    if isinstance(value, tuple):
-        return f"[{', '.join(map(str, value))}]"
-    return repr(value)
+def _plain(recipe: Recipe) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in recipe.model_dump().items()}
+
+
+def _toml(value: Any) -> str:
+    return tomlkit.item(value).as_string()

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,11 +23,13 @@ import numpy as np
 from edgeconvnext.data.labels import match_labels
 from edgeconvnext.data.sets import resolve_image_set
 from edgeconvnext.errors import TrainingError
+from edgeconvnext.escape import for_markdown, for_terminal
 from edgeconvnext.files import atomic_write
 from edgeconvnext.model.checkpoint import save_checkpoint
 from edgeconvnext.model.load import load_model
 from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.model.macs import count_macs, count_parameters
+from edgeconvnext.received import read_text, reading
 from edgeconvnext.train.recipe import Recipe, read_recipe, recipe_toml
 from edgeconvnext.train.training import LOG_FILE, MODEL_FILE, RECIPE_FILE, count_right
 from edgeconvnext.validate.accuracy import wilson
@@ -68,19 +72,28 @@ def ship(runs: Sequence[Path], evaluation: str, output: Path) -> tuple[int, int]
 
 
 def read_part(run: Path) -> Part:
-    """Read what a training wrote beside its weights."""
+    """Read what a training wrote beside its weights; raises TrainingError where that is missing, unfinished or damaged."""
+    place = for_terminal(run)
     missing = [name for name in (MODEL_FILE, RECIPE_FILE, LOG_FILE) if not (run / name).is_file()]
     if missing:
-        raise TrainingError(f"{run} holds no training: {' and '.join(missing)} missing. Name the --output of one.")
+        raise TrainingError(f"{place} holds no training: {' and '.join(missing)} missing. Name the --output of one.")
     recipe = read_recipe(run / RECIPE_FILE)
-    with (run / LOG_FILE).open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    log = read_text(run / LOG_FILE, TrainingError)
+    with reading(run / LOG_FILE, TrainingError, "Name the --output of a training that was not changed."):
+        rows = [(int(row["epoch"]), _finite(row["minutes"]), row["top1"]) for row in csv.DictReader(io.StringIO(log))]
+        evaluated = tuple((epoch, _finite(top1)) for epoch, _, top1 in rows if top1)
     if len(rows) != recipe.epochs:
         raise TrainingError(
-            f"The training in {run} has done {len(rows)} of {recipe.epochs} epochs. Finish it first: the same command goes on."
+            f"The training in {place} has done {len(rows)} of {recipe.epochs} epochs. Finish it first: the same command goes on."
         )
-    evaluated = tuple((int(row["epoch"]), float(row["top1"])) for row in rows if row["top1"])
-    return Part(recipe, len(rows), float(rows[-1]["minutes"]), evaluated)
+    return Part(recipe, len(rows), rows[-1][1], evaluated)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no measured value")
+    return value
 
 
 def card(model: LoadedModel, parts: Sequence[Part], evaluation: str, right: int, images: int) -> str:
@@ -93,7 +106,7 @@ def card(model: LoadedModel, parts: Sequence[Part], evaluation: str, right: int,
     return f"""# {model.name}
 
 {count_parameters(model.config):,} parameters, {macs} multiply-adds at {height}x{width} pixels. Weights in half precision.
-Classes: {", ".join(labels)}.
+Classes: {", ".join(map(for_markdown, labels))}.
 
 FP32 top-1 of this file on `{evaluation}`, {height}x{width} pixels: **{100 * right / images:.2f} %** ({right} of {images} images; \
 95 % Wilson interval {100 * low:.2f} to {100 * high:.2f} %). Measure it again with

@@ -15,10 +15,12 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from edgeconvnext.data.image_set import ImageSet
-from edgeconvnext.data.images import BrokenImage
+from edgeconvnext.data.images import MOST_PIXELS, BrokenImage
 from edgeconvnext.data.loader import default_workers, from_workers, leave_signals_to_the_parent
+from edgeconvnext.errors import RunDirectoryError
 from edgeconvnext.files import TEMPORARY_PREFIX, atomic_write, storage_errors
 from edgeconvnext.progress import progress_bar
+from edgeconvnext.received import read_json
 
 LARGEST_FILE = 4 * 2**30
 _MARGIN = 1.25
@@ -48,6 +50,8 @@ class SmallImages:
         if not height:
             raise BrokenImage("it could not be decoded")
         pixels = np.fromfile(self.file, np.uint8, height * width * 3, offset=self.offsets[index])
+        if len(pixels) != height * width * 3:
+            raise BrokenImage("its decoded pixels were cut off while training")
         return Image.fromarray(pixels.reshape(height, width, 3))
 
 
@@ -77,7 +81,7 @@ def small_images(image_set: ImageSet, side: int, file: Path) -> SmallImages:
         return SmallImages(image_set, side)
     identity = f"{image_set.fingerprint} at {side}"
     listing = file.with_suffix(".json")
-    shapes = _listed(listing, identity)
+    shapes = _listed(listing, identity, len(image_set), side)
     if shapes is None or not file.is_file() or file.stat().st_size != sum(3 * h * w for h, w in shapes):
         shapes = _decode_all(image_set, side, file)
         atomic_write(listing, json.dumps({"identity": identity, "shapes": shapes}))
@@ -92,12 +96,25 @@ def delete_small_images(file: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _listed(listing: Path, identity: str) -> list[tuple[int, int]] | None:
+def _listed(listing: Path, identity: str, count: int, side: int) -> list[tuple[int, int]] | None:
+    """Return the shapes that were written for these images; None where there are none, or what is there cannot be them."""
     try:
-        found = json.loads(listing.read_text(encoding="utf-8"))
-        return [(height, width) for height, width in found["shapes"]] if found["identity"] == identity else None
-    except (OSError, ValueError, KeyError, TypeError):
+        content = read_json(listing, RunDirectoryError)
+    except RunDirectoryError:
         return None
+    if not isinstance(content, dict) or content.get("identity") != identity:
+        return None
+    shapes = content.get("shapes")
+    if not isinstance(shapes, list) or len(shapes) != count or not all(_is_shape(shape, side) for shape in shapes):
+        return None
+    return [(height, width) for height, width in shapes]
+
+
+def _is_shape(shape: object, side: int) -> bool:
+    """Say whether this is a height and a width that `read_small` gives, or those of a broken image."""
+    if not isinstance(shape, list) or len(shape) != 2 or not all(type(length) is int for length in shape):
+        return False
+    return shape == [0, 0] or (1 <= min(shape) <= side and max(shape) <= MOST_PIXELS)
 
 
 def _decode_all(image_set: ImageSet, side: int, file: Path) -> list[tuple[int, int]]:
@@ -112,7 +129,8 @@ def _decode_all(image_set: ImageSet, side: int, file: Path) -> list[tuple[int, i
     temporary = file.with_name(TEMPORARY_PREFIX + file.name)
     with storage_errors(file), progress_bar("Decoding", len(image_set)) as advance:
         try:
-            with temporary.open("wb") as stream:
+            temporary.unlink(missing_ok=True)
+            with temporary.open("xb") as stream:  # never through a link
                 for images in from_workers(loader, image_set, _BATCH):
                     for pixels in images:
                         shapes.append(pixels.shape[:2])

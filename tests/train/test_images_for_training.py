@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +67,60 @@ def test_a_whole_file_is_used_again_and_one_of_other_images_is_not(
     assert file.stat().st_size == sum(3 * height * width for height, width in again.shapes)
     delete_small_images(file)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        "many",
+        [],
+        [[0, 0]] * 9,
+        [[0, 0]] * 11,
+        [[1, 1, 1]] * 10,
+        [["1", 1]] * 10,
+        [[True, True]] * 10,
+        [[1.0, 1.0]] * 10,
+        [[-1, -1]] * 10,
+        [[0, 5]] * 10,
+        [[33, 33]] * 10,
+        [[1, 2**40]] * 10,
+        [[10**400, 10**400]] * 10,
+        [None] * 10,
+    ],
+    ids=str,
+)
+def test_a_listing_that_cannot_be_these_images_is_made_again(folder: Path, tmp_path: Path, shapes: object) -> None:
+    images, file = resolve_image_set(folder), tmp_path / "images.cache"
+    first = small_images(images, 32, file)
+    listing = file.with_suffix(".json")
+    written = json.loads(listing.read_text())
+    for changed in ({**written, "shapes": shapes}, shapes, {"identity": written["identity"]}):
+        listing.write_text(json.dumps(changed))
+        assert small_images(images, 32, file) == first
+    assert json.loads(listing.read_text()) == written
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"\xff", b'{"identity": 1' + b"0" * 5000 + b"}", b""])
+def test_a_listing_that_no_parser_takes_is_made_again(folder: Path, tmp_path: Path, content: bytes) -> None:
+    images, file = resolve_image_set(folder), tmp_path / "images.cache"
+    first = small_images(images, 32, file)
+    file.with_suffix(".json").write_bytes(content)
+    assert small_images(images, 32, file) == first
+
+
+def test_what_lies_where_the_file_goes_is_neither_waited_for_nor_written_through(folder: Path, tmp_path: Path) -> None:
+    images, file = resolve_image_set(folder), tmp_path / "run" / "images.cache"
+    file.parent.mkdir()
+    (tmp_path / "precious").write_bytes(b"precious")
+    os.mkfifo(file)
+    os.mkfifo(file.with_suffix(".json"))
+    (file.parent / ".tmp-images.cache").symlink_to(tmp_path / "precious")
+    stored = small_images(images, 32, file)
+    assert stored.file == file and min(stored.read(0).size) == 32
+    assert (tmp_path / "precious").read_bytes() == b"precious"
+    file.write_bytes(file.read_bytes()[:10])
+    with pytest.raises(BrokenImage, match="cut off"):
+        stored.read(0)
 
 
 def test_what_is_too_large_or_in_memory_has_no_file(

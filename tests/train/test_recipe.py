@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import os
+import tomllib
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from edgeconvnext.cli.training import SWITCHES
 from edgeconvnext.errors import ConfigFileError, TrainingError
@@ -47,7 +52,7 @@ def test_a_recipe_survives_its_file(name: str, tmp_path: Path) -> None:
         ({"label_smoothing": 1.0}, "label_smoothing"),
         ({"batch_size": 50, "accumulate": 3}, "must be a multiple of accumulate"),
         ({"epochs": 5}, "warm_up_epochs 20 must be fewer than the 5 epochs"),
-        ({"sizes": (64, 0)}, "sides in pixels"),
+        ({"sizes": (64, 0)}, "sizes.1: input should be greater than or equal to 1"),
         ({"sizes": ()}, "sizes"),
         ({"rand_augment": 11.0}, "rand_augment"),
     ],
@@ -63,6 +68,78 @@ def test_unknown_presets_and_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text("epoch = 3\n")
     with pytest.raises(ConfigFileError, match="Did you mean epochs"):
         choose_recipe(str(tmp_path / "mine.toml"), {})
+
+
+NUMBERS = [name for name, field in Recipe.model_fields.items() if field.annotation in (int, float)]
+HUGE = [
+    "nan",
+    "inf",
+    "-inf",
+    "-1",
+    "1e308",
+    "-1e-308",
+    "9223372036854775807",
+    "1" + "0" * 400,
+    "1e999",
+    "true",
+    '"1"',
+    "[1]",
+]
+
+
+@pytest.mark.parametrize("value", HUGE)
+@pytest.mark.parametrize("name", NUMBERS)
+def test_no_number_of_a_file_overflows(name: str, value: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(f"{name} = {value}\n")
+    with pytest.raises(ConfigFileError, match=name):
+        read_recipe(path)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "epochs": st.integers(1, 100_000),
+            "batch_size": st.integers(2, 65_536),
+            "learning_rate": st.floats(0, 1e4, exclude_min=True),
+            "rate_batch": st.integers(1, 1_000_000),
+            "min_rate": st.floats(0, 1e4),
+            "mixup": st.floats(0, 1e4),
+            "sizes": st.lists(st.integers(1, 16_384), min_size=1, max_size=5).map(tuple),
+            "schedule": st.sampled_from(["cosine", "step"]),
+            "channels_last": st.booleans(),
+            "seed": st.integers(0, 2**31 - 1),
+        },
+    )
+)
+def test_every_recipe_survives_its_text(changes: dict[str, object]) -> None:
+    recipe = Recipe.model_validate({"warm_up_epochs": 0.0, **changes})
+    assert Recipe.model_validate(tomllib.loads(recipe_toml(recipe))) == recipe
+    assert math.isfinite(recipe.step_rate)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_text_survives_too(text: str) -> None:
+    """No switch takes any text today; quotes, line breaks, control characters and emoji would not end the string."""
+    written = recipe_toml(Recipe.model_construct(**{**Recipe().model_dump(), "optimizer": text}))
+    assert tomllib.loads(written)["optimizer"] == text
+
+
+def test_a_recipe_file_is_a_small_regular_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.toml")
+    (tmp_path / "zero.toml").symlink_to("/dev/zero")
+    (tmp_path / "large.toml").write_text("#" * 2**20 + "\n")
+    for name, said in (
+        ("pipe", "a named pipe"),
+        ("zero", "a device"),
+        ("large", "at most 1,048,576"),
+        ("none", "no such file"),
+    ):
+        with pytest.raises(ConfigFileError, match=said):
+            choose_recipe(str(tmp_path / f"{name}.toml"), {})
 
 
 def test_a_cosine_follows_a_warm_up() -> None:

@@ -13,7 +13,7 @@ from edgeconvnext.errors import TrainingError
 from edgeconvnext.model.load import load_model
 from edgeconvnext.train.networks import new_model
 from edgeconvnext.train.recipe import choose_recipe
-from edgeconvnext.train.reference import ship
+from edgeconvnext.train.reference import read_part, ship
 from edgeconvnext.train.training import Trained, TrainRequest, train_model
 
 
@@ -56,3 +56,27 @@ def test_an_unfinished_training_is_refused(trained: Trained, tmp_path: Path) -> 
     with pytest.raises(TrainingError, match="holds no training"):
         ship([tmp_path / "nowhere"], "digits_test", tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "log",
+    [
+        "",
+        "epoch,minutes,top1\n",
+        "epoch,minutes\n1,2\n2,3\n",
+        "epoch,minutes,top1\n1,2,3\nx,2,3\n",
+        "epoch,minutes,top1\n1,2,3\n2,nan,3\n",
+        "epoch,minutes,top1\n1,2,3\n2,2,1e999\n",
+        "epoch,minutes,top1\n1,2,3\n2,2," + "9" * 131_073 + "\n",
+        "epoch,minutes,top1\n1,2,3\n" + "9" * 5000 + ",2,3\n",
+        "\x00" * 100,
+    ],
+    ids=lambda log: repr(log[:40]),
+)
+def test_a_log_that_is_none_is_one_error(trained: Trained, tmp_path: Path, log: str) -> None:
+    run = trained.path.parent
+    for name in ("model.safetensors", "recipe.toml"):
+        (tmp_path / name).symlink_to(run / name)
+    (tmp_path / "log.csv").write_text(log)
+    with pytest.raises(TrainingError, match=r"cannot be read|0 of 2 epochs"):
+        read_part(tmp_path)
