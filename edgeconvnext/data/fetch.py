@@ -15,10 +15,11 @@ from pathlib import Path
 import filelock
 
 from edgeconvnext.data.download import download
-from edgeconvnext.data.sets import ArchiveSection, cache_dir, expanded, load_set_file
+from edgeconvnext.data.sets import ArchiveSection, cache_dir, load_set_file
 from edgeconvnext.data.unpack import unpack
 from edgeconvnext.errors import DownloadError
 from edgeconvnext.escape import for_terminal
+from edgeconvnext.received import user_path
 
 # JPEGs hardly compress, so the unpacked files need about what the archive does, plus their last blocks.
 _UNPACKED_SHARE = 1.2
@@ -44,9 +45,8 @@ def fetch(name: str, destination: Path | None = None, url: str | None = None) ->
 def default_destination() -> Path:
     """Return the data folder that downloads go to."""
     chosen = os.environ.get("EDGECONVNEXT_DATA")
-    if chosen and os.access(expanded(chosen), os.W_OK) and expanded(chosen).is_dir():
-        return expanded(chosen)
-    return cache_dir()
+    folder = user_path(chosen, DownloadError) if chosen else None
+    return folder if folder is not None and folder.is_dir() and os.access(folder, os.W_OK) else cache_dir()
 
 
 def fetch_archive(archive: ArchiveSection, destination: Path) -> Path:

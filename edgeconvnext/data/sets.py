@@ -14,7 +14,7 @@ from edgeconvnext.data.image_set import FolderReader, ImageSet
 from edgeconvnext.data.imagenet import imagenet_classes
 from edgeconvnext.errors import ConfigFileError, ImageSetError, nearest
 from edgeconvnext.escape import for_terminal
-from edgeconvnext.received import MIB, require_regular_file
+from edgeconvnext.received import MIB, require_regular_file, user_path
 from edgeconvnext.resources import resource_dir
 from edgeconvnext.targets import Section, parse_toml
 
@@ -23,7 +23,6 @@ __all__ = [
     "SetFile",
     "cache_dir",
     "data_roots",
-    "expanded",
     "load_set_file",
     "resolve_image_set",
     "set_files",
@@ -94,23 +93,13 @@ def load_set_file(name: str) -> SetFile:
 
 def cache_dir() -> Path:
     """Return the folder that downloads go to where EDGECONVNEXT_DATA is not set."""
-    return expanded("~/.cache/edgeconvnext")
+    return user_path("~/.cache/edgeconvnext", ImageSetError)
 
 
 def data_roots() -> list[Path]:
     """Return the folders in which sets are looked for, first come first served."""
     chosen = os.environ.get("EDGECONVNEXT_DATA")
-    return [expanded(chosen), cache_dir()] if chosen else [cache_dir()]
-
-
-def expanded(path: str) -> Path:
-    """Return a path with ~ or ~user replaced by that home folder; raises ImageSetError where there is none."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise ImageSetError(
-            f"{for_terminal(path)} starts with a home folder, and this machine has none of that name. Write the whole path."
-        ) from error
+    return [user_path(chosen, ImageSetError), cache_dir()] if chosen else [cache_dir()]
 
 
 def resolve_image_set(name_or_path: str | Path) -> ImageSet:
@@ -123,7 +112,7 @@ def resolve_image_set(name_or_path: str | Path) -> ImageSet:
     text = str(name_or_path)
     if text in set_files():
         return _from_set_file(load_set_file(text), data_roots())
-    path = expanded(text)
+    path = user_path(text, ImageSetError)
     if path.suffix == ".toml":
         if not os.path.exists(path):  # noqa: PTH110
             raise ImageSetError(
@@ -157,7 +146,7 @@ def _find(description: SetFile, roots: list[Path]) -> Path:
     # Path's "/" keeps an absolute right side as it is, so a user's file may name absolute folders.
     for root in roots:
         for folder in description.folders:
-            candidate = root / expanded(folder)
+            candidate = root / user_path(folder, ImageSetError)
             if _is_folder(candidate):
                 return candidate
     places = " and ".join(for_terminal(root) for root in roots)

@@ -107,7 +107,7 @@ def test_folders_in_one_another_end(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         os.chdir("d")
     monkeypatch.chdir(tmp_path)
     try:
-        with pytest.raises(ImageSetError, match="too deep in one another|holds no images"):
+        with pytest.raises(ImageSetError, match=r"too deep in one another|holds no images"):
             list_folder(tmp_path)
     finally:
         subprocess.run(
@@ -160,7 +160,7 @@ def set_file(folder: Path, **values: str) -> Path:
     ("values", "said"),
     [
         ({"folders": '["*", "imag*", "**/*"]'}, r"not on this machine: .* for \*, imag\*"),
-        ({"folders": '["~nosuchuser/images"]'}, "~nosuchuser/images starts with a home folder"),
+        ({"folders": '["~nosuchuser/images"]'}, "~nosuchuser/images begins with the home folder"),
         ({"folders": f'["{"x" * 5000}"]'}, "not on this machine"),
         ({"folders": '["a\\u0000b"]'}, r"a\\x00b"),
         ({"folders": '["\\u001b[2J"]'}, r"\\x1b\[2J"),
@@ -208,5 +208,5 @@ def test_names_that_no_system_takes_are_no_sets(name: str) -> None:
 
 def test_a_data_folder_of_nobody_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGECONVNEXT_DATA", "~nosuchuser/data")
-    with pytest.raises(ImageSetError, match="~nosuchuser/data starts with a home folder"):
+    with pytest.raises(ImageSetError, match="~nosuchuser/data begins with the home folder"):
         data_roots()
