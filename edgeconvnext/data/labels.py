@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -53,9 +54,10 @@ def match_labels(image_set: ImageSet, labels: Labels | None, num_classes: int) -
         )
     descriptions = image_set.descriptions or (None,) * len(image_set.class_names)
     used = set(image_set.labels)
+    candidates = _Candidates.of(model_keys)
     matches = np.full(len(image_set.class_names), -1, dtype=np.int64)
     for index, (name, description) in enumerate(zip(image_set.class_names, descriptions, strict=True)):
-        matches[index] = _only_match(_keys(name, description), model_keys)
+        matches[index] = _only_match(_keys(name, description), candidates)
     unmatched = [image_set.class_names[index] for index in sorted(used) if matches[index] < 0]
     if unmatched:
         examples = labels.names if labels is not None else tuple(imagenet_classes())
@@ -104,20 +106,41 @@ def _keys(name: str, description: str | None) -> list[set[str]]:
     return [{_normal(name)}, full, full | words]
 
 
-def _only_match(keys: list[set[str]], model_keys: list[list[set[str]]]) -> int:
+@dataclass(frozen=True)
+class _Candidates:
+    """The model's classes by key, at each level of sureness, so that a set of a million classes is matched in a moment.
+
+    synsets: those whose name is a synset.
+    """
+
+    by_key: tuple[dict[str, set[int]], ...]
+    synsets: set[int]
+
+    @classmethod
+    def of(cls, model_keys: list[list[set[str]]]) -> _Candidates:
+        by_key: tuple[dict[str, set[int]], ...] = ({}, {}, {})
+        for index, levels in enumerate(model_keys):
+            for level, keys in zip(by_key, levels, strict=True):
+                for key in keys:
+                    level.setdefault(key, set()).add(index)
+        known = imagenet_classes().keys()
+        synsets = {index for index, levels in enumerate(model_keys) if levels[0] & known}
+        return cls(by_key, synsets)
+
+
+def _only_match(keys: list[set[str]], candidates: _Candidates) -> int:
     """Return the one class that shares a key at the surest level at which exactly one does, -1 where there is none.
 
     Two synsets are the same class or they are not: words that both are known by do not count between them ("horn" is
     a word for n03394916, the French horn, and for n03110669, the cornet).
     """
-    synsets = imagenet_classes().keys()
-    others = list(range(len(model_keys)))
+    excluded: set[int] = set()
     for level, wanted in enumerate(keys):
-        fitting = [index for index in others if model_keys[index][level] & wanted]
+        fitting = set().union(*(candidates.by_key[level].get(key, ()) for key in wanted)) - excluded
         if len(fitting) == 1:
-            return fitting[0]
-        if level == 0 and keys[0] & synsets:
-            others = [index for index in others if not model_keys[index][0] & synsets]
+            return fitting.pop()
+        if level == 0 and keys[0] & imagenet_classes().keys():
+            excluded = candidates.synsets
     return -1
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgeconvnext.data import labels
 from edgeconvnext.data.image_set import FolderReader, ImageSet
 from edgeconvnext.data.imagenet import imagenet_classes
 from edgeconvnext.data.labels import assumes_imagenet_order, match_labels
@@ -134,3 +135,20 @@ def test_the_result_indexes_logits() -> None:
     matched = match_labels(images_of(["church", "tench"]), IMAGENETTE, 10)
     assert matched.dtype == np.int64
     assert matched.shape == (2,)
+
+
+def test_a_class_is_compared_only_with_those_that_share_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A labels file may name a million classes; each against each of a thousand outputs would take many minutes."""
+    looked_at = 0
+
+    class Counted(set[str]):
+        def __and__(self, other: object) -> set[str]:
+            nonlocal looked_at
+            looked_at += 1
+            return super().__and__(other)  # type: ignore[operator]
+
+    keys = labels._keys
+    monkeypatch.setattr(labels, "_keys", lambda *given: [Counted(level) for level in keys(*given)])
+    with pytest.raises(LabelMismatchError, match="2000 of 2000 classes"):
+        match_labels(images_of([f"class {number}" for number in range(2000)]), None, 1000)
+    assert looked_at <= 2000 + 1000
