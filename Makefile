@@ -19,7 +19,7 @@ EVAL ?= digits_test
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup export target-named test test-fast check bench clean
+.PHONY: help setup export target-named test test-fast check fuzz bench clean
 
 help:  ## List the goals
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -51,6 +51,9 @@ check: $(INSTALLED)  ## Run ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+fuzz: $(INSTALLED)  ## Give hostile files to every loader: SECONDS=600, or CASES=100000
+	$(ONE_THREAD) $(BIN)/python tests/fuzz/run.py $(if $(CASES),--cases $(CASES),--seconds $(or $(SECONDS),600))
 
 bench: $(INSTALLED)  ## Measure speed, calibration and stages on this machine, into benchmarks/results and benchmarks/README.md
 	$(BIN)/python -m benchmarks.speed --again

@@ -329,15 +329,17 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
         else:
             # "Input should be 'stem', 'head' or 'depthwise'" lists the choices of a Literal between quotes.
             choices = re.findall(r"'([^']+)'", message) if problem["type"] == "literal_error" else []
-            sentence = (
-                f"{key}: {message[0].lower()}{message[1:]} (found {_brief(found)}).{nearest(str(found), choices)}"
-            )
+            close = nearest(str(found), choices) if choices else ""
+            sentence = f"{key}: {message[0].lower()}{message[1:]} (found {_brief(found)}).{close}"
         sentences.append(sentence)
     return " ".join(sentences)
 
 
 def _brief(value: object) -> str:
-    text = for_terminal(repr(value))
+    try:
+        text = for_terminal(repr(value))
+    except ValueError:  # hexadecimal integers of a TOML file may be longer than Python writes out in decimals
+        return "a number of too many digits"
     return text if len(text) <= 80 else f"{text[:80]}..."
 
 

@@ -156,6 +156,11 @@ def test_a_target_file_that_is_not_there_is_said_so(tmp_path: Path) -> None:
         ('"head"', '"haed"', "(found 'haed'). Did you mean head?"),
         ('"onnx"', '"onx"', "(found 'onx'). Did you mean onnx?"),
         ("opset = 21", 'opset = "21"', "opset: input should be a valid integer (found '21')."),
+        (
+            "opset = 21",
+            f"opset = 0x{'f' * 5000}",
+            "opset: input should be less than or equal to 25 (found a number of too many",
+        ),
         ("opset = 21", "opset = 12", "opset: input should be greater than or equal to 19 (found 12)."),
         ('["pointwise1", "head"]', "[]", "quantize.operators: "),
         ('"float32"', '"float16"', 'exporter "onnx" writes float32'),
