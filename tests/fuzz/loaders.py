@@ -241,6 +241,7 @@ def _texts(work: Path) -> list[Loader]:
         Image.new("RGB", (8, 8)).save(labelled / name)
     labels = (b"file,class\na.png,cat\nb.png,dog\nc.png,cat\n", b"a.png,0\nb.png,1\nc.png,0\n")
     (work / "set").mkdir(exist_ok=True)
+    (labelled / "labels.csv").write_bytes(labels[0])
     shutil.copytree(labelled, work / "set" / "pictures", dirs_exist_ok=True)
     set_toml = b'name = "own"\ndescription = "mine"\nfolders = ["pictures"]\nimages_per_class = 2\nhow_to_get = "ask"\n'
     targets = tuple(path.read_bytes() for path in sorted((CHECKOUT / "targets").glob("*.toml")))
