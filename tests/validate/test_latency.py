@@ -83,6 +83,20 @@ def test_figures_of_a_hand_computed_case() -> None:
     assert latency.runs == 101 and len(latency.samples_ms) == 101
 
 
+def test_throughput_is_images_over_the_mean_time_not_the_median() -> None:
+    # Ten runs in 1 + 4 * 2 + 4 * 3 + 79 = 100 ms, with the median at 2.5: 3 images a run are 300 a second.
+    latency = summarize(np.array([79.0, 2, 3, 2, 3, 1, 3, 2, 3, 2]), batch=3)
+    assert (latency.median_ms, latency.mean_ms) == (2.5, 10.0)
+    assert latency.throughput == pytest.approx(300)
+    # Squares sum to 79^2 + 1 + 4 * 4 + 4 * 9 = 6294; the standard deviation is that of these runs, not of a sample.
+    assert latency.cv == pytest.approx((629.4 - 100) ** 0.5 / 10)
+    assert (latency.min_ms, latency.max_ms, latency.runs) == (1, 79, 10)
+    # numpy's percentiles lie on the line between neighbours: 90 % is at index 8.1, 95 % at 8.55, 99 % at 8.91.
+    assert (latency.p90_ms, latency.p95_ms, latency.p99_ms) == pytest.approx(
+        (3 + 0.1 * 76, 3 + 0.55 * 76, 3 + 0.91 * 76)
+    )
+
+
 def test_the_plot_gets_at_most_200_samples_over_the_whole_run() -> None:
     kept = summarize(np.arange(10_000, dtype=np.float64) + 1, batch=1).samples_ms
     assert len(kept) == 200 and kept[0] == 1 and kept[-1] == 10_000
