@@ -251,6 +251,11 @@ def test_the_error_is_the_largest_change_over_the_largest_logit() -> None:
     assert result.module(IMAGES[:1]).tolist() == [[1 - 2**-13, 1 + 2**-14, -4]]
 
 
+def test_the_error_is_relative_to_the_logits_before_not_after() -> None:
+    rewrites = {"up": lambda module: moved(module, (0, 0, 2**-14))}
+    assert exact.apply_rewrites(constant(1, 1, 4), rewrites, IMAGES).errors == {"up": 2**-16}
+
+
 @pytest.mark.parametrize(("steps", "refused"), [(-1, False), (1, True)])
 def test_a_ten_thousandth_of_the_largest_logit_is_the_limit(steps: int, refused: bool) -> None:
     assert exact.EXACT_LIMIT == 1e-4

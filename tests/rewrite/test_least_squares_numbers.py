@@ -106,6 +106,14 @@ def test_an_exact_fit_has_no_negative_error() -> None:
         assert 0 <= fitted.error < 1e-12
 
 
+def test_the_error_of_small_targets_is_as_relative_as_that_of_large_ones() -> None:
+    """Powers of two scale every sum without rounding."""
+    x, t, _ = rows(6, [8, 8, 8])
+    large, small = (streamed(x, scale * t, [8, 8, 8]).solve() for scale in (1.0, 2.0**-30))
+    assert (small.error, small.ridge) == (large.error, large.ridge)
+    assert torch.equal(small.weight, large.weight * 2.0**-30)
+
+
 def test_targets_that_never_change_leave_no_error() -> None:
     x, _, _ = rows(2, [8, 8])
     fitted = streamed(x, np.full((16, 2), 3.0), [8, 8]).solve()

@@ -131,6 +131,19 @@ def test_a_row_at_its_solution_stays() -> None:
     np.testing.assert_allclose(fitted[1].numpy(), np.linalg.solve(hessian.numpy(), cross[1].numpy()), rtol=1e-4)
 
 
+def test_small_targets_are_fitted_as_well_as_large_ones() -> None:
+    """Powers of two scale every sum without rounding, so that each row takes the same steps."""
+    start, mask, hessian, cross = problem(8, rows=4, columns=12)
+    small = masked_fit(start * 2**-30, mask, hessian, cross * 2**-30)
+    assert torch.equal(small, masked_fit(start, mask, hessian, cross) * 2**-30)
+
+
+def test_inputs_that_are_always_zero_leave_the_start() -> None:
+    start = torch.tensor([[3.0, -2.0]], dtype=torch.float64)
+    still, cross = torch.zeros(2, 2, dtype=torch.float64), torch.ones(1, 2, dtype=torch.float64)
+    assert masked_fit(start, torch.ones(1, 2, dtype=torch.bool), still, cross).tolist() == [[3.0, -2.0]]
+
+
 def test_layers_in_front_are_fitted_side_by_side() -> None:
     ones = [problem(seed, rows=3, columns=8) for seed in (5, 6)]
     together = masked_fit(*(torch.stack(pair) for pair in zip(*ones, strict=True)))
