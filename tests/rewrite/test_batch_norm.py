@@ -8,6 +8,7 @@ import pytest
 import torch
 from resnets import CONFIGS, narrow, trained_like
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from edgeconvnext.data.preprocess import Preprocess
 from edgeconvnext.errors import RewriteError
@@ -32,6 +33,20 @@ def test_batch_norms_fold_and_the_logits_stay(name: str) -> None:
     assert all(result.module.get_submodule(layer).bias is not None for layer in weighted_layers(module))
     assert all(torch.equal(before[key], value) for key, value in module.state_dict().items())
     assert fold_exact(result.module, IMAGES).errors == {}
+
+
+@pytest.mark.parametrize("name", WITH_BATCH_NORM)
+def test_folded_weights_are_those_of_torchs_own_fusion(name: str) -> None:
+    module = trained_like(narrow(CONFIGS[name]), seed=1).double()
+    folded = fold_batch_norm(module)
+    for layer, norm in module.normalised_layers():
+        conv, batch_norm = module.get_submodule(layer), module.get_submodule(norm)
+        fuse = fuse_conv_bn_weights if conv.weight.dim() == 4 else fuse_linear_bn_weights
+        of_norm = (batch_norm.running_mean, batch_norm.running_var, batch_norm.eps, batch_norm.weight, batch_norm.bias)
+        weight, bias = fuse(conv.weight, conv.bias, *of_norm)
+        # The same products in another order: some float64 roundings, of terms that are below 10.
+        torch.testing.assert_close(folded.get_parameter(f"{layer}.weight"), weight, rtol=1e-13, atol=1e-14)
+        torch.testing.assert_close(folded.get_parameter(f"{layer}.bias"), bias, rtol=1e-13, atol=1e-14)
 
 
 @pytest.mark.parametrize("name", ["layer_norm", "convnext_tiny"])
