@@ -69,7 +69,7 @@ def test_three_folds_and_four_ridges_are_tried() -> None:
 
 @pytest.mark.parametrize("with_prior", [False, True])
 @pytest.mark.parametrize("ridge", [1e-6, 0.03, 2.0])
-@pytest.mark.parametrize("batches", [[9], [8, 5], [6, 7, 8], [5, 9, 6, 7, 8, 6, 3]])
+@pytest.mark.parametrize("batches", [[9], [8, 5], [9, 8, 1], [6, 7, 8], [5, 9, 6, 7, 8, 6, 3]])
 def test_fit_and_error_are_those_of_the_rows(batches: list[int], ridge: float, with_prior: bool) -> None:
     x, t, fold = rows(len(batches), batches)
     prior = np.random.default_rng(9).standard_normal((2, 4)) if with_prior else None
@@ -152,6 +152,17 @@ def test_a_constant_input_deviates_by_nothing_but_rounding() -> None:
         _, deviation = streamed(x, x, [count]).moments
         # The mean of equal numbers is off by a few roundings of 0.1; a variance that comes out below zero is none.
         assert 0 <= float(deviation) < 1e-16
+
+
+def test_a_variance_that_float32_loses_is_zero_not_nan() -> None:
+    """One row at zero and 20,000 at v: the variance is v^2 / 20,001, less than float32 sums of products may be off."""
+    for value in torch.arange(1, 41) / 37:
+        fit = LinearFit(1, 1)
+        for rows_alike in (torch.zeros(1, 1), value.expand(20_000, 1)):
+            fit.add(rows_alike, rows_alike)
+        _, deviation = fit.moments
+        # 20,000 roundings of 2**-24 are 1.2e-3 of v^2 at most, with the variance itself 1.25e-3.
+        assert 0 <= float(deviation) < 1.25e-3**0.5 * float(value)
 
 
 def test_float32_rows_far_from_zero_lose_nothing() -> None:
