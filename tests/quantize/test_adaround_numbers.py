@@ -82,16 +82,16 @@ def codes_and_case() -> tuple[list[torch.Tensor], Case]:
     generator = torch.Generator().manual_seed(4)
     codes = [
         torch.tensor([[7.0, -7.0, 3.0, 1.0], [2.0, -5.0, 7.0, -7.0], [-1.0, 4.0, -6.0, 3.0], [5.0, 1.0, 2.0, -3.0]]),
-        torch.tensor([[0.0, 7.0, -4.0, 0.0], [-7.0, 0.0, 0.0, 6.0], [5.0, -2.0, 0.0, 0.0]]),
+        torch.tensor([[0.0, 7.0, -4.0, 0.0], [-7.0, 0.0, 0.0, 6.0], [5.0, 0.0, 0.0, 0.0]]),
     ]
     scales = [torch.tensor([0.1, 0.2, 0.15, 0.12]), torch.tensor(0.25)]
     biases = [torch.randn(4, generator=generator), torch.randn(3, generator=generator)]
     exact = [code * scale.view(-1, 1) for code, scale in zip(codes, scales, strict=True)]
     moved = [0.9 * torch.rand(code.shape, generator=generator) - 0.45 for code in codes]
-    drawn = [
-        weight + scale.view(-1, 1) * shift * (weight != 0)
-        for weight, scale, shift in zip(exact, scales, moved, strict=True)
-    ]
+    moved[1] *= codes[1] != 0
+    # A weight that may differ from zero although its code is zero.
+    moved[1][2, 1] = -0.4
+    drawn = [weight + scale.view(-1, 1) * shift for weight, scale, shift in zip(exact, scales, moved, strict=True)]
     expected = torch.randn(IMAGES + BEYOND, 4, generator=generator)
     expected[:, 2] = 0.0
     given = expected + 0.1 * torch.randn(IMAGES + BEYOND, 4, generator=generator)
@@ -153,7 +153,7 @@ def adaround_in_float64(
     rises = [gradient < 0 for gradient in torch.autograd.grad(error, leaves)]
     lower = [torch.where(up, code, code - 1).double() for up, code in zip(rises, codes, strict=True)]
     scales = [grid.scale.double().view(-1, 1) * torch.ones(1, 4) for grid in case.grids.values()]
-    scales[1] = scales[1] * (codes[1] != 0)
+    scales[1] = scales[1] * (float_weights[1] != 0)
     # h(V) = clip(1.2 sigmoid(V) - 0.1, 0, 1) is 0.05 for V = ln(0.15 / 1.05), and 0.95 for the opposite number.
     start = torch.log(torch.tensor(0.15 / 1.05, dtype=torch.float64))
     v = [torch.where(up, start, -start).requires_grad_() for up in rises]
@@ -250,6 +250,11 @@ def one_layer(
     return Case(reference, working, {"block.0": grid}, inputs, inputs, images)
 
 
+def soft_of(step: Call, scale: float) -> float:
+    """Return the soft code of a layer of one weight."""
+    return float(step.tensors["block.0.weight"]) / scale
+
+
 def test_with_any_time_there_are_2000_steps_and_codes_move_by_one_towards_the_weight_on_the_grid(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -305,6 +310,26 @@ def test_directions_come_from_the_first_320_images(
     assert float(calls[41].tensors["block.0.weight"]) == pytest.approx(first_code, abs=1e-6)
 
 
+def test_the_loss_is_the_mean_square_error_relative_to_the_mean_square_of_the_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Adam's first step is 0.03 g / (|g| + 1e-8), which tells how large the gradient g is where it is about 1e-8.
+
+    The reference's output is 1, of its bias; the working network's soft code of 0.95 in steps of 1e-4 makes it too large.
+    """
+    case = one_layer([0.0], [1.0], 1e-4, torch.ones(IMAGES, 1))
+    for network in (case.reference, case.working):
+        network.get_submodule("block.0").bias.data.fill_(1.0)
+    clock_by_steps(monkeypatch, lambda step: 0.5 * step)
+    before, after = (soft_of(step, 1e-4) for step in steps_of(case.run(tmp_path, seconds=0.0), case, 3)[:2])
+    start = torch.logit(torch.tensor(1.05 / 1.2, dtype=torch.float64))
+    slope = 1.2 * start.sigmoid() * (1 - start.sigmoid())
+    gradient = 2 * (0.95e-4) * 1e-4 * slope
+    expected = 1.2 * (start - 0.03 * gradient / (gradient + 1e-8)).sigmoid() - 0.1
+    # The output is 1 + 0.95e-4 in float32, 6e-8 apart: the error and with it the step are right to 1e-3.
+    assert before - after == pytest.approx(0.95 - float(expected), rel=1e-2)
+
+
 def test_an_output_of_nothing_is_no_division_by_zero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The reference computes 0, the working network 1e-6 * x; the error counts against a power of 1e-12.
 
@@ -313,8 +338,7 @@ def test_an_output_of_nothing_is_no_division_by_zero(tmp_path: Path, monkeypatch
     """
     case = one_layer([0.0], [1.0], 1e-6, torch.ones(IMAGES, 1))
     clock_by_steps(monkeypatch, lambda step: 0.5 * step)
-    calls = [call for call in case.run(tmp_path, seconds=0.0).calls if call.network is case.working]
-    soft = [float(call.tensors["block.0.weight"]) / 1e-6 for call in calls[3:5]]
+    soft = [soft_of(step, 1e-6) for step in steps_of(case.run(tmp_path, seconds=0.0), case, 3)[:2]]
     logit = torch.logit(torch.tensor(1.05 / 1.2, dtype=torch.float64)) - 0.03
     assert soft[0] == pytest.approx(0.95, abs=1e-6)
     assert soft[1] == pytest.approx(1.2 * float(logit.sigmoid()) - 0.1, abs=1e-6)
