@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, Literal, cast
 
 import torch
@@ -46,7 +47,7 @@ class _Constants:
 
     def __init__(self, module: GraphModule) -> None:
         self.module = module
-        self.count = 0
+        self._numbers = itertools.count()
 
     def value(self, argument: Any) -> Any:
         if not isinstance(argument, Node):
@@ -57,8 +58,7 @@ class _Constants:
         return owner.detach()
 
     def store(self, value: torch.Tensor, before: Node) -> Node:
-        name = f"_simulated_constant_{self.count}"
-        self.count += 1
+        name = f"_simulated_constant_{next(self._numbers)}"
         self.module.register_buffer(name, value)
         with self.module.graph.inserting_before(before):
             return self.module.graph.get_attr(name)

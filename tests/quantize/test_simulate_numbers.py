@@ -93,6 +93,30 @@ def test_float16_multiplies_in_float32_and_rounds_what_is_stored(program: Export
     assert not np.array_equal(expected, in_numpy(IMAGES.double().numpy(), np.float32))
 
 
+class PerChannel(nn.Module):
+    """An activation with a scale for each channel: its scales are stored, its codes are not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.tensor([0.5, 2.0]))
+        self.register_buffer("zero_point", torch.tensor([1, -2]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        grid = (self.scale, self.zero_point, 1, -7, 7, torch.int8)
+        return _Q.dequantize_per_channel(_Q.quantize_per_channel(x, *grid), *grid)
+
+
+def test_codes_that_are_computed_from_the_image_stay_computed_and_any_batch_runs() -> None:
+    x = torch.tensor([[[[0.3, 100.0]], [[7.1, -100.0]]]])
+    batch = torch.export.Dim("batch", min=1, max=8)
+    program = torch.export.export(PerChannel(), (x.expand(2, 2, 1, 2),), dynamic_shapes=({0: batch},), strict=False)
+    module = simulator(program)
+    # Codes 1 + 1 and 7 of -7..7 for the first channel; 4 - 2 and -7 for the second.
+    assert module(x).tolist() == [[[[0.5, 3.0]], [[8.0, -10.0]]]]
+    assert module(x.expand(5, 2, 1, 2)).shape == (5, 2, 1, 2)
+    assert not [node for node in module.graph.nodes if node.op == "call_module"], "no checks of shapes are left in it"
+
+
 @pytest.mark.parametrize("float_type", ["float32", "float16"])
 def test_activations_need_one_operator_for_each_grid_and_the_program_stays_as_it_was(
     program: ExportedProgram, float_type: str
