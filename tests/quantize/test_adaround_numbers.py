@@ -84,7 +84,8 @@ def codes_and_case() -> tuple[list[torch.Tensor], Case]:
         torch.tensor([[7.0, -7.0, 3.0, 1.0], [2.0, -5.0, 7.0, -7.0], [-1.0, 4.0, -6.0, 3.0], [5.0, 1.0, 2.0, -3.0]]),
         torch.tensor([[0.0, 7.0, -4.0, 0.0], [-7.0, 0.0, 0.0, 6.0], [5.0, 0.0, 0.0, 0.0]]),
     ]
-    scales = [torch.tensor([0.1, 0.2, 0.15, 0.12]), torch.tensor(0.25)]
+    # In float32, 7 * 0.118 / 0.118 is 6.9999995: codes are rounded, not cut off.
+    scales = [torch.tensor([0.118, 0.2, 0.15, 0.12]), torch.tensor(0.25)]
     biases = [torch.randn(4, generator=generator), torch.randn(3, generator=generator)]
     exact = [code * scale.view(-1, 1) for code, scale in zip(codes, scales, strict=True)]
     moved = [0.9 * torch.rand(code.shape, generator=generator) - 0.45 for code in codes]
@@ -291,14 +292,14 @@ def test_steps_fit_on_16_rows_drawn_from_the_images_given_and_the_same_ones_of_b
 def test_directions_come_from_the_first_320_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: float, first_code: float
 ) -> None:
-    """The inputs are 1 where the reference's are 2 (the weight should rise) or 0 (fall); one image decides, the 320th.
+    """Of the first 319 images, 161 want 3 where the weight of 2 gives 2, and 158 want 1. The 320th decides: it wants 22 or -18.
 
-    Of 2 * (2 - 1) and 2 * (0 - 1), 159 and 160 cancel but for one; the last of them, ten times as large, turns the sum round.
-    What follows it is turned the other way and a hundred times as large.
+    The gradient is the sum of twice these errors, so that one large error outweighs many small ones. What follows the 320th
+    image is turned the other way and a hundred times as large.
     """
     wanted = torch.ones(330, 1)
-    wanted[:319:2] += 0.5
-    wanted[1:319:2] -= 0.5
+    wanted[:161] += 0.5
+    wanted[161:319] -= 0.5
     wanted[319] += last
     wanted[320:] -= 100 * last
     case = one_layer([2.0], [2.0], 1.0, wanted, images=330)
