@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-import pickle
-import re
-import warnings
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from edgeconvnext.errors import CheckpointError, ModelConfigError
+from edgeconvnext.escape import for_terminal
 from edgeconvnext.files import atomic_write, storage_errors
 from edgeconvnext.model.build import NetworkConfig, config_from_json, config_json
 from edgeconvnext.model.infer import listed
 from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.model.pretrained_config import to_timm_config
+from edgeconvnext.model.torch_file import TorchFile
+from edgeconvnext.model.torch_pickle import OtherTensor, StoredTensor
+from edgeconvnext.received import MIB, reading, reason, require_regular_file
 
 WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+# The largest ConvNeXt has 700 tensors, described in 70 kB. safetensors itself reads headers of 100 MB.
+MOST_TENSORS, MOST_HEADER_BYTES = 100_000, 16 * MIB
+_MOST_NAME_CHARACTERS = 500
+_MOST_WRAPPERS = 16
+_AGAIN = "Download or save it again."
 _CONFIG_KEY = "edgeconvnext.config"
 # Averaged weights first: they are the ones papers report. Then what trainers call the weights, then the bare module.
 _WRAPPERS = (
@@ -36,7 +40,6 @@ _WRAPPERS = (
     "net",
     "weights",
 )
-_PICKLE_START = b"\x80"
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "timm_model.")
 
 
@@ -57,20 +60,20 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
     Raises CheckpointError for a file that is missing, empty or damaged, that holds code, or NaN or infinite weights.
     """
-    if not path.is_file():
+    if not path.exists():
         raise CheckpointError(
             f"There is no weights file {path}. Check the path, or name a hub model such as timm/convnext_tiny.fb_in1k."
         )
     if path.suffix.lower() not in WEIGHTS_SUFFIXES:
         raise CheckpointError(f"{path} is no weights file this tool reads; it reads {', '.join(WEIGHTS_SUFFIXES)}.")
-    if path.stat().st_size == 0:
+    if require_regular_file(path, CheckpointError) == 0:
         raise CheckpointError(f"{path} is empty. Download or save it again.")
     notes: list[str] = []
     metadata: Mapping[str, str] = {}
     if path.suffix.lower() == ".safetensors":
         stored, metadata = _read_safetensors(path)
     else:
-        stored = _unwrap(_read_pickle(path), path, notes)
+        stored = _read_torch_file(path, notes)
     tensors = _strip_prefixes(stored)
     return Checkpoint(_to_float32(tensors, path), _stored_config(metadata, path), notes)
 
@@ -128,77 +131,72 @@ def save_checkpoint(model: LoadedModel, path: Path) -> None:
 def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], Mapping[str, str]]:
     from safetensors import SafetensorError, safe_open
 
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except SafetensorError as error:
+    _check_header(path)
+    with reading(path, CheckpointError, _AGAIN):
+        try:
+            with safe_open(path, framework="pt") as file:
+                names = file.keys()
+                _check_names(path, names)
+                return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+        except SafetensorError as error:
+            raise CheckpointError(
+                f"{for_terminal(path)} is no complete safetensors file ({reason(error)}): it is truncated or damaged. {_AGAIN}"
+            ) from error
+
+
+def _check_header(path: Path) -> None:
+    """Raise CheckpointError for a header that is larger than any network's: the file begins with its length, eight bytes."""
+    with reading(path, CheckpointError, _AGAIN), path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+    if MOST_HEADER_BYTES < length <= path.stat().st_size:
         raise CheckpointError(
-            f"{path} is no complete safetensors file ({error}): it is truncated or damaged. Download or save it again."
-        ) from error
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
+            f"{for_terminal(path)} describes its tensors in {length:,} bytes, and {MOST_HEADER_BYTES:,} are read. {_AGAIN}"
+        )
 
 
-def _read_pickle(path: Path) -> object:
-    """Load with weights_only, so that no code in the file runs; argparse.Namespace, which trainers save, is values."""
-    try:
-        # torch.load does not look at the archive's own checksums; a flipped bit would become a weight.
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()
-            if damaged:
-                raise CheckpointError(
-                    f"{path} is damaged: the checksum of {damaged} does not match. Download or save it again."
-                )
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about old pickle protocols: what cannot be read is an error below
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        refused = re.search(r"GLOBAL (\S+)|got <class '(\S+)'>", str(error))
-        if refused:
-            raise CheckpointError(
-                f"{path} was refused because loading it would run code (it names {refused[1] or refused[2]}): only "
-                "files of plain tensors are read (torch.load with weights_only=True). If you trust the file, load it "
-                "where it came from and save `model.state_dict()` instead of the whole model."
-            ) from error
-        if "Unsupported operand" in str(error) and path.read_bytes()[:1] == _PICKLE_START:
-            raise CheckpointError(
-                f"{path} was refused: it was written with Python's pickle, which can hold code, and not with torch.save. "
-                "If you trust the file, load it where it came from and save `model.state_dict()` with torch.save."
-            ) from error
-        raise CheckpointError(_damaged(path)) from error
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
-    except RuntimeError as error:
-        if "TorchScript" in str(error):
-            raise CheckpointError(
-                f"{path} is a TorchScript archive. Save the model's `state_dict()` instead."
-            ) from error
-        raise CheckpointError(_damaged(path)) from error
-    except (EOFError, KeyError, ValueError, IndexError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        # What the unpickler raises on arbitrary bytes.
-        raise CheckpointError(_damaged(path)) from error
+def _read_torch_file(path: Path, notes: list[str]) -> dict[str, torch.Tensor]:
+    """Read the state dict of a file of torch.save, and nothing else of it."""
+    with TorchFile(path, CheckpointError) as file:
+        stored = _unwrap(file.value, path, notes)
+        _check_names(path, stored)
+        return {name: file.tensor(claim, name) for name, claim in stored.items()}
 
 
-def _damaged(path: Path) -> str:
-    problem = "it is truncated, damaged or of another kind"
-    return f"{path} is no complete PyTorch checkpoint: {problem}. Download or save it again."
+def _check_names(path: Path, names: Collection[str]) -> None:
+    if len(names) > MOST_TENSORS:
+        raise CheckpointError(f"{for_terminal(path)} has {len(names):,} tensors, and {MOST_TENSORS:,} are read. {_AGAIN}")
+    longest = max(names, key=len, default="")
+    if len(longest) > _MOST_NAME_CHARACTERS:
+        raise CheckpointError(
+            f"{for_terminal(path)} has a tensor with a name of {len(longest):,} characters: {for_terminal(longest[:80])}... {_AGAIN}"
+        )
 
 
-def _unwrap(stored: object, path: Path, notes: list[str]) -> dict[str, torch.Tensor]:
+def _unwrap(stored: object, path: Path, notes: list[str]) -> dict[str, StoredTensor | OtherTensor]:
     """Find the state dict inside what a trainer saved, and say which one was taken where there are several."""
-    if not isinstance(stored, Mapping):
-        raise CheckpointError(f"{path} holds a {type(stored).__name__}, not a state dict. Save `model.state_dict()`.")
-    wrappers = [key for key in _WRAPPERS if isinstance(stored.get(key), Mapping) and stored[key]]
-    if wrappers:
+    shown = for_terminal(path)
+    for _ in range(_MOST_WRAPPERS):
+        if not isinstance(stored, dict):
+            raise CheckpointError(
+                f"{shown} holds a {_kind(stored)}, not a state dict. Save `model.state_dict()`."
+            )
+        wrappers = [key for key in _WRAPPERS if isinstance(stored.get(key), dict) and stored[key]]
+        if not wrappers:
+            break
         if len(wrappers) > 1:
             notes.append(f"The file holds several sets of weights ({', '.join(wrappers)}); {wrappers[0]!r} was taken.")
-        return _unwrap(stored[wrappers[0]], path, notes)
-    tensors = {str(key): value for key, value in stored.items() if isinstance(value, torch.Tensor)}
+        stored = stored[wrappers[0]]
+    else:
+        raise CheckpointError(f"{shown} wraps its weights more than {_MOST_WRAPPERS} times. Save `model.state_dict()`.")
+    tensors = {str(key): value for key, value in stored.items() if isinstance(value, StoredTensor | OtherTensor)}
     if not tensors:
-        keys = ", ".join(str(key) for key in list(stored)[:8]) or "nothing"
-        raise CheckpointError(f"{path} holds no tensors (its keys: {keys}). Save `model.state_dict()`.")
+        keys = ", ".join(for_terminal(key)[:80] for key in list(stored)[:8]) or "nothing"
+        raise CheckpointError(f"{shown} holds no tensors (its keys: {keys}). Save `model.state_dict()`.")
     return tensors
+
+
+def _kind(stored: object) -> str:
+    return "tensor" if isinstance(stored, StoredTensor | OtherTensor) else type(stored).__name__
 
 
 def _strip_prefixes(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -237,7 +235,7 @@ def _stored_config(metadata: Mapping[str, str], path: Path) -> NetworkConfig | N
         return None
     try:
         return config_from_json(text)
-    except (ValueError, TypeError, AttributeError, ModelConfigError) as error:
+    except ModelConfigError as error:
         raise CheckpointError(
-            f"{path} carries an {_CONFIG_KEY} that does not hold: {error}. Save the model again."
+            f"{for_terminal(path)} carries an {_CONFIG_KEY} that does not hold: {reason(error)} Save the model again."
         ) from error

@@ -12,6 +12,7 @@ Overlapping stems hold two 3x3 stride-2 convs: `downsample_layers.0.0`, `.1`, an
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -19,7 +20,7 @@ import torch
 from torch import nn
 
 from edgeconvnext.errors import ModelConfigError
-from edgeconvnext.model.network import EndsWith, Network, NetworkBlock
+from edgeconvnext.model.network import EndsWith, Network, NetworkBlock, check_bounds
 
 if TYPE_CHECKING:
     from edgeconvnext.targets import Operator
@@ -73,6 +74,13 @@ class ConvNeXtConfig:
                 f"in_channels ({self.in_channels}) and patch_size ({self.patch_size}) must be at least 1, "
                 f"num_classes ({self.num_classes}) at least 0."
             )
+        check_bounds(
+            self.depths, (*self.dims, self.in_channels), (self.kernel_size, self.patch_size), self.num_classes
+        )
+        if not all(0 <= eps < math.inf for eps in (self.norm_eps, self.head_norm_eps)):
+            raise ModelConfigError(
+                f"norm_eps ({self.norm_eps}) and head_norm_eps ({self.head_norm_eps}) must be finite and not below 0."
+            )
         check_end(self.ends_with, self.num_classes)
         if self.kernel_size % 2 == 0:
             raise ModelConfigError(
@@ -83,6 +91,9 @@ class ConvNeXtConfig:
         widths = self.hidden or tuple((4 * dim,) * depth for depth, dim in zip(self.depths, self.dims, strict=True))
         if tuple(len(stage) for stage in widths) != self.depths:
             raise ModelConfigError(f"hidden {widths} must give one width for each block of depths {self.depths}.")
+        if min(min(stage) for stage in widths) < 1:
+            raise ModelConfigError(f"hidden {widths} must all be at least 1.")
+        check_bounds(self.depths, (max(stage) for stage in widths), (), 0)
         object.__setattr__(self, "hidden_widths", widths)
         unknown = sorted(set(self.identity_norms) - set(self.norm_paths))
         if unknown:

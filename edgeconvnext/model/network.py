@@ -9,16 +9,42 @@ export and validation need to know no more than this:
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import torch
 from torch import nn
+
+from edgeconvnext.errors import ModelConfigError
 
 if TYPE_CHECKING:
     from edgeconvnext.model.build import NetworkConfig
     from edgeconvnext.targets import Operator
 
 EndsWith = Literal["head", "last_stage", "stages"]
+
+# A configuration may come from a file of anybody's. The largest published ConvNeXt has 36 blocks of up to 2,816 channels.
+MOST_STAGES, MOST_BLOCKS, MOST_CHANNELS, MOST_KERNEL, MOST_CLASSES = 16, 1000, 2**16, 255, 10**6
+
+
+def check_bounds(depths: Iterable[int], channels: Iterable[int], kernels: Iterable[int], num_classes: int) -> None:
+    """Raise ModelConfigError, before anything is built, for sizes no network of this package can have.
+
+    channels: every number of channels, inside blocks and between them. kernels: sizes of convs and patches.
+    """
+    depths = tuple(depths)
+    if len(depths) > MOST_STAGES or sum(depths) > MOST_BLOCKS:
+        raise ModelConfigError(
+            f"{len(depths)} stages of {sum(depths):,} blocks in all are too many: a network has at most {MOST_STAGES} stages and "
+            f"{MOST_BLOCKS:,} blocks."
+        )
+    for name, values, most in (
+        ("channels", channels, MOST_CHANNELS),
+        ("kernel and patch sizes", kernels, MOST_KERNEL),
+        ("num_classes", (num_classes,), MOST_CLASSES),
+    ):
+        if (largest := max(values, default=0)) > most:
+            raise ModelConfigError(f"{name} go up to {most:,} in this package; {largest:,} were asked for.")
 
 
 class NetworkBlock(nn.Module):

@@ -22,7 +22,7 @@ from torch import nn
 
 from edgeconvnext.errors import ModelConfigError
 from edgeconvnext.model.convnext import LayerNorm2d, check_end, initialise_truncated_normal
-from edgeconvnext.model.network import EndsWith, Network, NetworkBlock
+from edgeconvnext.model.network import EndsWith, Network, NetworkBlock, check_bounds
 
 if TYPE_CHECKING:
     from edgeconvnext.targets import Operator
@@ -69,6 +69,8 @@ class ResNetConfig:
                 f"depths {self.depths}, dims {self.dims} and hidden {self.hidden} must give the same number of stages, and be at "
                 "least 1."
             )
+        channels = (*self.dims, *self.hidden, self.stem_dim, self.in_channels)
+        check_bounds(self.depths, channels, (self.kernel_size,), self.num_classes)
         if self.in_channels < 1 or self.num_classes < 0 or self.stem_dim < 1 or self.kernel_size % 2 == 0:
             raise ModelConfigError(
                 f"in_channels ({self.in_channels}) and stem_dim ({self.stem_dim}) must be at least 1, num_classes "
