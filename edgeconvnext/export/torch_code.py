@@ -9,10 +9,11 @@ from pathlib import Path
 from edgeconvnext.errors import ExportError
 from edgeconvnext.files import atomic_write
 from edgeconvnext.model import convnext, network
+from edgeconvnext.model.checkpoint import MOST_HEADER_BYTES
 from edgeconvnext.model.loaded import LoadedModel
 
 # What the two modules import from this package, and what stands in for it.
-_PROVIDED = {"ModelConfigError", "Operator", "EndsWith", "Network", "NetworkBlock"}
+_PROVIDED = {"ModelConfigError", "Operator", "EndsWith", "Network", "NetworkBlock", "check_bounds"}
 _FALLBACKS = '''Operator = str
 
 
@@ -33,17 +34,32 @@ def load_network(weights: str | Path = WEIGHTS) -> ConvNeXt:
 
 
 def read_safetensors(path: str | Path) -> dict[str, torch.Tensor]:
-    """Read float32 tensors: eight bytes with the length of a JSON header, the header, then the tensors' bytes."""
-    content = Path(path).read_bytes()
-    start = 8 + int.from_bytes(content[:8], "little")
+    """Read float32 tensors: eight bytes with the length of a JSON header, the header, then the tensors' bytes.
+
+    Raises ValueError for a file that is no safetensors file, or claims more than it holds.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"{{path}} is no file.")
     tensors = {{}}
-    for name, entry in json.loads(content[8:start]).items():
-        if name == "__metadata__":
-            continue
-        if entry["dtype"] != "F32":
-            raise ValueError(f"{{path}}: {{name}} is {{entry['dtype']}}, not F32; load it with the safetensors package.")
-        first, last = (start + offset for offset in entry["data_offsets"])
-        tensors[name] = torch.frombuffer(bytearray(content[first:last]), dtype=torch.float32).view(entry["shape"])
+    with Path(path).open("rb") as file:
+        size = Path(path).stat().st_size
+        start = 8 + int.from_bytes(file.read(8), "little")
+        if start > min(size, MOST_HEADER_BYTES):
+            raise ValueError(f"{{path}} is no safetensors file: its header would have {{start - 8}} bytes.")
+        try:
+            entries = dict(json.loads(file.read(start - 8)))
+            entries.pop("__metadata__", None)
+            for name, entry in entries.items():
+                shape, (first, last) = entry["shape"], entry["data_offsets"]
+                if entry["dtype"] != "F32":
+                    raise ValueError(f"{{name}} is {{entry['dtype']}}, not F32; load it with the safetensors package")
+                if not 0 <= first <= last <= size - start or math.prod(shape) * 4 != last - first:
+                    raise ValueError(f"{{name}} claims other bytes than there are")
+                file.seek(start + first)
+                content = bytearray(file.read(last - first))
+                tensors[name] = torch.frombuffer(content, dtype=torch.float32).view(shape) if content else torch.empty(shape)
+        except (LookupError, TypeError, ValueError, AttributeError, RecursionError, RuntimeError) as error:
+            raise ValueError(f"{{path}} cannot be read: {{error}}.") from error
     return tensors
 '''
 
@@ -72,6 +88,7 @@ def write_torch_code(model: LoadedModel, weights: Path, path: Path) -> Path:
             f"PREPROCESS = {_plain(preprocess)!r}",
             f"LABELS = {None if model.labels is None else model.labels.names!r}",
             f"WEIGHTS = Path(__file__).resolve().parent / {_relative(weights, path)!r}",
+            f"MOST_HEADER_BYTES = {MOST_HEADER_BYTES}",
         ]
     )
     channels, (height, width) = preprocess.in_channels, preprocess.input_size
@@ -82,7 +99,7 @@ def write_torch_code(model: LoadedModel, weights: Path, path: Path) -> Path:
 
 def _definition() -> str:
     """Return the source of the network, with what it takes from elsewhere in this package replaced by its own."""
-    imports: set[str] = {"import json", "from pathlib import Path"}
+    imports: set[str] = {"import json", "import math", "from pathlib import Path"}
     bodies = []
     for module in (network, convnext):
         lines, tree = inspect.getsource(module).splitlines(), ast.parse(inspect.getsource(module))

@@ -64,4 +64,6 @@ def _schema(config: type[NetworkConfig]) -> type[BaseModel]:
         for item in dataclasses.fields(config)
         if item.init
     }
-    return create_model(config.__name__, __config__=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False), **fields)
+    return create_model(
+        config.__name__, __config__=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False), **fields
+    )

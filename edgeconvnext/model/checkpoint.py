@@ -164,11 +164,14 @@ def _read_torch_file(path: Path, notes: list[str]) -> dict[str, torch.Tensor]:
 
 def _check_names(path: Path, names: Collection[str]) -> None:
     if len(names) > MOST_TENSORS:
-        raise CheckpointError(f"{for_terminal(path)} has {len(names):,} tensors, and {MOST_TENSORS:,} are read. {_AGAIN}")
+        raise CheckpointError(
+            f"{for_terminal(path)} has {len(names):,} tensors, and {MOST_TENSORS:,} are read. {_AGAIN}"
+        )
     longest = max(names, key=len, default="")
     if len(longest) > _MOST_NAME_CHARACTERS:
         raise CheckpointError(
-            f"{for_terminal(path)} has a tensor with a name of {len(longest):,} characters: {for_terminal(longest[:80])}... {_AGAIN}"
+            f"{for_terminal(path)} has a tensor whose name, {for_terminal(longest[:80])}..., has {len(longest):,} characters. "
+            f"{_AGAIN}"
         )
 
 
@@ -177,9 +180,7 @@ def _unwrap(stored: object, path: Path, notes: list[str]) -> dict[str, StoredTen
     shown = for_terminal(path)
     for _ in range(_MOST_WRAPPERS):
         if not isinstance(stored, dict):
-            raise CheckpointError(
-                f"{shown} holds a {_kind(stored)}, not a state dict. Save `model.state_dict()`."
-            )
+            raise CheckpointError(f"{shown} holds a {_kind(stored)}, not a state dict. Save `model.state_dict()`.")
         wrappers = [key for key in _WRAPPERS if isinstance(stored.get(key), dict) and stored[key]]
         if not wrappers:
             break

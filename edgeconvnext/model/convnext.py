@@ -74,9 +74,7 @@ class ConvNeXtConfig:
                 f"in_channels ({self.in_channels}) and patch_size ({self.patch_size}) must be at least 1, "
                 f"num_classes ({self.num_classes}) at least 0."
             )
-        check_bounds(
-            self.depths, (*self.dims, self.in_channels), (self.kernel_size, self.patch_size), self.num_classes
-        )
+        check_bounds(self.depths, (*self.dims, self.in_channels), (self.kernel_size, self.patch_size), self.num_classes)
         if not all(0 <= eps < math.inf for eps in (self.norm_eps, self.head_norm_eps)):
             raise ModelConfigError(
                 f"norm_eps ({self.norm_eps}) and head_norm_eps ({self.head_norm_eps}) must be finite and not below 0."

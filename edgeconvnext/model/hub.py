@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from edgeconvnext.errors import CheckpointError
+from edgeconvnext.errors import CheckpointError, ConfigFileError
+from edgeconvnext.escape import for_terminal
+from edgeconvnext.model.pretrained_config import MOST_CONFIG_BYTES
+from edgeconvnext.received import MIB, read_bytes
 
 _HUB_NAME = re.compile(r"(?:hf-hub:|hf_hub:)?(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+# ConvNeXt V2 Huge has 2.6 GB.
+MOST_WEIGHTS_BYTES = 8192 * MIB
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,10 @@ class HubFiles:
 def parse_hub_name(name: str) -> tuple[str, str | None] | None:
     """Split "org/name", "hf-hub:org/name" or "org/name@revision" into repository and revision; None for other names."""
     match = _HUB_NAME.fullmatch(name)
-    return (match["repository"], match["revision"]) if match else None
+    # The cache joins the revision to its own path: neither "/etc/passwd" nor "../x" is one.
+    if match is None or any(part in ("", ".", "..") for part in (match["revision"] or "main").split("/")):
+        return None
+    return match["repository"], match["revision"]
 
 
 def fetch(repository: str, revision: str | None = None) -> HubFiles:
@@ -57,7 +67,7 @@ def _commit(cached: Path) -> str:
 
 
 def _is_transformers(config: Path | None) -> bool:
-    return config is not None and '"model_type"' in config.read_text(encoding="utf-8", errors="replace")
+    return config is not None and b'"model_type"' in read_bytes(config, ConfigFileError, most=MOST_CONFIG_BYTES)
 
 
 def _fetch_file(repository: str, file: str, revision: str | None) -> Path | None:
@@ -80,8 +90,12 @@ def _fetch_file(repository: str, file: str, revision: str | None) -> Path | None
             return None
         if isinstance(cached, str):
             return Path(cached)
-        _check_reachable(repository, file, revision, endpoint)
-        return Path(hf_hub_download(repository, file, revision=revision, endpoint=endpoint))
+        most = MOST_CONFIG_BYTES if file.endswith(".json") else MOST_WEIGHTS_BYTES
+        _check_reachable(repository, file, revision, endpoint, most)
+        # huggingface-hub 1.0 takes no progress bar.
+        takes_bar = "tqdm_class" in inspect.signature(hf_hub_download).parameters
+        bar: dict[str, Any] = {"tqdm_class": _bounded_progress(f"{file} of {repository}", most)} if takes_bar else {}
+        return Path(hf_hub_download(repository, file, revision=revision, endpoint=endpoint, **bar))
     except GatedRepoError as error:
         raise CheckpointError(
             f"The repository {repository} asks you to accept its terms. Do so on its page, log in with "
@@ -104,20 +118,45 @@ def _fetch_file(repository: str, file: str, revision: str | None) -> Path | None
         raise CheckpointError(_unreachable(repository, file, endpoint, error)) from error
 
 
-def _check_reachable(repository: str, file: str, revision: str | None, endpoint: str) -> None:
-    """Ask once, without the 23 seconds of retries a download spends on a network that is not there."""
+def _bounded_progress(what: str, most: int) -> type[Any]:
+    """Return a progress bar that ends a download at `most` bytes: an answer in chunks has no length to compare with."""
+    from huggingface_hub.utils import tqdm
+
+    class Bounded(tqdm):  # type: ignore[misc]
+        received = 0
+
+        def update(self, n: float | None = 1) -> bool | None:
+            self.received += int(n or 0)
+            if self.received > most:
+                raise CheckpointError(_too_large(what, self.received, most))
+            return super().update(n)  # type: ignore[no-any-return]
+
+    return Bounded
+
+
+def _too_large(what: str, size: int, most: int) -> str:
+    return f"{what} has {size:,} bytes or more, and at most {most:,} are fetched. It is no ConvNeXt's; check the name."
+
+
+def _check_reachable(repository: str, file: str, revision: str | None, endpoint: str, most: int) -> None:
+    """Ask once, without the 23 seconds of retries a download spends on a network that is not there.
+
+    Raises CheckpointError where nothing answers, and for a file of over `most` bytes.
+    """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
     try:
-        get_hf_file_metadata(hf_hub_url(repository, file, revision=revision, endpoint=endpoint), timeout=10)
+        metadata = get_hf_file_metadata(hf_hub_url(repository, file, revision=revision, endpoint=endpoint), timeout=10)
     except (OSError, ValueError):
         return  # an answer (404, 401, ...) or offline mode: the download turns it into the right error
     except Exception as error:  # the HTTP library's own, whose name depends on the version of huggingface-hub
         raise CheckpointError(_unreachable(repository, file, endpoint, error)) from error
+    if metadata.size is not None and metadata.size > most:
+        raise CheckpointError(_too_large(f"{file} of {repository}", metadata.size, most))
 
 
 def _unreachable(repository: str, file: str, endpoint: str, cause: BaseException) -> str:
-    reason = " ".join(str(cause).split("\n")[0].split())[:200]
+    reason = for_terminal(" ".join(str(cause).split("\n")[0].split()))[:200]
     return (
         f"{file} of {repository} is not in the local cache and cannot be fetched from {endpoint} "
         f"({type(cause).__name__}: {reason}). Connect to the network once, set HF_ENDPOINT to a mirror, or copy the "

@@ -9,9 +9,11 @@ from collections.abc import Iterable, Mapping
 import torch
 
 from edgeconvnext.errors import CheckpointError, ModelConfigError
+from edgeconvnext.escape import for_terminal
 from edgeconvnext.model.build import NetworkConfig, build_empty
 from edgeconvnext.model.convnext import ConvNeXtConfig, Stem, tiered_stem_width
 from edgeconvnext.model.layouts import Renamed
+from edgeconvnext.received import reason
 
 Shape = tuple[int, ...]
 _LISTED = 8
@@ -54,7 +56,7 @@ def infer_config(renamed: Renamed, source: str) -> ConvNeXtConfig:
         )
     except ModelConfigError as error:
         raise CheckpointError(
-            f"{source} has the tensor names of a ConvNeXt, but sizes that make none: {error}"
+            f"{source} has the tensor names of a ConvNeXt, but sizes that make none: {reason(error)}"
         ) from error
 
 
@@ -65,9 +67,9 @@ def check_tensors(renamed: Renamed, config: NetworkConfig, source: str) -> None:
     found = {name: tuple(tensor.shape) for name, tensor in renamed.tensors.items()}
     theirs = renamed.theirs
     missing = [theirs.get(name, name) for name in expected if name not in found]
-    unexpected = [*renamed.unexpected, *(theirs[name] for name in found if name not in expected)]
+    unexpected = [*renamed.unexpected, *(theirs.get(name, name) for name in found if name not in expected)]
     misshapen = [
-        f"{theirs[name]} is {found[name]}, expected {shape}"
+        f"{theirs.get(name, name)} is {found[name]}, expected {shape}"
         for name, shape in expected.items()
         if name in found and found[name] != shape
     ]
@@ -82,7 +84,10 @@ def check_tensors(renamed: Renamed, config: NetworkConfig, source: str) -> None:
             ("missing", missing),
             ("unexpected", unexpected),
             ("misshapen", misshapen),
-            ("not floating-point (already quantised?)", [theirs[name] for name in found if name not in floats]),
+            (
+                "not floating-point (already quantised?)",
+                [theirs.get(name, name) for name in found if name not in floats],
+            ),
         )
         if names
     ]
@@ -187,7 +192,7 @@ def _vote(values: Iterable[int], default: int) -> int:
 def listed(names: list[str]) -> str:
     """Join the first few names and count the rest."""
     rest = len(names) - _LISTED
-    return ", ".join(names[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")
+    return ", ".join(for_terminal(name)[:200] for name in names[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _hint(missing: list[str], unexpected: list[str]) -> str:

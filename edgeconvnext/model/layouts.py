@@ -13,6 +13,8 @@ from typing import Literal
 
 import torch
 
+from edgeconvnext.model.network import MOST_BLOCKS, MOST_STAGES
+
 _AFFINE = ("weight", "bias")
 _BLOCK_PARTS = ("dwconv", "norm", "pwconv1", "pwconv2")
 _BLOCK_PARAMETERS = ("grn.gamma", "grn.beta", "gamma")
@@ -163,12 +165,13 @@ def rename(tensors: Mapping[str, torch.Tensor]) -> Renamed | None:
 def _largest_indices(names: Iterable[str]) -> tuple[int, int]:
     """Upper bounds for stages and blocks: no index that occurs in a name can be larger.
 
-    Capped by the number of tensors, so that a name like "stages.999999999.0.x" costs nothing: n blocks need n tensors.
+    Capped by the number of tensors, so that a name like "stages.999999999.0.x" costs nothing: n blocks need n tensors. And by what
+    a network can have, or 100,000 tensors would be looked up among 100 million names.
     """
     names = list(names)
-    indices = [int(index) for name in names for index in re.findall(r"(?<![^.])\d{1,9}(?![^.])", name)]
+    indices = [int(index) for name in names for index in re.findall(r"(?<![^.])[0-9]{1,9}(?![^.])", name)]
     bound = min(max(indices, default=0) + 1, len(names))
-    return min(bound, 16), bound
+    return min(bound, MOST_STAGES), min(bound, MOST_BLOCKS)
 
 
 def _plain_shape(name: str, tensor: torch.Tensor) -> torch.Tensor:

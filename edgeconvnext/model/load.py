@@ -11,6 +11,7 @@ from typing import Any
 
 from edgeconvnext.data.preprocess import Preprocess
 from edgeconvnext.errors import CheckpointError, ConfigFileError, ModelConfigError, nearest
+from edgeconvnext.escape import for_terminal
 from edgeconvnext.files import tree_sha256
 from edgeconvnext.model.build import NetworkConfig, build_empty
 from edgeconvnext.model.checkpoint import WEIGHTS_SUFFIXES, Checkpoint, read_checkpoint
@@ -28,7 +29,11 @@ from edgeconvnext.model.pretrained_config import PretrainedConfig, read_config
 from edgeconvnext.model.resnet import ResNetConfig
 from edgeconvnext.model.resnet_checkpoint import LAYOUT, infer_resnet, own_names, rename_resnet
 from edgeconvnext.model.roadmap import as_convnext
+from edgeconvnext.received import reading, require_regular_file
 
+_SHOWN = 200
+"""Characters of a name that a message repeats."""
+_SMALLEST_CROP = 0.1
 _SHIPPED = Path(__file__).resolve().parent / "weights"
 
 
@@ -93,7 +98,12 @@ def find_model(path_or_name: str | Path) -> ModelFiles:
 
     Raises CheckpointError where nothing is found, with the nearest known names.
     """
-    name, path = str(path_or_name), Path(path_or_name).expanduser()
+    name = str(path_or_name)
+    with reading(name[:_SHOWN], CheckpointError, "Name a weights file, a folder, or a model."):
+        path = Path(path_or_name).expanduser()
+        there = path.exists()
+    if there and not path.is_dir():
+        require_regular_file(path, CheckpointError)
     if path.is_file() or (path.suffix.lower() in WEIGHTS_SUFFIXES and not path.is_dir()):
         return _weights_file(path)
     if name and path.is_dir() and _weights_in(path):
@@ -102,7 +112,7 @@ def find_model(path_or_name: str | Path) -> ModelFiles:
     if name in shipped:
         return _weights_file(shipped[name])
     if name and path.is_dir():
-        raise CheckpointError(f"The folder {path} holds no weights ({', '.join(WEIGHTS_SUFFIXES)}).")
+        raise CheckpointError(f"The folder {for_terminal(path)} holds no weights ({', '.join(WEIGHTS_SUFFIXES)}).")
     preset = preset_hub_name(name)
     hub_name = parse_hub_name(preset or name)
     # "runs/model" beside an existing folder runs/ is a mistyped path, not a repository.
@@ -111,16 +121,16 @@ def find_model(path_or_name: str | Path) -> ModelFiles:
         found = fetch(repository, revision)
         short = _safe(repository.split("/")[1])
         return ModelFiles(found.weights, found.config, found.preprocessor, short, f"{repository}@{found.commit[:12]}")
-    known = [*shipped, *PRESETS]
+    known, shown = [*shipped, *PRESETS], name[:_SHOWN]
     raise CheckpointError(
-        f"There is no model {name!r}: no such file or folder, and no known name.{nearest(name, known)} Give a weights "
+        f"There is no model {shown!r}: no such file or folder, and no known name.{nearest(shown, known)} Give a weights "
         f"file, a folder with config.json and weights, a hub name (org/name), or one of {', '.join(known)}."
     )
 
 
 def _weights_file(path: Path) -> ModelFiles:
     beside = path.with_suffix(".json")
-    return ModelFiles(path, beside if beside.is_file() else None, None, _safe(path.stem), str(path))
+    return ModelFiles(path, beside if beside.exists() else None, None, _safe(path.stem), str(path))
 
 
 def _folder(path: Path) -> ModelFiles:
@@ -136,19 +146,20 @@ def _folder(path: Path) -> ModelFiles:
         )
     weights = (preferred or candidates)[0]
     config, preprocessor = path / "config.json", path / "preprocessor_config.json"
-    if not config.is_file():
+    if not config.exists():
         config = weights.with_suffix(".json")
     return ModelFiles(
         weights,
-        config if config.is_file() else None,
-        preprocessor if preprocessor.is_file() else None,
+        config if config.exists() else None,
+        preprocessor if preprocessor.exists() else None,
         _safe(path.resolve().name),
         str(path),
     )
 
 
 def _weights_in(path: Path) -> list[Path]:
-    return sorted(file for file in path.iterdir() if file.is_file() and file.suffix.lower() in WEIGHTS_SUFFIXES)
+    with reading(path, CheckpointError):
+        return sorted(file for file in path.iterdir() if file.is_file() and file.suffix.lower() in WEIGHTS_SUFFIXES)
 
 
 def _safe(name: str) -> str:
@@ -163,7 +174,7 @@ def _build(checkpoint: Checkpoint, pretrained: PretrainedConfig, source: str) ->
     else:
         renamed = rename(checkpoint.tensors) or rename_resnet(checkpoint.tensors, source)
     if renamed is None:
-        first = ", ".join(list(checkpoint.tensors)[:4])
+        first = ", ".join(for_terminal(name)[:80] for name in list(checkpoint.tensors)[:4])
         likeness = looks_like(checkpoint.tensors)
         finding = f"look like {likeness}" if likeness else "match no known layout"
         raise CheckpointError(
@@ -216,6 +227,11 @@ def _preprocess(
     except ModelConfigError as error:
         raise ModelConfigError(f"The preprocessing of {files.source} does not hold: {error}") from error
     check_input_size(config, preprocess.input_size)
+    if preprocess.crop_pct < _SMALLEST_CROP:
+        raise ModelConfigError(
+            f"crop_pct {preprocess.crop_pct} would resize images to {1 / _SMALLEST_CROP:.0f} times the input or more. Use a "
+            "larger --crop-pct."
+        )
     if not assumed:
         return preprocess, []
     values = {

@@ -6,22 +6,30 @@ The architecture never comes from here, except for what no tensor shows: the eps
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgeconvnext.data.preprocess import Interpolation
 from edgeconvnext.errors import CheckpointError, ConfigFileError
+from edgeconvnext.escape import for_terminal
+from edgeconvnext.model.input_size import LARGEST_SIDE
 from edgeconvnext.model.loaded import Labels
+from edgeconvnext.received import MIB, parse_json, read_bytes, reason
 
 if TYPE_CHECKING:
     from edgeconvnext.model.loaded import LoadedModel
 
 Values = dict[str, Any]
 Schema = TypeVar("Schema", bound=BaseModel)
-Positive = Field(default=None, gt=0)
+# A side in pixels. ImageNet-22k's config.json, with descriptions of all classes, has 2 MiB.
+Positive = Annotated[int, Field(gt=0, le=LARGEST_SIDE * 16)]
+MOST_CONFIG_BYTES = 16 * MIB
+_SHOWN = 80
+"""Characters of a value that a message repeats."""
 
 # Activations no tensor shows, of timm models that are otherwise read without complaint.
 _OTHER_ACTIVATIONS = {"test_convnext": "gelu_tanh", "test_convnext2": "gelu_tanh", "test_convnext3": "silu"}
@@ -48,7 +56,7 @@ class PretrainedConfig:
 class _Json(BaseModel):
     """Base of the schemas: keys of others are ignored, values are not coerced."""
 
-    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class _TimmPreprocessing(_Json):
@@ -82,9 +90,9 @@ class _TransformersConfig(_Json):
 
 
 class _Size(_Json):
-    shortest_edge: int | None = Positive
-    height: int | None = Positive
-    width: int | None = Positive
+    shortest_edge: Positive | None = None
+    height: Positive | None = None
+    width: Positive | None = None
 
 
 class _Preprocessor(_Json):
@@ -94,8 +102,8 @@ class _Preprocessor(_Json):
     do_center_crop: bool | None = None
     do_rescale: bool = True
     do_normalize: bool = True
-    size: int | _Size | None = None
-    crop_size: int | _Size | None = None
+    size: Positive | _Size | None = None
+    crop_size: Positive | _Size | None = None
     crop_pct: float | None = Field(default=None, gt=0, le=1)
     resample: int | None = None
     rescale_factor: float = Field(default=1 / 255, gt=0)
@@ -137,7 +145,9 @@ def to_timm_config(model: LoadedModel) -> Values:
 def _read_timm(document: Values, path: Path) -> PretrainedConfig:
     config = _parse(_TimmConfig, document, path)
     if config.architecture in _OTHER_ACTIVATIONS or config.model_args.act_layer != "gelu":
-        activation = _OTHER_ACTIVATIONS.get(config.architecture or "", config.model_args.act_layer)
+        activation = _OTHER_ACTIVATIONS.get(
+            config.architecture or "", for_terminal(config.model_args.act_layer)[:_SHOWN]
+        )
         raise CheckpointError(f"{path} describes a ConvNeXt with {activation} activations; only GELU is supported.")
     # Before 2023 timm wrote these fields at the top level.
     fields = config.pretrained_cfg or _parse(_TimmPreprocessing, document, path)
@@ -186,7 +196,7 @@ def _read_transformers(document: Values, path: Path, preprocessor: Path | None) 
     config = _parse(_TransformersConfig, document, path)
     if config.hidden_act != "gelu":
         raise CheckpointError(
-            f"{path} describes a ConvNeXt with {config.hidden_act} activations; only GELU is supported."
+            f"{path} describes a ConvNeXt with {for_terminal(config.hidden_act)[:_SHOWN]} activations; only GELU is supported."
         )
     labels = None
     if config.id2label:
@@ -202,8 +212,10 @@ def _read_transformers(document: Values, path: Path, preprocessor: Path | None) 
 
 
 def _class_number(key: str, path: Path) -> int:
-    if not key.isdecimal():
-        raise ConfigFileError(f"{path}: id2label has the key {key!r}; its keys must be class numbers.")
+    if not re.fullmatch(r"0|[1-9]\d{0,8}", key, re.ASCII):
+        raise ConfigFileError(
+            f"{for_terminal(path)}: id2label has the key {key[:_SHOWN]!r}; its keys must be class numbers."
+        )
     return int(key)
 
 
@@ -253,13 +265,13 @@ def _crop(crop: int | _Size | None, edge: int) -> tuple[int, int]:
 
 
 def _read_json(path: Path) -> Values:
+    content = read_bytes(path, ConfigFileError, most=MOST_CONFIG_BYTES)
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigFileError(f"{path} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
+        document = parse_json(content, path, ConfigFileError)
+    except ConfigFileError as error:
         raise ConfigFileError(
-            f"{path} is not valid JSON: {error}. Repair it, or remove it and give the values as flags."
+            f"{for_terminal(path)} is not valid JSON: {reason(error.__cause__ or error)}. Repair it, or remove it and give the "
+            "values as flags."
         ) from error
     if not isinstance(document, dict):
         raise ConfigFileError(f"{path} must hold a JSON object with timm's or transformers' config fields.")
@@ -273,6 +285,7 @@ def _parse(schema: type[Schema], document: Values, path: Path) -> Schema:
     except ValidationError as error:
         problems = []
         for problem in error.errors()[:4]:
-            key, message = ".".join(str(part) for part in problem["loc"]), problem["msg"]
-            problems.append(f"{key}: {message[0].lower()}{message[1:]} (found {problem['input']!r})")
+            key, message = ".".join(str(part) for part in problem["loc"])[:_SHOWN], problem["msg"]
+            shown = f"{key}: {message[0].lower()}{message[1:]} (found {repr(problem['input'])[:_SHOWN]})"
+            problems.append(for_terminal(shown))
         raise ConfigFileError(f"{path} does not hold: {'; '.join(problems)}.") from error

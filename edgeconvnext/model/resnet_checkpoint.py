@@ -14,14 +14,15 @@ import torch
 from edgeconvnext.errors import CheckpointError, ModelConfigError
 from edgeconvnext.model.layouts import NATIVE, Renamed
 from edgeconvnext.model.resnet import ResNetConfig
+from edgeconvnext.received import reason
 
 LAYOUT = replace(NATIVE, name="torchvision (ResNet)")
 _PATTERNS = (
     (r"conv1\.(\w+)", r"downsample_layers.0.0.\1"),
     (r"bn1\.(\w+)", r"downsample_layers.0.1.\1"),
-    (r"layer(\d+)\.(\d+)\.conv(\d)\.(\w+)", r"stages.<\1>.\2.conv\3.\4"),
-    (r"layer(\d+)\.(\d+)\.bn(\d)\.(\w+)", r"stages.<\1>.\2.norm\3.\4"),
-    (r"layer(\d+)\.(\d+)\.downsample\.([01])\.(\w+)", r"stages.<\1>.\2.shortcut.\3.\4"),
+    (r"layer([1-9]\d?)\.(\d{1,4})\.conv(\d)\.(\w+)", r"stages.<\1>.\2.conv\3.\4"),
+    (r"layer([1-9]\d?)\.(\d{1,4})\.bn(\d)\.(\w+)", r"stages.<\1>.\2.norm\3.\4"),
+    (r"layer([1-9]\d?)\.(\d{1,4})\.downsample\.([01])\.(\w+)", r"stages.<\1>.\2.shortcut.\3.\4"),
     (r"fc\.(\w+)", r"head.\1"),
 )
 
@@ -85,13 +86,13 @@ def infer_resnet(renamed: Renamed, source: str) -> ResNetConfig:
         ) from error
     except (ModelConfigError, IndexError, ZeroDivisionError) as error:
         raise CheckpointError(
-            f"{source} has the tensor names of a ResNet, but sizes that make none: {error}"
+            f"{source} has the tensor names of a ResNet, but sizes that make none: {reason(error)}"
         ) from error
 
 
 def _possible_names(names: Iterable[str]) -> Iterator[str]:
     """Yield the file's names of all tensors that its blocks can have, present or not."""
-    blocks = {match[0] for name in names if (match := re.match(r"layer\d+\.\d+\.", name))}
+    blocks = {match[0] for name in names if (match := re.match(r"layer[1-9]\d?\.\d{1,4}\.", name, re.ASCII))}
     norms = [f"bn{number}" for number in (1, 2, 3)]
     convs = [f"conv{number}" for number in (1, 2, 3)]
     layers = ["conv1", "bn1", "fc"]
@@ -102,6 +103,6 @@ def _possible_names(names: Iterable[str]) -> Iterator[str]:
 
 def _our_name(name: str) -> str | None:
     for pattern, ours in _PATTERNS:
-        if match := re.fullmatch(pattern, name):
+        if match := re.fullmatch(pattern, name, re.ASCII):
             return re.sub(r"<(\d+)>", lambda number: str(int(number[1]) - 1), match.expand(ours))
     return None

@@ -87,7 +87,9 @@ class _Archive:
         if sum(member.file_size for member in members) > size:
             raise MalformedError("its members overlap")
         if self._size("data.pkl") > MOST_PICKLE_BYTES:
-            raise MalformedError(f"its data.pkl has {self._size('data.pkl'):,} bytes, and {MOST_PICKLE_BYTES:,} are read")
+            raise MalformedError(
+                f"its data.pkl has {self._size('data.pkl'):,} bytes, and {MOST_PICKLE_BYTES:,} are read"
+            )
         self._swapped = self._order() != sys.byteorder
         pickled = self._read("data.pkl")
         self.value = read_pickle(io.BytesIO(pickled), {})

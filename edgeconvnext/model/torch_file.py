@@ -120,13 +120,13 @@ class TorchFile(AbstractContextManager["TorchFile"]):
                 yield
             except ForbiddenCallError as forbidden:
                 raise self._error(
-                    f"{self._shown} was refused because loading it would run code (it names {for_terminal(forbidden)[:200]}): only "
-                    "files of plain tensors are read, as torch.load reads them with weights_only=True. If you trust the file, load "
-                    "it where it came from and save `model.state_dict()` instead of the whole model."
+                    f"{self._shown} was refused because loading it would run code (it names {for_terminal(forbidden)[:200]}): "
+                    "only files of plain tensors are read, as torch.load reads them with weights_only=True. If you trust the "
+                    "file, load it where it came from and save `model.state_dict()` instead of the whole model."
                 ) from forbidden
             except OtherContainerError as other:
                 raise self._error(
-                    f"{self._shown} was refused unread: it is {other}, which can hold code, and no file of torch.save. If you trust "
+                    f"{self._shown} was refused unread: it is {other} and no file of torch.save, and may hold code. If you trust "
                     "it, load it where it came from and save `model.state_dict()` with torch.save."
                 ) from other
             except (MalformedError, zipfile.BadZipFile, struct.error, EOFError, NotImplementedError) as damage:

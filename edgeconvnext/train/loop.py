@@ -6,7 +6,7 @@ All randomness of a step is drawn from its number, so nothing but what `Trainer.
 from __future__ import annotations
 
 import io
-import pickle
+import math
 import signal
 import threading
 import time
@@ -21,8 +21,10 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from edgeconvnext.errors import EdgeConvNextError, TrainingError
+from edgeconvnext.escape import for_terminal
 from edgeconvnext.files import atomic_write
 from edgeconvnext.model.network import Network
+from edgeconvnext.model.torch_file import TorchFile
 from edgeconvnext.progress import progress_bar
 from edgeconvnext.train.average import WeightAverage
 from edgeconvnext.train.depthwise import fast_weight_gradients
@@ -31,10 +33,8 @@ from edgeconvnext.train.world import World
 
 Part = TypeVar("Part")
 SAVE_EVERY_S = 60.0
-# What torch raises for bytes that are something else depends on what they happen to be.
-_NO_CHECKPOINT = (
-    AssertionError, AttributeError, EOFError, LookupError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError
-)  # fmt: skip
+# What load_state_dict raises for something else depends on what it happens to be.
+_NO_CHECKPOINT = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -208,19 +208,23 @@ class Trainer(Generic[Part]):
     def load(self, path: Path, identity: str) -> None:
         """Go on from a checkpoint; raises the settings' error for one of something else."""
         try:
-            state = torch.load(path, weights_only=True, map_location=self.world.device)
-            if state["identity"] != identity:
-                raise _ForeignCheckpointError(", but of one of another network, other images or other options")
+            with TorchFile(path, self.settings.error) as file:
+                state = _checked(file.everything(), identity)
             self.module.load_state_dict(state["module"])
             if self.average is not None:
                 self.average.module.load_state_dict(state["average"])
             for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
+                _check_optimizer(optimizer, kept)
                 optimizer.load_state_dict(kept)
             self._scaler.load_state_dict(state["scaler"])
         except _NO_CHECKPOINT as error:
             name, why = self.settings.name.lower(), error if isinstance(error, _ForeignCheckpointError) else ""
             raise self.settings.error(
-                f"{path} is no checkpoint of this {name}{why}; delete it to start anew."
+                f"{for_terminal(path)} is no checkpoint of this {name}{why}; delete it to start anew."
+            ) from error
+        except EdgeConvNextError as error:
+            raise self.settings.error(
+                f"{for_terminal(path)} is no checkpoint of this {self.settings.name.lower()}; delete it to start anew. {error}"
             ) from error
         self.steps, self.spent_s, self._epoch_loss = state["steps"], state["spent_s"], state["epoch_loss"]
         self.losses, self.notes = list(state["losses"]), dict(state["notes"])
@@ -242,6 +246,36 @@ class Trainer(Generic[Part]):
 
 class _ForeignCheckpointError(ValueError):
     """The message is the end of a sentence."""
+
+
+def _checked(state: dict[str, Any], identity: str) -> dict[str, Any]:
+    """Return what `Trainer.save` wrote; raises ValueError or TypeError where training could not go on from it."""
+    if state["identity"] != identity:
+        raise _ForeignCheckpointError(", but of one of another network, other images or other options")
+    steps, losses = state["steps"], state["losses"]
+    if not isinstance(steps, int) or steps < 0 or not isinstance(losses, list) or not isinstance(state["notes"], dict):
+        raise TypeError("steps, losses or notes are of another type")
+    if not all(isinstance(value, float | int) and math.isfinite(value) for value in (*losses, state["epoch_loss"])):
+        raise ValueError("a loss is no finite number")
+    if not 0 <= state["spent_s"] < math.inf:
+        raise ValueError("the time spent is no time")
+    return state
+
+
+def _check_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Raise ValueError unless `state` is of the same parameters and settings: load_state_dict takes any, and a step then fails."""
+    groups = optimizer.state_dict()["param_groups"]
+    if [_settings(group) for group in groups] != [_settings(group) for group in state["param_groups"]]:
+        raise ValueError("the optimizer has other settings")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, values in state["state"].items():
+        for value in values.values():
+            if isinstance(value, torch.Tensor) and value.dim() and value.shape != parameters[index].shape:
+                raise ValueError("a moment has another shape than its weight")
+
+
+def _settings(group: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in group.items() if name != "lr"}
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import TypeAdapter
 from torch.nn.parallel import DistributedDataParallel
 
 from edgeconvnext.claim import claim_folder, hold
@@ -26,6 +27,7 @@ from edgeconvnext.model.build import config_json
 from edgeconvnext.model.checkpoint import save_checkpoint
 from edgeconvnext.model.loaded import Labels, LoadedModel
 from edgeconvnext.progress import without_bars
+from edgeconvnext.received import reading
 from edgeconvnext.records import json_sha256
 from edgeconvnext.train.average import WeightAverage
 from edgeconvnext.train.log import Curve, EpochRow, curves_svg, log_csv
@@ -115,7 +117,8 @@ def _train(model: LoadedModel, request: TrainRequest, world: World, say: Callabl
         say(f"going on at epoch {trainer.epoch + 1} of {recipe.epochs}")
     if world.leads:
         atomic_write(folder / RECIPE_FILE, recipe_toml(recipe))
-    rows = [EpochRow(**row) for row in trainer.notes.get("rows", [])]
+    with reading(folder / CHECKPOINT_FILE, TrainingError, "Delete it to start anew."):
+        rows = TypeAdapter(list[EpochRow]).validate_python(trainer.notes.get("rows", []))
     result = replace(model, module=trainer.module if trainer.average is None else trainer.average.module)
 
     def end_epoch() -> None:
