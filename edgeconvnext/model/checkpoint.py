@@ -16,13 +16,13 @@ from edgeconvnext.model.build import NetworkConfig, config_from_json, config_jso
 from edgeconvnext.model.infer import listed
 from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.model.pretrained_config import to_timm_config
-from edgeconvnext.model.torch_file import TorchFile
+from edgeconvnext.model.torch_file import MOST_DIMENSIONS, TorchFile
 from edgeconvnext.model.torch_pickle import OtherTensor, StoredTensor
 from edgeconvnext.received import MIB, reading, reason, require_regular_file
 
 WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 # The largest ConvNeXt has 700 tensors, described in 70 kB. safetensors itself reads headers of 100 MB.
-MOST_TENSORS, MOST_HEADER_BYTES = 100_000, 16 * MIB
+MOST_TENSORS, MOST_HEADER_BYTES = 20_000, 16 * MIB
 _MOST_NAME_CHARACTERS = 500
 _MOST_WRAPPERS = 16
 _AGAIN = "Download or save it again."
@@ -137,6 +137,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], Mapping[str,
             with safe_open(path, framework="pt") as file:
                 names = file.keys()
                 _check_names(path, names)
+                for name in names:
+                    _check_dimensions(path, name, len(file.get_slice(name).get_shape()))
                 return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
         except SafetensorError as error:
             raise CheckpointError(
@@ -162,7 +164,16 @@ def _read_torch_file(path: Path, notes: list[str]) -> dict[str, torch.Tensor]:
         return {name: file.tensor(claim, name) for name, claim in stored.items()}
 
 
+def _check_dimensions(path: Path, name: str, dimensions: int) -> None:
+    if dimensions > MOST_DIMENSIONS:
+        raise CheckpointError(
+            f"{for_terminal(path)}: {for_terminal(name)} has {dimensions} dimensions, and {MOST_DIMENSIONS} are read. {_AGAIN}"
+        )
+
+
 def _check_names(path: Path, names: Collection[str]) -> None:
+    if not names:
+        raise CheckpointError(f"{for_terminal(path)} holds no tensors. Save `model.state_dict()`.")
     if len(names) > MOST_TENSORS:
         raise CheckpointError(
             f"{for_terminal(path)} has {len(names):,} tensors, and {MOST_TENSORS:,} are read. {_AGAIN}"

@@ -166,7 +166,7 @@ def _largest_indices(names: Iterable[str]) -> tuple[int, int]:
     """Upper bounds for stages and blocks: no index that occurs in a name can be larger.
 
     Capped by the number of tensors, so that a name like "stages.999999999.0.x" costs nothing: n blocks need n tensors. And by what
-    a network can have, or 100,000 tensors would be looked up among 100 million names.
+    a network can have, or 20,000 tensors would be looked up among 20 million names.
     """
     names = list(names)
     indices = [int(index) for name in names for index in re.findall(r"(?<![^.])[0-9]{1,9}(?![^.])", name)]

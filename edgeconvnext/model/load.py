@@ -33,7 +33,7 @@ from edgeconvnext.received import reading, require_regular_file
 
 _SHOWN = 200
 """Characters of a name that a message repeats."""
-_SMALLEST_CROP = 0.1
+_SMALLEST_CROP, _LARGEST_VALUE = 0.1, 1e6
 _SHIPPED = Path(__file__).resolve().parent / "weights"
 
 
@@ -231,6 +231,11 @@ def _preprocess(
         raise ModelConfigError(
             f"crop_pct {preprocess.crop_pct} would resize images to {1 / _SMALLEST_CROP:.0f} times the input or more. Use a "
             "larger --crop-pct."
+        )
+    if min(preprocess.std) < 1 / _LARGEST_VALUE or max(map(abs, (*preprocess.mean, *preprocess.std))) > _LARGEST_VALUE:
+        raise ModelConfigError(
+            f"mean {preprocess.mean} and std {preprocess.std} are for pixels in 0..1; float32 has no room for what they make of "
+            "them. Use other --mean and --std."
         )
     if not assumed:
         return preprocess, []

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 EndsWith = Literal["head", "last_stage", "stages"]
 
 # A configuration may come from a file of anybody's. The largest published ConvNeXt has 36 blocks of up to 2,816 channels.
-MOST_STAGES, MOST_BLOCKS, MOST_CHANNELS, MOST_KERNEL, MOST_CLASSES = 16, 1000, 2**16, 255, 10**6
+MOST_STAGES, MOST_BLOCKS, MOST_CHANNELS, MOST_KERNEL, MOST_CLASSES = 16, 200, 2**16, 255, 10**6
 
 
 def check_bounds(depths: Iterable[int], channels: Iterable[int], kernels: Iterable[int], num_classes: int) -> None:
@@ -35,8 +35,8 @@ def check_bounds(depths: Iterable[int], channels: Iterable[int], kernels: Iterab
     depths = tuple(depths)
     if len(depths) > MOST_STAGES or sum(depths) > MOST_BLOCKS:
         raise ModelConfigError(
-            f"{len(depths)} stages of {sum(depths):,} blocks in all are too many: a network has at most {MOST_STAGES} stages and "
-            f"{MOST_BLOCKS:,} blocks."
+            f"A network has at most {MOST_STAGES} stages and {MOST_BLOCKS} blocks in all; {len(depths)} stages of {sum(depths):,} "
+            "blocks were asked for."
         )
     for name, values, most in (
         ("channels", channels, MOST_CHANNELS),

@@ -27,6 +27,8 @@ Values = dict[str, Any]
 Schema = TypeVar("Schema", bound=BaseModel)
 # A side in pixels. ImageNet-22k's config.json, with descriptions of all classes, has 2 MiB.
 Positive = Annotated[int, Field(gt=0, le=LARGEST_SIDE * 16)]
+_Side = Annotated[int, Field(ge=-LARGEST_SIDE, le=LARGEST_SIDE * 16)]
+"""As written; what is no size at all is refused as any other input size is."""
 MOST_CONFIG_BYTES = 16 * MIB
 _SHOWN = 80
 """Characters of a value that a message repeats."""
@@ -60,7 +62,7 @@ class _Json(BaseModel):
 
 
 class _TimmPreprocessing(_Json):
-    input_size: tuple[int, int, int] | None = None
+    input_size: tuple[_Side, _Side, _Side] | None = None
     crop_pct: float | None = Field(default=None, gt=0, le=1)
     crop_mode: Literal["center", "squash"] | None = None
     interpolation: Interpolation | None = None

@@ -71,13 +71,13 @@ class _Archive:
         self._archive = zipfile.ZipFile(stream)
         members = self._archive.infolist()
         self._members = {member.filename: member for member in members}
-        if len(self._members) < len(members) or len(members) > MOST_MEMBERS:
-            raise MalformedError("members occur twice, or there are too many")
         self._prefix = members[0].filename.partition("/")[0] + "/" if members else ""
         for name in self._members:
             for other, kind in _OTHER_MEMBERS:
                 if name.removeprefix(self._prefix).startswith(other):
                     raise OtherContainerError(kind)
+        if len(self._members) < len(members) or len(members) > MOST_MEMBERS:
+            raise MalformedError("members occur twice, or there are too many")
         for member in members:
             if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
                 raise MalformedError(

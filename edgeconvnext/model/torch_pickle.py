@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 # A training checkpoint of ConvNeXt-Huge (weights, average, AdamW's two moments) has 90,000.
-MOST_OPCODES = 4_000_000
+MOST_OPCODES = 2_000_000
 _MOST_KEY_ITEMS = 16
 _TYPES = {str(value): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
 _STORAGE_TYPES = {
@@ -310,7 +310,7 @@ def _key(value: Any) -> Any:
 
 def _integer(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise MalformedError(f"a size is {type(value).__name__}, or negative")
+        raise MalformedError("a number of elements is negative or no integer")
     return value
 
 

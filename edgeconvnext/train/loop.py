@@ -10,7 +10,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -216,6 +216,8 @@ class Trainer(Generic[Part]):
             for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
                 _check_optimizer(optimizer, kept)
                 optimizer.load_state_dict(kept)
+            if state["scaler"].keys() != self._scaler.state_dict().keys() or not _are_finite(state["scaler"].values()):
+                raise ValueError("the gradients' scale is none")
             self._scaler.load_state_dict(state["scaler"])
         except _NO_CHECKPOINT as error:
             name, why = self.settings.name.lower(), error if isinstance(error, _ForeignCheckpointError) else ""
@@ -255,11 +257,13 @@ def _checked(state: dict[str, Any], identity: str) -> dict[str, Any]:
     steps, losses = state["steps"], state["losses"]
     if not isinstance(steps, int) or steps < 0 or not isinstance(losses, list) or not isinstance(state["notes"], dict):
         raise TypeError("steps, losses or notes are of another type")
-    if not all(isinstance(value, float | int) and math.isfinite(value) for value in (*losses, state["epoch_loss"])):
-        raise ValueError("a loss is no finite number")
-    if not 0 <= state["spent_s"] < math.inf:
-        raise ValueError("the time spent is no time")
+    if not _are_finite((*losses, state["epoch_loss"], state["spent_s"])) or state["spent_s"] < 0:
+        raise ValueError("a loss or the time spent is no finite number")
     return state
+
+
+def _are_finite(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, float | int) and math.isfinite(value) for value in values)
 
 
 def _check_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

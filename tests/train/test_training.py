@@ -245,6 +245,11 @@ def test_a_checkpoint_of_other_images_is_refused(tmp_path: Path) -> None:
     fewer = TrainRequest(digits_set("calibration").take(100), None, recipe, tmp_path / "run")
     with pytest.raises(TrainingError, match="no checkpoint of this training"):
         train_model(new_model("digits", fewer.labels, recipe), fewer)
+    state = weights(tmp_path / "run")
+    state["notes"]["rows"] = [{"epoch": "first"}]
+    torch.save(state, tmp_path / "run" / "last.ckpt")
+    with pytest.raises(TrainingError, match=r"last\.ckpt cannot be read: .* Delete it to start anew"):
+        trained(tmp_path / "run", recipe)
     (tmp_path / "run" / "last.ckpt").write_bytes(b"PK broken")
     with pytest.raises(TrainingError, match="no checkpoint of this training"):
         trained(tmp_path / "run", recipe)
