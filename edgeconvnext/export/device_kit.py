@@ -32,6 +32,13 @@ _PARTS = Path(__file__).parent / "device"
 SWIFT = _PARTS / "classify.swift"
 _SHARED = ("kit.py", "timing.py", "board.py")
 _OWN_PACKAGE = "edgeconvnext.export.device."
+# Python looks into the script's own folder first. A file there named like a module would run when that is imported.
+_OWN_FOLDER_IS_NO_PACKAGE = """
+import sys
+
+if __name__ == "__main__" and not sys.flags.isolated and not getattr(sys.flags, "safe_path", False):
+    del sys.path[0]
+"""
 
 
 @dataclass(frozen=True)
@@ -210,7 +217,7 @@ def assemble_script(part: str) -> str:
     source = (_PARTS / part).read_text(encoding="utf-8")
     body = ast.parse(source).body
     head = "".join(source.splitlines(keepends=True)[: body[0].end_lineno])
-    pieces = [head]
+    pieces = [head, _OWN_FOLDER_IS_NO_PACKAGE]
     for name in (*_SHARED, part):
         pieces.append(f"\n# ==== {name.removesuffix('.py').replace('_', ' ')}\n\n{_without_own_imports(_PARTS / name)}")
     return "\n".join(pieces)

@@ -354,7 +354,7 @@ def test_the_board_reports_latency_as_the_rest_of_the_toolkit_does(tmp_path: Pat
     times = np.random.default_rng(0).gamma(4.0, 0.5, size=57)
     theirs = load_script(write_script(tmp_path)).summary(list(times), 2)
     ours = summarize(times, 2).model_dump()
-    assert theirs.pop("samples_ms") == pytest.approx(ours.pop("samples_ms"))
+    ours.pop("samples_ms")
     assert theirs == pytest.approx(ours)
 
 

@@ -204,12 +204,14 @@ def measure_power(networks, batch, seconds):
     result = {
         "source": meter.source,
         "total": totals[0] if len(totals) == 1 else "sum of " + ", ".join(totals),
+        "summed": totals,
+        "seconds_per_image": {name: each / batch for name, (_, each) in windows.items() if name != "idle"},
         "rails": {rail: {name: watts[rail] for name, (watts, _) in windows.items()} for rail in rails},
     }
-    for name, (watts, each) in windows.items():
+    for name, (watts, _) in windows.items():
         result[name + "_w"] = sum(watts[rail] for rail in totals)
         if name != "idle":
-            result[name + "_mj_per_image"] = 1e3 * result[name + "_w"] * each / batch
+            result[name + "_mj_per_image"] = 1e3 * result[name + "_w"] * result["seconds_per_image"][name]
     return result, None
 
 

@@ -12,7 +12,13 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-RESULT_FORMAT = 3
+KIT_FORMAT = 3
+RESULT_FORMAT = 4
+MOST_KIT_BYTES = 64 * 2**20
+# What a runtime says may be of any length; in device.json a text ends there, and so do its lists of them.
+MOST_TEXT = 4000
+MOST_MESSAGES = 200
+MOST_LAYERS = 5000
 
 
 class InputProblem(Exception):
@@ -33,11 +39,13 @@ class Kit:
     """
 
     def __init__(self):
-        described = find("kit.json").read_bytes()
+        described = read_small(find("kit.json"))
         self.sha256 = hashlib.sha256(described).hexdigest()
         try:
             self.about = json.loads(described.decode("utf-8"))
-            files = self.about["files"]
+            if self.about["format"] != KIT_FORMAT:
+                raise InputProblem(f"kit.json is of format {self.about['format']}, not {KIT_FORMAT}. Export again.")
+            self.files = dict(self.about["files"])
             self.count, self.classes = self.about["count"], self.about["classes"]
             self.shape = tuple(self.about["image_shape"])
             self.image_values = self.shape[0] * self.shape[1] * self.shape[2]
@@ -46,22 +54,42 @@ class Kit:
             self.labels = self.about["labels"]
             self.outputs = self.about["outputs"]
             self.answer_values = sum(output["samples"] for output in self.outputs)
-            self.artifact, self.baseline = find(self.about["artifact"]), find(self.about["baseline"])
-        except (ValueError, KeyError, TypeError, IndexError) as error:
+            answers = self.count * self.answer_values
+            split = self.count * self.image_values
+            if not 0 < self.count <= split or not 0 < self.low <= self.typical <= self.high or answers < self.count:
+                raise ValueError("its numbers do not fit together")
+            require_tables(self.about)
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
             raise InputProblem(f"kit.json does not hold ({error}). Copy the folder again.") from error
-        for name, expected in files.items():
+        for name, expected in self.files.items():
             if hash_file(find(name)) != expected:
                 raise InputProblem(f"{name} is not the file that was exported. Copy the folder again.")
-        values = array.array("f")
-        values.frombytes(find("vectors.bin").read_bytes())
-        if sys.byteorder == "big":
-            values.byteswap()
-        answers = self.count * self.answer_values
-        split = self.count * self.image_values
-        if len(values) != split + 2 * answers:
-            raise InputProblem(f"vectors.bin has {len(values)} numbers, not {split + 2 * answers}.")
+        self.artifact, self.baseline = self.checked(self.about["artifact"]), self.checked(self.about["baseline"])
+        values = self.numbers("vectors.bin", split + 2 * answers)
         self.images = values[:split]
         self.fp32, self.simulated = values[split : split + answers], values[split + answers :]
+
+    def checked(self, name):
+        """Return the path of a file or package that kit.json lists the sha256 of, every file in it."""
+        path = find(name)
+        inside = [name]
+        if path.is_dir():
+            inside = [name + "/" + file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir()]
+            inside = [file for file in inside if not file.endswith("/.DS_Store")]  # the Finder's
+        for file in inside:
+            if file not in self.files:
+                raise InputProblem(f"{file} is not listed in kit.json: it was not exported. Copy the folder again.")
+        return path
+
+    def numbers(self, name, count):
+        """Return the `count` float32 values of a checked file, whatever the byte order of this machine."""
+        path, values = self.checked(name), array.array("f")
+        if path.stat().st_size != 4 * count:
+            raise InputProblem(f"{name} has {path.stat().st_size} bytes, not {4 * count}. Copy the folder again.")
+        values.frombytes(path.read_bytes())
+        if sys.byteorder == "big":
+            values.byteswap()
+        return values
 
     def batch(self, asked):
         """Return the batch to time: what was asked, else the smallest of the artifact's."""
@@ -102,12 +130,58 @@ class Kit:
         return found
 
 
+def require_tables(about):
+    """Raise ValueError, TypeError or KeyError where an entry of kit.json that is read later is not what it should be."""
+    for part in about["outputs"] + about["layers"]:
+        if not isinstance(part["name"], str) or not 0 < part["samples"] <= part["size"]:
+            raise ValueError("an output has no name, or more samples than values")
+    texts = [
+        about[key] for key in ("model", "target", "artifact", "baseline", "artifact_form", "baseline_form", "minimum")
+    ]
+    texts += list(about["files"]) + [layer["tensor"] for layer in about["layers"]]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("a name is no text")
+    if about["labels"] is not None and len(about["labels"]) != about["count"]:
+        raise ValueError("there are not as many labels as images")
+    numbers = [abs(limit) for limit in about["gates"].values() if limit is not None]
+    numbers += [about["layer_images"], about["classes"], *about["sizes"][0], *about["sizes"][1], *about["sizes"][2]]
+    if not all(0 <= number < 2**31 for number in numbers) or about["layer_images"] > about["count"]:
+        raise ValueError("a number is out of range")
+    if about["classes"] not in (0, about["outputs"][0]["samples"]):
+        raise ValueError("there are not as many logits as classes")
+
+
 def find(name):
-    """Return the path of a file or package of the kit, beside this script."""
+    """Return the path of a file or package of the kit, beside this script; never of anything outside of its folder."""
     path = HERE / name
-    if ".." in Path(name).parts or not path.exists():
+    try:
+        resolved = path.resolve()
+        there = path.is_file() or path.is_dir()
+    except (OSError, ValueError, RuntimeError):  # a name that is too long or holds a NUL, links in a circle
+        there = False
+    if not there:
         raise InputProblem(f"{name} is missing: it belongs beside this script. Copy the folder {HERE} whole.")
+    if Path(name).is_absolute() or ".." in Path(name).parts or HERE not in resolved.parents:
+        raise InputProblem(f"{name} is not inside of {HERE}: this kit is not as it was exported.")
     return path
+
+
+def read_small(path):
+    """Read a file of which nothing is known yet, if it is no larger than any kit.json."""
+    if not path.is_file() or path.stat().st_size > MOST_KIT_BYTES:
+        raise InputProblem(f"{path.name} has more than {MOST_KIT_BYTES} bytes. Copy the folder again.")
+    return path.read_bytes()
+
+
+def shortened(value):
+    """Return texts, and lists and dicts of them, with no text longer than MOST_TEXT."""
+    if isinstance(value, str):
+        return value if len(value) <= MOST_TEXT else value[: MOST_TEXT - 3] + "..."
+    if isinstance(value, dict):
+        return {key: shortened(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [shortened(inner) for inner in value]
+    return value
 
 
 def hash_file(path):
@@ -222,6 +296,14 @@ def finish(result, gates, saved=()):
     result["gates"] = gates
     result["passed"] = all(gate["passed"] for gate in gates) if gates else None
     result["saved"] = sorted(saved)
+    result["messages"] = result.get("messages", [])[:MOST_MESSAGES]
+    for layers in result.get("layers", {}).values():
+        del layers[MOST_LAYERS:]
+    for key in ("machine", "messages", "layers", "power_absent", "clocks_before", "clocks_after"):
+        if key in result:
+            result[key] = shortened(result[key])
+    if "latency" in result:
+        result["latency"]["settings"] = shortened(result["latency"]["settings"])
     write(HERE / "device.json", json.dumps(result, indent=1).encode("utf-8"))
     forms = result["forms"]
     check, latency, power = result.get("check"), result.get("latency"), result.get("power")

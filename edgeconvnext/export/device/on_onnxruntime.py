@@ -30,7 +30,6 @@ from edgeconvnext.export.device.kit import (
     Kit,
     RuntimeMissing,
     compare,
-    find,
     finish,
     judge,
     new_result,
@@ -169,11 +168,8 @@ class Network:
 def layer_fidelity(runtime, kit, threads):
     """Return the fidelity of each block's output to the simulation, in dB, on the first few images."""
     layers, images = kit.about["layers"], kit.about["layer_images"]
-    expected = array.array("f")
-    expected.frombytes(find("layer_values.bin").read_bytes())
-    if sys.byteorder == "big":
-        expected.byteswap()
-    opened = session(runtime, kit.artifact, threads, added=find("added_outputs.pb").read_bytes())
+    expected = kit.numbers("layer_values.bin", images * sum(layer["samples"] for layer in layers))
+    opened = session(runtime, kit.artifact, threads, added=kit.checked("added_outputs.pb").read_bytes())
     source, numpy = opened.get_inputs()[0], importlib.import_module("numpy")
     size = kit.low if kit.low == kit.high else 1
     found = {layer["name"]: array.array("f") for layer in layers}

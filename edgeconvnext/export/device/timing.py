@@ -1,5 +1,8 @@
 # ruff: noqa: B905  (boards run Python 3.8, whose zip has no `strict`)
-"""The part of every kit's script that times two networks in turns and sums the times up as trtexec does."""
+"""The part of every kit's script that times two networks in turns and sums the times up as trtexec does.
+
+Every time is written to device.json (`blocks_ms`), so that whoever reads it computes the figures again.
+"""
 
 import math
 import random
@@ -10,11 +13,15 @@ LEAST_RUNS = 10
 LEAST_BLOCKS = 10
 BLOCK_SECONDS = 0.1
 RESAMPLES = 1000
-KEPT_SAMPLES = 200
+# Timing ends there, whatever time was asked for: device.json holds every run.
+MOST_RUNS = 200_000
+MOST_BLOCKS = 10_000
 
 
 def time_pair(networks, seconds):
     """Time networks in turns of short blocks, at least `seconds`, LEAST_RUNS and LEAST_BLOCKS each, after a warm-up.
+
+    MOST_RUNS or MOST_BLOCKS of one network end it for both.
 
     networks: by name, called without arguments, each returning its times in ms by name ("latency" among them).
     Returns {name: list of blocks}, each block a list of such times. Clocks and temperature drift; turns share that
@@ -32,8 +39,12 @@ def time_pair(networks, seconds):
         done = blocks[name]
         return spent[name] < seconds or sum(map(len, done)) < LEAST_RUNS or len(done) < LEAST_BLOCKS
 
+    def full(name):
+        done = blocks[name]
+        return len(done) >= LEAST_BLOCKS and (sum(map(len, done)) >= MOST_RUNS or len(done) >= MOST_BLOCKS)
+
     turn = 0
-    while any(map(unfinished, networks)):
+    while any(map(unfinished, networks)) and not any(map(full, networks)):
         for name in list(networks)[:: -1 if turn % 2 else 1]:
             network = networks[name]
             network()
@@ -59,7 +70,6 @@ def summary(samples, batch):
     ordered = sorted(samples)
     mean = sum(ordered) / len(ordered)
     deviation = math.sqrt(sum((value - mean) ** 2 for value in ordered) / len(ordered))
-    step = (len(samples) - 1) / max(1, min(KEPT_SAMPLES, len(samples)) - 1)
     return {
         "median_ms": quantile(ordered, 0.5),
         "mean_ms": mean,
@@ -71,23 +81,25 @@ def summary(samples, batch):
         "throughput": 1000.0 * batch / mean,
         "cv": deviation / mean,
         "runs": len(ordered),
-        "samples_ms": [samples[round(step * index)] for index in range(min(KEPT_SAMPLES, len(samples)))],
     }
 
 
 def summaries(blocks, batch):
-    """Sum up one network's blocks: the figures of "latency", with those of the other times under their names."""
+    """Sum up one network's blocks: the figures of "latency" and its times, and the figures of the other times."""
     runs = [run for block in blocks for run in block]
     result = summary([run["latency"] for run in runs], batch)
     for name in runs[0]:
         if name != "latency":
             result[name] = summary([run[name] for run in runs], batch)
-            del result[name]["samples_ms"]
+    result["blocks_ms"] = [[run["latency"] for run in block] for block in blocks]
     return result
 
 
 def speedup(baseline_blocks, artifact_blocks):
-    """Ratio of the medians, baseline over artifact, with a 95 % interval from resampling pairs of blocks."""
+    """Ratio of the medians, baseline over artifact, with a 95 % interval from resampling pairs of blocks.
+
+    Drawn with random() alone, whose sequence Python promises for a seed: the reader of device.json repeats it.
+    """
     pairs = list(zip(baseline_blocks, artifact_blocks))
     medians = [[quantile(sorted(run["latency"] for run in block), 0.5) for block in pair] for pair in pairs]
 
@@ -95,7 +107,8 @@ def speedup(baseline_blocks, artifact_blocks):
         return quantile(sorted(pair[0] for pair in chosen), 0.5) / quantile(sorted(pair[1] for pair in chosen), 0.5)
 
     draw = random.Random(0)
-    resampled = sorted(ratio([draw.choice(medians) for _ in medians]) for _ in range(RESAMPLES))
+    count = len(medians)
+    resampled = sorted(ratio([medians[int(draw.random() * count)] for _ in medians]) for _ in range(RESAMPLES))
     value = ratio(medians)
     low, high = min(value, quantile(resampled, 0.025)), max(value, quantile(resampled, 0.975))
     return {"value": value, "low": low, "high": high}
