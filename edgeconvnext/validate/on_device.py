@@ -4,194 +4,42 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 from collections import Counter
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgeconvnext.errors import DeviceResultsError
-from edgeconvnext.export.device_kit import KIT_FILE, VECTORS_FILE, KitOutput
-from edgeconvnext.files import tree_sha256
+from edgeconvnext.escape import for_terminal
 from edgeconvnext.report.device import machine_name
 from edgeconvnext.report.schema import (
     DeviceLatency,
     DeviceLayer,
     DeviceOutput,
-    DevicePower,
     DeviceRecord,
     Gate,
-    Interval,
-    Latency,
     LayerFidelity,
     Report,
 )
 from edgeconvnext.targets import Target
 from edgeconvnext.validate.accuracy import compare, logit_sqnr_db
+from edgeconvnext.validate.device_figures import latency_of, power_of, require_agreement, require_export, speedup_of
+from edgeconvnext.validate.device_results import OLD_FORMAT, OLD_FORMAT_REASON, DeviceResults, read_results
 from edgeconvnext.validate.fidelity import fidelity_db
 from edgeconvnext.validate.gates import gate_reasons, judge, passed
+from edgeconvnext.validate.known_kit import Kit
 
-MOST_BYTES = 64 * 2**20
-MOST_LAYERS = 5000
+__all__ = ["Kit", "device_record", "merge", "read_results"]
+
 SHOWN_MESSAGES = 20
 
 
-class _Told(BaseModel):
-    """Base of what a kit's script writes: newer keys are passed over, numbers must be finite."""
-
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
-
-
-class _Runtime(_Told):
-    name: str
-    version: str
-
-
-class _Forms(_Told):
-    artifact: str
-    baseline: str
-
-
-class _Times(_Told):
-    median_ms: float = Field(gt=0)
-    mean_ms: float = Field(gt=0)
-    min_ms: float = Field(ge=0)
-    max_ms: float = Field(gt=0)
-    p90_ms: float = Field(gt=0)
-    p95_ms: float = Field(gt=0)
-    p99_ms: float = Field(gt=0)
-    throughput: float = Field(gt=0)
-    cv: float = Field(ge=0)
-    runs: int = Field(ge=1)
-    samples_ms: list[float] = Field(default=[], max_length=200)
-
-
-class _Latency(_Told):
-    batch: int = Field(ge=1)
-    threads: int = Field(ge=1)
-    settings: dict[str, str] = {}
-    artifact: _Times
-    baseline: _Times
-
-
-class _Speedup(_Told):
-    value: float = Field(gt=0)
-    low: float = Field(gt=0)
-    high: float = Field(gt=0)
-
-
-class _Power(_Told):
-    source: str
-    total: str
-    idle_w: float
-    baseline_w: float
-    artifact_w: float
-    baseline_mj_per_image: float
-    artifact_mj_per_image: float
-
-
-class _Layer(_Told):
-    name: str
-    kind: str
-    precision: str
-    median_ms: float | None = None
-
-
-class _LayerFidelity(_Told):
-    layer: str
-    sqnr_db: float | None = None
-
-
-class _Layers(_Told):
-    artifact: list[_Layer] = Field(default=[], max_length=MOST_LAYERS)
-
-
-class DeviceResults(_Told):
-    """device.json, format 3. kit: sha256 of the kit.json it was measured with; answers: base64 of float32."""
-
-    format: int
-    kit: str
-    model: str
-    target: str
-    started: str
-    runtime: _Runtime
-    forms: _Forms
-    machine: dict[str, str] = {}
-    answers: str | None = None
-    latency: _Latency | None = None
-    speedup: _Speedup | None = None
-    power: _Power | None = None
-    power_absent: str | None = None
-    clocks_before: dict[str, dict[str, float | str | None]] = {}
-    clocks_after: dict[str, dict[str, float | str | None]] = {}
-    layers: _Layers = _Layers()
-    layer_fidelity: list[_LayerFidelity] = Field(default=[], max_length=MOST_LAYERS)
-    layer_fidelity_absent: str | None = None
-    messages: list[str] = []
-
-
-@dataclass(frozen=True)
-class Kit:
-    """The kit of a run, as it was exported: (N, classes) logits and (N,) labels of its check vectors.
-
-    outputs: of a network without classifier, whose answers are samples of these, one behind the other. sha256: of kit.json, which
-    names the sha256 of every file of the kit, artifact and vectors included.
-    """
-
-    sha256: str
-    model: str
-    target: str
-    fp32: np.ndarray
-    simulated: np.ndarray
-    labels: np.ndarray | None
-    outputs: tuple[KitOutput, ...] = ()
-
-    @classmethod
-    def load(cls, folder: Path) -> Kit:
-        """Read the `device/` folder of a run whose files were checked against its manifest."""
-        about = json.loads((folder / KIT_FILE).read_text(encoding="utf-8"))
-        outputs = tuple(KitOutput(**output) for output in about["outputs"])
-        count, values = about["count"], sum(output.samples for output in outputs)
-        numbers = np.fromfile(folder / VECTORS_FILE, "<f4")[-2 * count * values :].astype(np.float32)
-        fp32, simulated = numbers.reshape(2, count, values)
-        labels = None if about["labels"] is None else np.asarray(about["labels"])
-        several = () if about["classes"] else outputs
-        return cls(tree_sha256(folder / KIT_FILE), about["model"], about["target"], fp32, simulated, labels, several)
-
-
-def read_results(path: Path, kit: Kit) -> DeviceResults:
-    """Read device.json. Raises DeviceResultsError where it does not hold, or was measured with another run's kit."""
-    try:
-        if path.stat().st_size > MOST_BYTES:
-            raise DeviceResultsError(
-                f"{path} is larger than any device.json; name the file that the kit's script wrote."
-            )
-        results = DeviceResults.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise DeviceResultsError(
-            f"{path} cannot be read: {error.strerror}. The kit's script writes device.json beside itself."
-        ) from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise DeviceResultsError(
-            f"{path} is not a device.json that this version reads: {where + ': ' if where else ''}{first['msg']}. Run the "
-            "kit's script again and bring back what it writes."
-        ) from error
-    if results.kit != kit.sha256:
-        raise DeviceResultsError(
-            f"{path} was measured with the kit of another run ({results.model} for {results.target}, kit {results.kit[:12]}); "
-            f"this run's is {kit.model} for {kit.target}, kit {kit.sha256[:12]}. Name the run it belongs to, or copy this "
-            "run's device folder to the device and run its script there."
-        )
-    return results
-
-
 def device_record(results: DeviceResults, kit: Kit) -> DeviceRecord:
-    """Bring what a device measured into the report's terms; accuracies are computed here, from the logits."""
+    """Bring what a device measured into the report's terms: every figure is computed here, from answers, times and watts.
+
+    Raises DeviceResultsError, naming the field, where the device's own figures are others.
+    """
+    require_export(results, kit)
     record = DeviceRecord(
         runtime=f"{results.runtime.name} {results.runtime.version}",
         machine=results.machine,
@@ -214,22 +62,27 @@ def device_record(results: DeviceResults, kit: Kit) -> DeviceRecord:
     if results.latency is not None:
         told = results.latency
         record.latency = DeviceLatency(
-            baseline=Latency(**told.baseline.model_dump()),
-            artifact=Latency(**told.artifact.model_dump()),
+            baseline=latency_of(told.baseline, told.batch, "latency.baseline"),
+            artifact=latency_of(told.artifact, told.batch, "latency.artifact"),
             batch=told.batch,
             threads=told.threads,
             settings=told.settings,
         )
-        record.speedup = None if results.speedup is None else Interval(**results.speedup.model_dump())
+        record.speedup = speedup_of(told.baseline.blocks_ms, told.artifact.blocks_ms)
+    elif results.format == OLD_FORMAT:
+        missing["latency"] = OLD_FORMAT_REASON
     else:
         missing["latency"] = "nothing was timed there"
     if results.power is not None:
-        record.power = DevicePower(**results.power.model_dump())
+        record.power = power_of(results.power)
+    elif results.format == OLD_FORMAT:
+        missing["power"] = OLD_FORMAT_REASON
     else:
         missing["power"] = results.power_absent or "nothing was run there"
     if not results.layer_fidelity:
         missing["layer_fidelity"] = results.layer_fidelity_absent or "the kit's script compared the answers only"
     record.not_measured = missing
+    require_agreement(results, record, kit)
     return record
 
 
@@ -348,7 +201,7 @@ def _answers(packed: str, kit: Kit) -> np.ndarray:
         values = np.frombuffer(base64.b64decode(packed, validate=True), "<f4").astype(np.float32)
     except (binascii.Error, ValueError) as error:
         raise DeviceResultsError(
-            f"The answers of device.json do not hold: {error}. Run the kit's script again."
+            f"The answers of device.json do not hold: {for_terminal(error)}. Run the kit's script again."
         ) from error
     if values.size != kit.fp32.size:
         raise DeviceResultsError(

@@ -1,4 +1,4 @@
-"""The part of a kit's script that reads the kit: a folder from somebody else names, holds and imports nothing of its own choice."""
+"""The part of a kit's script that reads the kit: a folder from somebody else names, holds and imports nothing it should not."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_no_name_leads_out_of_the_kits_folder(name: str, read: Callable[..., Any
     (folder / "folder").mkdir()
     (folder / "link").symlink_to(tmp_path / "secret")
     sha256 = hashlib.sha256(b"secret").hexdigest()
-    with pytest.raises(script.InputProblem, match="is missing|is not inside"):
+    with pytest.raises(script.InputProblem, match=r"is missing|is not inside"):
         read(artifact=name, files={name: sha256})
 
 
@@ -158,7 +158,7 @@ def test_a_kit_json_that_is_none_is_one_sentence(content: str, tmp_path: Path, m
     folder = write_kit(tmp_path / "kit")
     (folder / "kit.json").write_bytes(content.encode("latin-1"))
     monkeypatch.setattr(script, "HERE", folder.resolve())
-    with pytest.raises(script.InputProblem, match="kit.json does not hold"):
+    with pytest.raises(script.InputProblem, match=r"kit\.json does not hold"):
         script.Kit()
 
 
