@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
-import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO
 
 from edgeconvnext.errors import RemoteError, RuntimeMissingError
+from edgeconvnext.escape import lines_for_terminal
+from edgeconvnext.ssh.exchange import MIB, Bounds, Ended, TooMuch, exchange
 
 # Nobody is asked for anything: what keys, agent and known_hosts do not settle is an error that says so.
 _OPTIONS = ("BatchMode=yes", "ConnectTimeout=15", "ServerAliveInterval=5", "ServerAliveCountMax=3")
@@ -21,6 +20,19 @@ _SSH_FAILED = 255
 _PIECE = 1 << 18
 # Waits between attempts to get a dropped connection back, seconds: two minutes in all.
 RECONNECT_WAITS = (1, 2, 4, 8, 15, 30, 60)
+# What a short answer may take: the longest is the sha256 of every file of a kit, on a slow card.
+MOST_ERROR = 2000  # characters
+ANSWER = Bounds(output_bytes=4 * MIB, seconds=900, silent_seconds=900)
+_SLOWEST_BYTES_PER_SECOND = 8192
+
+
+def transfer_bounds(size_bytes: int, output_bytes: int) -> Bounds:
+    """Return how long so many bytes may take: two minutes of silence, and as a whole what a very slow line needs."""
+    return Bounds(output_bytes, seconds=300 + size_bytes / _SLOWEST_BYTES_PER_SECOND, silent_seconds=120)
+
+
+class Unbounded(RemoteError):
+    """A device that prints without end or does not answer any more."""
 
 
 class ConnectionDropped(Exception):
@@ -29,7 +41,7 @@ class ConnectionDropped(Exception):
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command on the device returned and printed."""
+    """What a command on the device returned and printed; error: as lines for a terminal, without control characters."""
 
     code: int
     output: bytes
@@ -55,58 +67,49 @@ class Connection:
     def run(self, script: str, *arguments: str) -> Answer:
         """Run a script of POSIX sh on the device with `arguments` as $1, $2...
 
-        Raises RemoteError where the device cannot be reached at all, ConnectionDropped where it could before.
+        Raises RemoteError where the device cannot be reached at all or answers without end, ConnectionDropped where it could be
+        reached before.
         """
-        done = subprocess.run(
-            self._remote(script, arguments), stdin=subprocess.DEVNULL, capture_output=True, check=False
-        )
-        return self._answer(done.returncode, done.stdout, done.stderr)
+        pieces: list[bytes] = []
+        ended = self._exchange(script, arguments, ANSWER, take=pieces.append)
+        return self._answer(ended.code, b"".join(pieces), ended.error)
 
     def send(self, source: Path, offset: int, script: str, *arguments: str, advance: Callable[[int], None]) -> Answer:
         """Run a script that reads the bytes of `source` from `offset` on; `advance` is told how many went out."""
-        with source.open("rb") as stream, self._started(script, arguments, stdin=subprocess.PIPE) as process:
+        pieces: list[bytes] = []
+        with source.open("rb") as stream:
             stream.seek(offset)
-            assert process.stdin is not None
-            try:
-                while piece := stream.read(_PIECE):
-                    process.stdin.write(piece)
-                    advance(len(piece))
-                process.stdin.close()
-            except BrokenPipeError:
-                pass  # the exit code and what was printed say why
-            assert process.stderr is not None and process.stdout is not None
-            error, output = process.stderr.read(), process.stdout.read()
-            return self._answer(process.wait(), output, error)
+            bounds = transfer_bounds(source.stat().st_size - offset, output_bytes=ANSWER.output_bytes)
+            ended = self._exchange(script, arguments, bounds, take=pieces.append, source=stream, advance=advance)
+        return self._answer(ended.code, b"".join(pieces), ended.error)
 
-    def stream(self, script: str, *arguments: str, take: Callable[[bytes], None]) -> Answer:
-        """Run a script and hand over what it prints as it comes."""
-        with self._started(script, arguments, stdin=subprocess.DEVNULL) as process:
-            assert process.stdout is not None and process.stderr is not None
-            while piece := os.read(process.stdout.fileno(), _PIECE):
-                take(piece)
-            error = process.stderr.read()
-            return self._answer(process.wait(), b"", error)
+    def stream(self, script: str, *arguments: str, take: Callable[[bytes], None], bounds: Bounds = ANSWER) -> Answer:
+        """Run a script and hand over what it prints as it comes; raises RemoteError where that goes beyond `bounds`."""
+        ended = self._exchange(script, arguments, bounds, take=take)
+        return self._answer(ended.code, b"", ended.error)
 
-    def _remote(self, script: str, arguments: Sequence[str]) -> list[str]:
+    def _exchange(
+        self,
+        script: str,
+        arguments: Sequence[str],
+        bounds: Bounds,
+        *,
+        take: Callable[[bytes], None],
+        source: BinaryIO | None = None,
+        advance: Callable[[int], None] = lambda sent: None,
+    ) -> Ended:
         # The login shell of the device may be any: it only has to start sh with quoted words.
-        return [*self._command, shlex.join(["sh", "-c", script, "sh", *arguments])]
-
-    @contextmanager
-    def _started(self, script: str, arguments: Sequence[str], stdin: int) -> Iterator[subprocess.Popen[bytes]]:
-        process = subprocess.Popen(
-            self._remote(script, arguments), stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
+        command = [*self._command, shlex.join(["sh", "-c", script, "sh", *arguments])]
         try:
-            yield process
-        finally:
-            if process.poll() is None:
-                process.terminate()
-            for pipe in (process.stdin, process.stdout, process.stderr):
-                _close(pipe)
-            process.wait()
+            return exchange(command, bounds, piece_bytes=_PIECE, take=take, source=source, advance=advance)
+        except TooMuch as problem:
+            raise Unbounded(
+                f"{self.host} does not answer as a device does: {problem}. Look at it with ssh {self.host}, and run the same "
+                "command again."
+            ) from problem
 
     def _answer(self, code: int, output: bytes, error: bytes) -> Answer:
-        text = error.decode("utf-8", "replace").strip()
+        text = lines_for_terminal(error.decode("utf-8", "replace").strip())[-MOST_ERROR:]
         if code != _SSH_FAILED and code >= 0:
             self._reached = True
             return Answer(code, output, text)
@@ -155,9 +158,3 @@ def _why_not(host: str, text: str) -> str:
             f"not asked for. ssh-copy-id {host} sets a key up."
         )
     return f"{host} cannot be reached: {last}. Does ssh {host} work?"
-
-
-def _close(pipe: IO[bytes] | None) -> None:
-    if pipe is not None:
-        with suppress(BrokenPipeError):
-            pipe.close()

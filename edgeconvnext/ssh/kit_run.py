@@ -2,31 +2,46 @@
 
 What runs on the device is POSIX sh and the Python of the kit's script. The run itself goes on without a connection, so
 that a dropped one is taken up again where it was: half a file at its last byte, the output at its last byte.
+
+The script that is sent is this version's own, whatever lies in the kit: a run from somebody else runs no code on the
+device. What the device says is bounded in bytes and time, and shown without control characters.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeconvnext.errors import RemoteError, RuntimeMissingError
-from edgeconvnext.export.device_kit import KIT_FILE, RESULTS_FILE
+from edgeconvnext.errors import DeviceResultsError, RemoteError, RuntimeMissingError
+from edgeconvnext.escape import for_terminal
+from edgeconvnext.export.device_kit import KIT_FILE, RESULTS_FILE, SCRIPTS, Script, assemble_script
+from edgeconvnext.export.kit_description import KitDescription
 from edgeconvnext.files import TEMPORARY_PREFIX, storage_errors, tree_sha256
 from edgeconvnext.progress import progress_bar
-from edgeconvnext.ssh.connection import Answer, Connection, reconnecting
+from edgeconvnext.received import MOST_TEXT_BYTES, parse_json, require_regular_file
+from edgeconvnext.ssh.connection import Answer, Connection, Unbounded, reconnecting, transfer_bounds
+from edgeconvnext.ssh.exchange import MIB, Bounds
+from edgeconvnext.validate.device_results import DeviceResults, read_results
+from edgeconvnext.validate.known_kit import Kit
+from edgeconvnext.validate.on_device import device_record
 
 FOLDER_PREFIX = "edgeconvnext-"
 DEFAULT_WORKDIR = "~/.cache/edgeconvnext"
 OLDEST_PYTHON = (3, 8)
 # What a run writes beside the kit, as a multiple of the kit's own size: TensorRT's engines hold every weight again.
 ROOM_FOR_ENGINES = 2
-ROOM_FOR_RESULTS = 8 * 2**20
-MODULES = {"onnxruntime": "onnxruntime", "coreml": "coremltools"}
+ROOM_FOR_RESULTS = 8 * MIB
+# What a kit prints is a few lines; TensorRT builds engines for up to an hour without a word.
+KIT_RUNS = Bounds(output_bytes=16 * MIB, seconds=6 * 3600, silent_seconds=2 * 3600)
+MOST_LINE = 2000
+REFUSED_FILE = "device.refused.json"
+
+_MODULES = {"on_onnxruntime.py": "onnxruntime", "on_coreml.py": "coremltools"}
 
 Say = Callable[[str], None]
 
@@ -37,6 +52,7 @@ mkdir -p "$base/$2" || exit 20
 cd "$base/$2" || exit 20
 echo "edgeconvnext folder $(pwd)"
 echo "edgeconvnext free $(df -Pk . | tail -n 1)"
+cd / || exit 20
 command -v "$3" >/dev/null 2>&1 || exit 21
 "$3" -c 'import sys; print("edgeconvnext python %d.%d.%d" % sys.version_info[:3])' || exit 21
 "$3" -c 'import importlib, sys
@@ -51,7 +67,7 @@ _STATE = """
 cd "$2" || exit 20
 python=$1
 shift 2
-"$python" -c 'import hashlib, json, os, sys
+"$python" -I -c 'import hashlib, json, os, sys
 found = {}
 for name in sys.argv[1:]:
     if os.path.isfile(name):
@@ -96,6 +112,14 @@ while :; do
 done
 """
 
+# $1: folder. Ends the script that runs there, with all that it started where it has a session of its own.
+_STOP = """
+cd "$1" && [ -f run.pid ] && ! [ -f run.exit ] || exit 0
+pid=$(cat run.pid)
+kill -s KILL -- "-$pid" 2>/dev/null || kill -s KILL "$pid" 2>/dev/null
+exit 0
+"""
+
 # $1: folder. Removes it, and the default work folder where that is empty then.
 _CLEAN = """
 case $1 in */edgeconvnext-????????????) ;; *) exit 20;; esac
@@ -120,29 +144,41 @@ def run_kit(kit: Path, connection: Connection, *, python: str, workdir: str | No
 
     say: told what is being done. print_: told what the kit's script prints. Files the script saved are put beside its
     device.json, into `kit`. Raises RuntimeMissingError where Python or the runtime is not there, RemoteError where the
-    device cannot be reached, has no room, or its run ended without a result.
+    device cannot be reached, has no room, answers without end, or its run ended without a result; DeviceResultsError where its
+    results do not hold: they are put aside, and the next run measures again.
     """
-    about = json.loads((kit / KIT_FILE).read_text(encoding="utf-8"))
-    module = about["module"] or MODULES[_runtime_of(about)]
+    known = Kit.load(kit)
+    script = script_of(known.about)
+    module = known.about.module or _MODULES[script.part]
     name = FOLDER_PREFIX + tree_sha256(kit / KIT_FILE)[:12]
     device = probe(connection, workdir or DEFAULT_WORKDIR, name, python, module)
     say(f"{connection.host}: Python {device.python}, {module} {device.runtime}, {device.folder}")
-    session = KitRun(kit, about, connection, device, python, say)
-    session.copy()
-    session.start()
-    session.follow(print_)
-    results = session.fetch()
-    session.clean()
+    with tempfile.TemporaryDirectory(prefix="edgeconvnext-") as folder:
+        session = KitRun(kit, known, script, Path(folder), connection, device, python, say)
+        session.copy()
+        session.start()
+        session.follow(print_)
+        results = session.fetch()
+        session.clean()
     return results
+
+
+def script_of(about: KitDescription) -> Script:
+    """Return the script that the kit of such an artifact has."""
+    if about.module is not None:
+        runtime = "tensorrt" if about.module == "tensorrt" else "tensorrt-rtx"
+    else:
+        runtime = "coreml" if about.artifact.endswith(".mlpackage") else "onnxruntime"
+    return SCRIPTS[runtime]
 
 
 def probe(connection: Connection, workdir: str, name: str, python: str, module: str) -> Device:
     """Make the kit's folder and ask for room, Python and runtime; a folder that is of no use is removed again."""
     answer = connection.run(_PROBE, workdir, name, python, module)
-    facts = dict(line.split(" ", 2)[1:] for line in _marked(answer))
-    if "folder" not in facts:
+    facts = _facts(answer)
+    if not facts.get("folder", "").endswith(f"/{name}"):
         raise RemoteError(
-            f"The folder {workdir} cannot be used on {connection.host}: {answer.error or 'no reason given'}. "
+            f"The folder {workdir} cannot be used on {connection.host}: {_short(answer.error)}. "
             "Name another one with --workdir."
         )
     try:
@@ -151,14 +187,15 @@ def probe(connection: Connection, workdir: str, name: str, python: str, module: 
                 f"{connection.host} has no Python called {python}{_in_brackets(answer.error)}. Install Python 3.8 or later "
                 "there, or name the one to use with --python."
             )
-        if tuple(map(int, facts["python"].split(".")[:2])) < OLDEST_PYTHON:
+        version = re.match(r"(\d{1,4})\.(\d{1,4})\b", facts["python"], re.ASCII)
+        if version is None or (int(version[1]), int(version[2])) < OLDEST_PYTHON:
             raise RuntimeMissingError(
                 f"{python} on {connection.host} is Python {facts['python']}; the kit needs 3.8 or later. Name another one "
                 "with --python."
             )
         if "runtime" not in facts:
             raise RuntimeMissingError(
-                f"{python} on {connection.host} cannot import {module}: {facts.get('absent', answer.error)}. Install it "
+                f"{python} on {connection.host} cannot import {module}: {facts.get('absent') or _short(answer.error)}. Install it "
                 "there, or name the Python that has it with --python."
             )
     except RuntimeMissingError:
@@ -170,13 +207,28 @@ def probe(connection: Connection, workdir: str, name: str, python: str, module: 
 class KitRun:
     """One kit on one device: every step can be taken up again after the connection dropped."""
 
-    def __init__(self, kit: Path, about: dict[str, Any], connection: Connection, device: Device, python: str, say: Say):
-        self.kit, self.about, self.connection, self.device, self.python = kit, about, connection, device, python
-        self.say = say
+    def __init__(
+        self,
+        kit: Path,
+        known: Kit,
+        script: Script,
+        scratch: Path,
+        connection: Connection,
+        device: Device,
+        python: str,
+        say: Say,
+    ):
+        """kit: the folder here. known: the same as read. scratch: an empty folder, where the script is assembled."""
+        self.kit, self.known, self.connection, self.device, self.python = kit, known, connection, device, python
+        self.say, self.script, self.about = say, scratch / script.name, known.about
+        self.script.write_text(assemble_script(script.part), encoding="utf-8")
         # The script last: as long as it is not there, nothing can be started.
-        self.files: dict[str, str] = about["files"] | {
-            file: tree_sha256(kit / file) for file in (KIT_FILE, about["script"])
-        }
+        self.sources = {name: kit / name for name in (*known.about.files, KIT_FILE)} | {script.name: self.script}
+        self.sizes = {name: require_regular_file(path, RemoteError) for name, path in self.sources.items()}
+        self.files = {**known.about.files, KIT_FILE: known.sha256, script.name: tree_sha256(self.script)}
+        for name, path in self.sources.items():
+            if tree_sha256(path) != self.files[name]:
+                raise RemoteError(f"{path} is not the file that kit.json names. Export the model again.")
 
     def copy(self) -> None:
         """Bring every file of the kit to the device; what is there already, whole or in part, is not sent again."""
@@ -185,8 +237,7 @@ class KitRun:
             if not self._missing(there):
                 return
             self._check_room(there)
-            total = sum((self.kit / name).stat().st_size for name in self.files)
-            with progress_bar("Copying the kit", total, "bytes") as advance:
+            with progress_bar("Copying the kit", sum(self.sizes.values()), "bytes") as advance:
                 for name in self.files:
                     self._send(name, there.get(name), advance)
         wrong = self._missing(self._state())
@@ -198,35 +249,46 @@ class KitRun:
 
     def start(self) -> None:
         """Start the script, apart from the connection; one that runs or has ended there is taken up."""
-        answer = self._run(_START, self.device.folder, self.python, self.about["script"])
-        states = [line.split(" ")[1] for line in _marked(answer)]
-        if not states:
+        answer = self._run(_START, self.device.folder, self.python, self.script.name)
+        state = next((fact for fact in _facts(answer) if fact in ("started", "running", "finished")), None)
+        if state is None:
             self._refuse_full(answer)
-            raise RemoteError(
-                f"The kit cannot be started on {self.connection.host}: {answer.error or 'no reason given'}."
-            )
-        if states[0] != "started":
-            self.say(f"the kit was started earlier and is {states[0]}: taking it up")
+            raise RemoteError(f"The kit cannot be started on {self.connection.host}: {_short(answer.error)}.")
+        if state != "started":
+            self.say(f"the kit was started earlier and is {state}: taking it up")
 
     def follow(self, print_: Say) -> None:
-        """Hand over what the script prints until it has ended."""
+        """Hand over what the script prints until it has ended, a line at a time and without control characters.
+
+        Raises RemoteError where it prints or runs without end; it is ended there then, and nothing of it stays.
+        """
         received, rest = 0, b""
 
         def take(piece: bytes) -> None:
             nonlocal received, rest
             received += len(piece)
+            if received > KIT_RUNS.output_bytes:  # over all connections
+                raise Unbounded(
+                    f"The kit's script printed more than {KIT_RUNS.output_bytes:,} bytes on {self.connection.host}."
+                )
             *lines, rest = (rest + piece).split(b"\n")
             for line in lines:
-                print_(line.decode("utf-8", "replace"))
+                print_(_line(line))
+            rest = rest[:MOST_LINE]
 
         def attempt() -> Answer:
-            return self.connection.stream(_FOLLOW, self.device.folder, str(received), take=take)
+            return self.connection.stream(_FOLLOW, self.device.folder, str(received), take=take, bounds=KIT_RUNS)
 
-        answer = reconnecting(self.connection, attempt, self.say)
+        try:
+            answer = reconnecting(self.connection, attempt, self.say)
+        except Unbounded:
+            self._run(_STOP, self.device.folder)
+            self.clean()
+            raise
         if rest:
-            print_(rest.decode("utf-8", "replace"))
+            print_(_line(rest))
         if answer.code == 22:
-            told = self._run('tail -n 5 "$1/run.log"', self.device.folder).output.decode("utf-8", "replace")
+            told = self._tail()
             self.clean()
             if _tells_full(told):
                 raise self._full()
@@ -236,15 +298,20 @@ class KitRun:
             )
         if answer.code:
             raise RemoteError(
-                f"The folder of the kit is gone on {self.connection.host}: {answer.error or 'it was removed'}."
+                f"The folder of the kit is gone on {self.connection.host}: {_short(answer.error, 'it was removed')}."
             )
 
     def fetch(self) -> Path:
-        """Bring back device.json and the files it names as saved. Raises where the script ended without a result."""
-        code = self._run('cat "$1/run.exit"', self.device.folder).output.decode("utf-8", "replace").strip()
+        """Bring back device.json and the files it names as saved. Raises where the script ended without a result.
+
+        Results that do not hold are put aside here and removed there: they would be fetched again otherwise.
+        """
+        answer = self._run('head -c 100 "$1/run.exit"', self.device.folder)
+        code = for_terminal(answer.output.decode("utf-8", "replace").strip())
         if code not in ("0", "3"):
-            told = self._run('tail -n 5 "$1/run.log"', self.device.folder).output.decode("utf-8", "replace")
+            told = self._tail()
             reason = next((line[7:] for line in told.splitlines() if line.startswith("Error: ")), told.strip())
+            reason = for_terminal(reason)[:MOST_LINE]
             self.clean()
             if _tells_full(told):
                 raise self._full()
@@ -253,18 +320,41 @@ class KitRun:
             raise RemoteError(
                 f"The kit's script failed on {self.connection.host} with {code or 'no exit code'}: {reason}"
             )
-        results = self._fetch_file(RESULTS_FILE)
-        saved = json.loads(results.read_text(encoding="utf-8")).get("saved", [])
-        for name in saved:
+        try:
+            path = self._fetch_file(RESULTS_FILE, MOST_TEXT_BYTES)
+        except Unbounded:
+            self.clean()
+            raise
+        results = self._checked(path)
+        most = ROOM_FOR_ENGINES * sum(self.sizes.values()) + MOST_TEXT_BYTES
+        for name in results.saved:
             if _is_result(name) and name not in self.files:
-                self._fetch_file(name)
-        return results
+                self._fetch_file(name, most)
+        return path
+
+    def _checked(self, path: Path) -> DeviceResults:
+        try:
+            results = read_results(path, self.known)
+            device_record(results, self.known)
+            return results
+        except DeviceResultsError as problem:
+            refused = path.replace(path.with_name(REFUSED_FILE))
+            self.clean()
+            raise DeviceResultsError(
+                f"{problem} It came from {self.connection.host} and was removed there; {refused} is a copy. The same command "
+                "measures again."
+            ) from problem
+
+    def _tail(self) -> str:
+        """Return the last lines that the script printed."""
+        answer = self._run('tail -c 4000 "$1/run.log" | tail -n 5', self.device.folder)
+        return answer.output.decode("utf-8", "replace")
 
     def clean(self) -> None:
         """Remove the kit's folder from the device."""
         answer = self._run(_CLEAN, self.device.folder)
         if answer.code:
-            self.say(f"{self.device.folder} could not be removed from {self.connection.host}: {answer.error}")
+            self.say(f"{self.device.folder} could not be removed from {self.connection.host}: {_short(answer.error)}")
 
     def _run(self, script: str, *arguments: str) -> Answer:
         return reconnecting(self.connection, lambda: self.connection.run(script, *arguments), self.say)
@@ -272,28 +362,27 @@ class KitRun:
     def _state(self, *names: str) -> dict[str, tuple[int, str]]:
         """Return size and sha256 of the kit's files on the device, of all or of those named."""
         answer = self._run(_STATE, self.python, self.device.folder, *(names or self.files))
-        (line,) = [line for line in _marked(answer) if line.startswith("edgeconvnext state ")] or [""]
-        try:
-            found = json.loads(line.removeprefix("edgeconvnext state "))
-            return {str(name): (int(size), str(sha256)) for name, (size, sha256) in found.items()}
-        except (ValueError, TypeError, AttributeError) as error:
-            raise RemoteError(
-                f"{self.python} on {self.connection.host} does not list the files of the kit: {answer.error or error}."
-            ) from error
+        fault = f"{self.python} on {self.connection.host} does not list the files of the kit"
+        told = _facts(answer).get("state")
+        if told is None:
+            raise RemoteError(f"{fault}: {_short(answer.error)}.")
+        found = parse_json(told, f"{fault}: its answer", RemoteError)
+        if not isinstance(found, dict) or not all(_is_state(entry) for entry in found.values()):
+            raise RemoteError(f"{fault}: its answer is not a size and a sha256 for each.")
+        return {name: (size, sha256) for name, (size, sha256) in found.items()}
 
     def _missing(self, there: dict[str, tuple[int, str]]) -> list[str]:
         return [name for name, sha256 in self.files.items() if there.get(name, (0, ""))[1] != sha256]
 
     def _check_room(self, there: dict[str, tuple[int, str]]) -> None:
-        sizes = {name: (self.kit / name).stat().st_size for name in self.files}
-        left = sum(size - min(size, there.get(name, (0, ""))[0]) for name, size in sizes.items())
-        results = ROOM_FOR_RESULTS + (ROOM_FOR_ENGINES * sum(sizes.values()) if self.about["module"] else 0)
+        left = sum(size - min(size, there.get(name, (0, ""))[0]) for name, size in self.sizes.items())
+        results = ROOM_FOR_RESULTS + (ROOM_FOR_ENGINES * sum(self.sizes.values()) if self.about.module else 0)
         if left + results > self.device.free_bytes:
             raise self._full(left + results)
 
     def _send(self, name: str, there: tuple[int, str] | None, advance: Callable[[int], None]) -> None:
         """Send what the device lacks of one file, from the byte where an attempt stopped. there: what it has of it at first."""
-        source, known = self.kit / name, [there]
+        source, known = self.sources[name], [there]
 
         def attempt() -> Answer:
             # Only a dropped connection leaves it open what has arrived.
@@ -311,9 +400,7 @@ class KitRun:
         answer = reconnecting(self.connection, attempt, self.say)
         if answer.code:
             self._refuse_full(answer)
-            raise RemoteError(
-                f"{name} cannot be written on {self.connection.host}: {answer.error or 'no reason given'}."
-            )
+            raise RemoteError(f"{name} cannot be written on {self.connection.host}: {_short(answer.error)}.")
 
     def _refuse_full(self, answer: Answer) -> None:
         if _tells_full(answer.error):
@@ -327,22 +414,27 @@ class KitRun:
             "another disk with --workdir."
         )
 
-    def _fetch_file(self, name: str) -> Path:
-        """Bring one file back, whole or not at all."""
+    def _fetch_file(self, name: str, most: int) -> Path:
+        """Bring one file of at most `most` bytes back, whole or not at all."""
         target = self.kit / name
         temporary = target.with_name(f"{TEMPORARY_PREFIX}{name}")
 
         def attempt() -> Answer:
             with temporary.open("wb") as stream:
                 return self.connection.stream(
-                    'cat "$1/$2"', self.device.folder, name, take=lambda piece: _all(stream, piece)
+                    'cat "$1/$2"',
+                    *(self.device.folder, name),
+                    take=lambda piece: _all(stream, piece),
+                    bounds=transfer_bounds(most, output_bytes=most),
                 )
 
         with storage_errors(target):
             try:
                 answer = reconnecting(self.connection, attempt, self.say)
                 if answer.code:
-                    raise RemoteError(f"{name} cannot be brought back from {self.connection.host}: {answer.error}.")
+                    raise RemoteError(
+                        f"{name} cannot be brought back from {self.connection.host}: {_short(answer.error)}."
+                    )
                 temporary.replace(target)
             finally:
                 temporary.unlink(missing_ok=True)
@@ -353,19 +445,44 @@ def _all(stream: Any, piece: bytes) -> None:
     stream.write(piece)
 
 
-def _runtime_of(about: dict[str, Any]) -> str:
-    return "coreml" if str(about["artifact"]).endswith(".mlpackage") else "onnxruntime"
+def _facts(answer: Answer) -> dict[str, str]:
+    """Return what the scripts above print, by its first word and without control characters; the last line of each counts.
+
+    A login shell may print lines of its own before, and a device anything.
+    """
+    facts = {}
+    for line in answer.output.decode("utf-8", "replace").split("\n"):
+        mark, _, rest = line.partition(" ")
+        if mark == "edgeconvnext":
+            name, _, value = rest.partition(" ")
+            facts[name] = value if name == "state" else for_terminal(value)[:MOST_LINE]
+    return facts
 
 
-def _marked(answer: Answer) -> list[str]:
-    """Return the lines that the scripts above print; a login shell may print its own before."""
-    lines = answer.output.decode("utf-8", "replace").splitlines()
-    return [line for line in lines if line.startswith("edgeconvnext ")]
+def _is_state(entry: object) -> bool:
+    """Say whether a device's word on a file is a size and a sha256."""
+    return (
+        isinstance(entry, list)
+        and len(entry) == 2
+        and type(entry[0]) is int
+        and 0 <= entry[0] < 2**63
+        and isinstance(entry[1], str)
+    )
+
+
+def _short(error: str, otherwise: str = "no reason given") -> str:
+    """Return the last line that ssh or the device wrote to stderr."""
+    lines = [line for line in error.splitlines() if line.strip()]
+    return lines[-1].strip()[:MOST_LINE].rstrip(".") if lines else otherwise
+
+
+def _line(content: bytes) -> str:
+    return for_terminal(content[:MOST_LINE].decode("utf-8", "replace").rstrip("\r"))
 
 
 def _free_bytes(line: str) -> int:
     """Read the last line of POSIX df: "/dev/root 30G-blocks used available 12% /", in units of 1024 bytes."""
-    numbers = [word for word in line.split() if word.isdigit()]
+    numbers = [word for word in line.split() if re.fullmatch(r"\d{1,18}", word, re.ASCII)]
     return 1024 * int(numbers[2]) if len(numbers) > 2 else 0
 
 

@@ -10,37 +10,40 @@ import pytest
 from edgeconvnext import pipeline
 from edgeconvnext.export import device_kit
 from edgeconvnext.job import Request
+from edgeconvnext.ssh import kit_run
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def hurried(part: str) -> str:
+    """Assemble a kit's script that times for a tenth of a second."""
+    text = device_kit.assemble_script(part)
+    assert "default=3.0" in text
+    return text.replace("default=3.0", "default=0.1")
+
+
+@pytest.fixture(autouse=True)
+def _hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kit_run, "assemble_script", hurried)
+
+
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of the digits network for a CPU board, with a kit that times for a tenth of a second."""
-    patch = pytest.MonkeyPatch()
-    script = device_kit.assemble_script
-
-    def hurried(part: str) -> str:
-        text = script(part)
-        assert "default=3.0" in text
-        return text.replace("default=3.0", "default=0.1")
-
+    """A finished run of the digits network for a CPU board."""
     folder = tmp_path_factory.mktemp("run")
     target = (ROOT / "targets" / "onnx.toml").read_text().replace("min_speedup = 1.0", "min_speedup = 0.001")
     (folder / "board.toml").write_text(target.replace('name = "onnx"', 'name = "board"'))
-    with patch.context() as patched:
-        patched.setattr(device_kit, "assemble_script", hurried)
-        request = Request(
-            model="digits",
-            calibration="digits",
-            evaluation="digits_test",
-            num_images=48,
-            effort="quick",
-            measure_latency=False,
-            target=str(folder / "board.toml"),
-            output=folder / "board",
-        )
-        return pipeline.export(request).path
+    request = Request(
+        model="digits",
+        calibration="digits",
+        evaluation="digits_test",
+        num_images=48,
+        effort="quick",
+        measure_latency=False,
+        target=str(folder / "board.toml"),
+        output=folder / "board",
+    )
+    return pipeline.export(request).path
 
 
 @pytest.fixture(scope="session")
