@@ -67,7 +67,7 @@ def test_what_is_written_says_the_same(measured: tuple[Roadmap, Path], tmp_path:
     page = (tmp_path / "road.md").read_text()
     assert page == as_markdown(result, "road")
     assert page.count("\n| ") == 1 + len(result.steps)
-    assert "](road.svg)" in page and "random weights" in page and "switched off with --no-latency" in page
+    assert "](road.svg)" in page and "random weights" in page and r"switched off with \-\-no\-latency" in page
     plot = ElementTree.parse(tmp_path / "road.svg").getroot()
     texts = {element.text for element in plot.iter("{http://www.w3.org/2000/svg}text")}
     assert {"resnet50", "convnext_tiny", "not measured"} <= texts

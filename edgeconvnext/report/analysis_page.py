@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
+from edgeconvnext.escape import for_html
 from edgeconvnext.report import format
 from edgeconvnext.report.analysis_charts import (
     CODES_HEIGHT,
@@ -17,6 +18,7 @@ from edgeconvnext.report.analysis_terminal import examples, ranked
 from edgeconvnext.report.axis import NARROW, WIDE
 from edgeconvnext.report.html import Tile, page_environment, page_style
 from edgeconvnext.report.layer_charts import HISTOGRAM_HEIGHT, HISTOGRAM_WIDTH, MARKERS, layer_chart, marker
+from edgeconvnext.report.visible import visible
 from edgeconvnext.search.analysis import Analysis
 
 SHOWN_TENSORS = 8
@@ -24,6 +26,7 @@ SHOWN_TENSORS = 8
 
 def render_analysis_html(analysis: Analysis) -> str:
     """Return the whole page; every text of the analysis is escaped."""
+    analysis = visible(analysis)
     costliest = ranked(analysis.layers)
     first, rest = examples(analysis.suspicions)
     present = {layer.operator for layer in analysis.layers}
@@ -90,8 +93,8 @@ def _prose(sentence: str) -> Markup:
     """Escape a sentence and set as code what stands between backticks, and options, which then do not break."""
     parts = re.split(r"`([^`]*)`", format.typographic(sentence).replace("\N{NO-BREAK SPACE}", " "))
     return Markup("").join(
-        Markup("<code>{}</code>").format(part)
+        Markup(f"<code>{for_html(part)}</code>")
         if index % 2
-        else Markup(re.sub(r"(--[a-z-]+)", r'<code class="others">\1</code>', str(escape(part))))
+        else Markup(re.sub(r"(--[a-z-]+)", r'<code class="others">\1</code>', for_html(part)))
         for index, part in enumerate(parts)
     )

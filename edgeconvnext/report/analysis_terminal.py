@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgeconvnext.report import format
+from edgeconvnext.report.visible import visible
 from edgeconvnext.search.analysis import Analysis, LayerAnalysis, Suspicion, SuspicionKind
 
 SHOWN_LAYERS = 12
@@ -19,6 +20,7 @@ SHOWN_OF_A_KIND = 3
 
 def render_analysis(analysis: Analysis) -> RenderableType:
     """Return the whole network's cost, the layers ranked by what each costs alone, and the suspicions as sentences."""
+    analysis = visible(analysis)
     setting = analysis.setting
     parts: list[RenderableType] = [
         Text.assemble((setting.model, "bold"), " for ", (setting.target, "bold")),

@@ -7,11 +7,13 @@ import re
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from edgeconvnext.data.preprocess import Preprocess
+from edgeconvnext.escape import for_markdown, for_terminal
 from edgeconvnext.report import format
 from edgeconvnext.report.device import device_facts
 from edgeconvnext.report.schema import PreprocessRecord, Report
 from edgeconvnext.report.sizes import SIZE_COLUMNS, size_row
 from edgeconvnext.report.verdict import aside, gate_text, missing_results, place, reason, verdict
+from edgeconvnext.report.visible import visible
 from edgeconvnext.targets import Exporter
 
 _BY_SUFFIX: dict[str, Exporter] = {".onnx": "onnx", ".mlpackage": "coreml", ".engine": "tensorrt"}
@@ -28,7 +30,8 @@ def render_card(report: Report) -> str:
         keep_trailing_newline=True,
     )
     environment.filters.update({name: getattr(format, name) for name in _FILTERS})
-    environment.filters.update(md=markdown_text, code=markdown_code, py=repr)
+    environment.filters.update(md=for_markdown, code=markdown_code, code_cell=_code_in_table, py=repr)
+    report = visible(report)
     pre = report.model.preprocess
     text = environment.get_template("MODEL_CARD.md.jinja").render(
         report=report,
@@ -60,15 +63,16 @@ def resized(record: PreprocessRecord, input_size: tuple[int, int]) -> tuple[int,
     return Preprocess(input_size, **record.model_dump(exclude={"value_range"})).resize_size
 
 
-def markdown_text(text: object) -> str:
-    """Escape what Markdown or HTML would act on, and keep the text on one line so that it fits a table cell."""
-    line = " ".join(str(text).split())
-    return re.sub(r"([\\`*_{}\[\]<>|#&~])", r"\\\1", line)
-
-
 def markdown_code(text: object) -> str:
-    """Quote text as inline code, with more backticks around than inside; a pipe would still end a table cell."""
-    line = " ".join(str(text).split()).replace("|", "\\|")
+    """Quote text as inline code, with more backticks around than inside."""
+    line = for_terminal(text)
+    if not line.strip():
+        return for_markdown(line)
     ticks = "`" * (max((len(run) for run in re.findall(r"`+", line)), default=0) + 1)
-    padding = " " if line.startswith("`") or line.endswith("`") else ""
+    padding = " " if line[0] in " `" or line[-1] in " `" else ""
     return f"{ticks}{padding}{line}{padding}{ticks}"
+
+
+def _code_in_table(text: object) -> str:
+    """Quote text as inline code in a table, where a pipe would end the cell, code or not."""
+    return markdown_code(text).replace("|", "\\|")

@@ -8,12 +8,14 @@ from rich.text import Text
 
 from edgeconvnext.report import format
 from edgeconvnext.report.schema import CompressionRecord, HeldOutLoss, NormVerdict
+from edgeconvnext.report.visible import visible
 
 _STYLES = {"replaced": "green", "kept": "yellow", "gone before": "dim"}
 
 
 def render_changes(record: CompressionRecord) -> RenderableType:
     """Return the LayerNorms with their verdicts and the facts of pruning and recovery."""
+    record = visible(record)
     parts: list[RenderableType] = []
     if record.norms:
         parts += [_norms(record.norms), Text()]
@@ -43,7 +45,7 @@ def _norms(rows: list[NormVerdict]) -> Table:
     for row in rows:
         measured = row.agreement_alone is not None
         table.add_row(
-            row.norm,
+            Text(row.norm),
             Text(row.verdict, _STYLES[row.verdict]),
             row.method if row.verdict == "replaced" else "-",
             format.share(row.error_alone) if row.error_alone is not None else "-",

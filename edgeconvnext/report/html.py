@@ -11,6 +11,7 @@ from importlib.resources import files
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from edgeconvnext.escape import for_html
 from edgeconvnext.report import format
 from edgeconvnext.report.axis import NARROW, WIDE
 from edgeconvnext.report.changes_terminal import change_facts
@@ -27,6 +28,7 @@ from edgeconvnext.report.layer_charts import (
 from edgeconvnext.report.schema import Accuracy, ClassChange, Flip, LayerError, Report
 from edgeconvnext.report.sizes import SIZE_COLUMNS, size_row
 from edgeconvnext.report.verdict import gate_text, missing_results, place, reason, verdict, worst_output
+from edgeconvnext.report.visible import visible
 
 WORST_LAYERS = 8
 SHOWN_FLIPS = 48
@@ -55,6 +57,7 @@ class FlipCard:
 
 def render_html(report: Report) -> str:
     """Return the whole page; every text of the report is escaped."""
+    report = visible(report)
     layers = report.quantization.layers
     worst_first = sorted(layers, key=lambda layer: layer.sqnr_db)
     changed = changed_classes(report.accuracy)
@@ -197,6 +200,7 @@ def page_environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("edgeconvnext.report"),
         autoescape=True,
+        finalize=_escaped,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -230,7 +234,12 @@ def page_style() -> Markup:
 
 def _breakable(path: str) -> Markup:
     """Let a path wrap behind its slashes."""
-    return Markup("/<wbr>").join(path.split("/"))
+    return Markup("/<wbr>".join(for_html(part) for part in path.split("/")))
+
+
+def _escaped(value: object) -> object:
+    """Escape a text for HTML before jinja writes it; what is marked as HTML already stays."""
+    return Markup(for_html(value)) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _printed(formatter: Callable[..., str]) -> Callable[..., str]:

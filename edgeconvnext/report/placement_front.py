@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from xml.sax.saxutils import escape
 
+from edgeconvnext.escape import for_html
 from edgeconvnext.report.axis import Axis
 from edgeconvnext.search.placement_search import PlacementFound, front
 
@@ -22,7 +22,7 @@ def render_front_svg(found: PlacementFound) -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}" '
         'font-family="sans-serif" font-size="12">',
-        f"<title>{escape(title)}</title>",
+        f"<title>{for_html(title)}</title>",
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
         _text(LEFT, 22, title),
         _text(LEFT, 42, f"{found.device}; line: what no other placement beats in both"),
@@ -50,8 +50,8 @@ def render_front_svg(found: PlacementFound) -> str:
 
 
 def _dot(x: float, y: float, colour: str, radius: int, what: str) -> str:
-    return f'<circle cx="{x}" cy="{y}" r="{radius}" fill="{colour}"><title>{escape(what)}</title></circle>'
+    return f'<circle cx="{x}" cy="{y}" r="{radius}" fill="{colour}"><title>{for_html(what)}</title></circle>'
 
 
 def _text(x: float, y: float, text: str, anchor: str = "start", fill: str = "black") -> str:
-    return f'<text x="{x}" y="{y}" text-anchor="{anchor}" fill="{fill}">{escape(text)}</text>'
+    return f'<text x="{x}" y="{y}" text-anchor="{anchor}" fill="{fill}">{for_html(text)}</text>'

@@ -7,11 +7,13 @@ from rich.table import Table
 from rich.text import Text
 
 from edgeconvnext.report.placement_toml import reasons
+from edgeconvnext.report.visible import visible
 from edgeconvnext.search.placement_search import PlacementFound
 
 
 def render_search(found: PlacementFound) -> RenderableType:
     """Lay out the start, what was taken, the best, and why layers are float; 100 columns."""
+    found = visible(found)
     table = Table(box=None, pad_edge=False)
     table.add_column("placement")
     for column in ("over FP32", "ms", "SQNR", "agreement"):
@@ -20,7 +22,7 @@ def render_search(found: PlacementFound) -> RenderableType:
     rows += [(f"+ {trial.move}", trial.measured) for trial in found.trials if trial.taken]
     for name, measured in rows:
         table.add_row(
-            name,
+            Text(name),
             f"{measured.speedup.value:.2f}x",
             f"{measured.ms:.2f}",
             f"{measured.sqnr_db:.1f} dB",

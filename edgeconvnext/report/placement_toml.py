@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import tomlkit
 from tomlkit.items import Array, Table
 
-from edgeconvnext.escape import for_terminal
+from edgeconvnext.report.visible import visible
 
 if TYPE_CHECKING:
     from edgeconvnext.search.placement_search import PlacementFound
@@ -21,6 +21,7 @@ _LONGEST_LIST = 100
 
 def placement_toml(found: PlacementFound) -> str:
     """Return the target file of a search: the target it began with, in its best placement, and why layers are float."""
+    found = visible(found)
     target = found.placed.model_copy(
         update={
             "name": f"{found.target}-searched",
@@ -81,5 +82,5 @@ def _item(value: object) -> Any:
 
 
 def _comment(document: tomlkit.TOMLDocument, text: str) -> None:
-    for line in textwrap.wrap(for_terminal(text), _WIDTH - 2, break_long_words=False):
+    for line in textwrap.wrap(text, _WIDTH - 2, break_long_words=False):
         document.add(tomlkit.comment(line))

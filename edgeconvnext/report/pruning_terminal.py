@@ -6,6 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from edgeconvnext.escape import for_terminal
 from edgeconvnext.rewrite.prune import PruneResult
 from edgeconvnext.rewrite.prune_budget import BudgetKind
 from edgeconvnext.rewrite.sparsity import SparseResult
@@ -44,14 +45,15 @@ def _channels(result: PruneResult) -> list[RenderableType]:
         totals.add_row("measured", f"{before:.2f} -> {after:.2f} ms ({100 * after / before:.1f} %)")
     totals.add_row("parameters", f"{result.parameters_before / 1e6:.2f} -> {result.parameters_after / 1e6:.2f} M")
     for removal in result.removals:
-        totals.add_row("removed", f"{removal.path}, {removal.owner} fitted to answer for it (KL {removal.kl:.1e} nats)")
+        text = f"{removal.path}, {removal.owner} fitted to answer for it (KL {removal.kl:.1e} nats)"
+        totals.add_row("removed", Text(for_terminal(text)))
     blocks = Table(box=None, pad_edge=False)
     for column in ("block", "hidden", "chosen by", "KL alone", "error"):
         blocks.add_column(column, justify="left" if column in ("block", "chosen by") else "right")
     for block in result.blocks:
         changed = block.hidden_after < block.hidden_before
         blocks.add_row(
-            block.path,
+            Text(for_terminal(block.path)),
             f"{block.hidden_before} -> {block.hidden_after}" if changed else str(block.hidden_before),
             block.score if changed and block.hidden_after else "-",
             "-" if block.kl_alone is None else f"{block.kl_alone:.1e}",
@@ -62,7 +64,10 @@ def _channels(result: PruneResult) -> list[RenderableType]:
         verdicts.add_column(column, justify="left" if column in ("rebuilt", "") else "right")
     for verdict in result.verdicts:
         verdicts.add_row(
-            verdict.name, f"{verdict.kl:.1e}", f"{verdict.agreement:.2f} %", "taken" if verdict.taken else ""
+            Text(for_terminal(verdict.name)),
+            f"{verdict.kl:.1e}",
+            f"{verdict.agreement:.2f} %",
+            "taken" if verdict.taken else "",
         )
     images = f"fitted on {result.fit_images} images, measured on {result.held_out_images} others (no labels)"
     return [totals, Text(), blocks, Text(), verdicts, Text(images), Text()]
@@ -73,6 +78,6 @@ def _sparse(result: SparseResult) -> list[RenderableType]:
     for column in ("2:4 layer", "error"):
         table.add_column(column, justify="left" if column == "2:4 layer" else "right")
     for layer in result.layers:
-        table.add_row(layer.name, f"{100 * layer.relative_error:.1f} %")
+        table.add_row(Text(for_terminal(layer.name)), f"{100 * layer.relative_error:.1f} %")
     cost = f"2:4 sparsity: KL {result.kl:.1e} nats, agreement {result.agreement:.2f} % of {result.held_out_images} held-out images"
     return [table, Text(cost), Text("Whether a GPU's sparse kernels run is known on that GPU only."), Text()]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from xml.sax.saxutils import escape
-
+from edgeconvnext.escape import for_html
 from edgeconvnext.report.axis import Axis
 from edgeconvnext.report.roadmap_records import Roadmap, RoadmapStep
 
@@ -18,7 +17,7 @@ def render_roadmap_svg(roadmap: Roadmap) -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
         'font-family="sans-serif" font-size="12">',
-        f"<title>{escape(f'From ResNet-50 to ConvNeXt-T on {roadmap.target}')}</title>",
+        f"<title>{for_html(f'From ResNet-50 to ConvNeXt-T on {roadmap.target}')}</title>",
         f'<rect width="{width}" height="{height}" fill="white"/>',
     ]
     for index, step in enumerate(steps):
@@ -53,7 +52,7 @@ def _macs_panel(steps: list[RoadmapStep], left: int, height: int) -> list[str]:
         what = f"{step.name}: {step.macs / 1e9:.3f} counted, {step.published_gflops:.2f} printed"
         parts.append(
             f'<rect x="{left}" y="{y - 7}" width="{length:.1f}" height="14" fill="{GREY}" fill-opacity="0.5">'
-            f"<title>{escape(what)}</title></rect>"
+            f"<title>{for_html(what)}</title></rect>"
         )
         parts.append(f'<line x1="{printed}" x2="{printed}" y1="{y - 9}" y2="{y + 9}" stroke="black"/>')
     return parts
@@ -93,8 +92,8 @@ def _grid(axis: Axis, height: int, count: int) -> list[str]:
 
 
 def _dot(x: float, y: float, colour: str, what: str) -> str:
-    return f'<circle cx="{x}" cy="{y}" r="5" fill="{colour}"><title>{escape(what)}</title></circle>'
+    return f'<circle cx="{x}" cy="{y}" r="5" fill="{colour}"><title>{for_html(what)}</title></circle>'
 
 
 def _text(x: float, y: float, text: str, anchor: str = "start", fill: str = "black", size: int = 12) -> str:
-    return f'<text x="{x}" y="{y}" text-anchor="{anchor}" fill="{fill}" font-size="{size}">{escape(text)}</text>'
+    return f'<text x="{x}" y="{y}" text-anchor="{anchor}" fill="{fill}" font-size="{size}">{for_html(text)}</text>'

@@ -11,10 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from edgeconvnext.errors import RunDirectoryError
+from edgeconvnext.escape import for_markdown
 from edgeconvnext.files import atomic_write
 from edgeconvnext.report import format
 from edgeconvnext.report.roadmap_chart import render_roadmap_svg
 from edgeconvnext.report.roadmap_records import Roadmap, RoadmapStep
+from edgeconvnext.report.visible import visible
 
 JSON_FILE = "roadmap.json"
 NOT_MEASURED = "-"
@@ -77,33 +79,39 @@ def as_csv(roadmap: Roadmap) -> str:
 
 def as_markdown(roadmap: Roadmap, stem: str) -> str:
     """Return the page. stem: of the page's and its files' names."""
+    roadmap = visible(roadmap)
     command = f"edgeconvnext roadmap --target {roadmap.target} --calib {roadmap.calibration_set} --page docs/{stem}.md"
     command += "" if roadmap.resolution == 224 else f" --resolution {roadmap.resolution}"
     command += "" if roadmap.effort == "quick" else f" --effort {roadmap.effort}"
-    text = INTRO.format(target=roadmap.target, runtime=roadmap.runtime, command=command, csv=f"{stem}.csv")
+    text = INTRO.format(
+        target=for_markdown(roadmap.target), runtime=for_markdown(roadmap.runtime), command=command, csv=f"{stem}.csv"
+    )
     text += f"![Top-1, multiply-adds and latency of each step]({stem}.svg)\n\n"
     text += _markdown_table(roadmap.steps) + "\n"
-    text += COLUMNS.format(runtime=roadmap.runtime, resolution=roadmap.resolution, threads=roadmap.threads)
+    text += COLUMNS.format(
+        runtime=for_markdown(roadmap.runtime), resolution=roadmap.resolution, threads=roadmap.threads
+    )
     reasons = _reasons(roadmap)
     if reasons:
-        text += "Not measured:\n\n" + "".join(f"- {line}\n" for line in reasons) + "\n"
+        text += "Not measured:\n\n" + "".join(f"- {for_markdown(line)}\n" for line in reasons) + "\n"
     lines = [
         *roadmap.notes,
         f"{roadmap.calibration_images} calibration images of {roadmap.calibration_set}, effort {roadmap.effort}.",
         "Measured on: " + ", ".join(f"{name} {value}" for name, value in roadmap.environment.items()) + ".",
     ]
-    return text + "Notes:\n\n" + "".join(f"- {line}\n" for line in lines)
+    return text + "Notes:\n\n" + "".join(f"- {for_markdown(line)}\n" for line in lines)
 
 
 def render_roadmap(roadmap: Roadmap) -> RenderableType:
     """Lay the steps out for a terminal of 80 columns."""
+    roadmap = visible(roadmap)
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("step", no_wrap=True)
     for column in ("top-1", "GMACs", "printed", "M par", "FP32 ms", "INT8 ms", "speed", "fidel.", "top-1"):
         table.add_column(column, justify="right")
     for step in roadmap.steps:
         table.add_row(
-            step.name,
+            Text(step.name),
             _number(step.published_top1, 2),
             f"{step.macs / 1e9:.2f}",
             f"{step.published_gflops:.2f}{'*' if step.gflops_count_norms else ''}",
@@ -136,7 +144,12 @@ def _markdown_table(steps: list[RoadmapStep]) -> str:
         if step.top1_fp32 is not None or step.top1_int8 is not None:
             accuracy = f"{_number(step.top1_fp32, 2)}, {_number(step.top1_int8, 2)}"
         cells = (
-            *(step.name, step.change, _number(step.published_top1, 2), f"{step.macs / 1e9:.3f}"),
+            *(
+                for_markdown(step.name),
+                for_markdown(step.change),
+                _number(step.published_top1, 2),
+                f"{step.macs / 1e9:.3f}",
+            ),
             f"{step.published_gflops:.2f}{'*' if step.gflops_count_norms else ''}",
             *(f"{step.params / 1e6:.2f}", _number(step.latency_fp32_ms, 2), _number(step.latency_int8_ms, 2), speedup),
             NOT_MEASURED if step.int8_macs is None else format.share(step.int8_macs),

@@ -12,6 +12,7 @@ from edgeconvnext.report.device import device_facts
 from edgeconvnext.report.schema import BudgetRecord, DeviceRecord, Interval, Latency, Report, TopK
 from edgeconvnext.report.sizes import SIZE_COLUMNS, size_row
 from edgeconvnext.report.verdict import Outcome, aside, gate_text, missing_results, reason, verdict
+from edgeconvnext.report.visible import visible
 
 _STYLES: dict[Outcome, str] = {"passed": "bold green", "missed": "bold red", "open": "bold yellow"}
 _RESULTS: dict[Outcome, str] = {"passed": "met", "missed": "MISSED", "open": "not measured"}
@@ -22,6 +23,7 @@ def render_summary(report: Report) -> RenderableType:
 
     Text without markup, and no characters of our own beyond ASCII: names with brackets and plain logs come out right.
     """
+    report = visible(report)
     judged = verdict(report)
     parts: list[RenderableType] = [
         Text.assemble((report.model.name, "bold"), " for ", (report.target, "bold")),
@@ -74,7 +76,7 @@ def _outputs(report: Report) -> Table:
         fidelity = "not measured" if output.fidelity_db is None else format.decibel(output.fidelity_db)
         measured = report.accuracy.measured_on == "artifact"
         table.add_row(
-            output.name,
+            Text(output.name),
             format.shape(output.shape),
             format.decibel(output.sqnr_db) if measured else "not measured",
             format.decibel(output.simulated_sqnr_db),
@@ -126,7 +128,7 @@ def _facts(report: Report) -> Table:
         ("speed-up", _speedup(report)),
         ("size", size),
     ):
-        table.add_row(name, Text(value) if value else Text("not measured", "dim"))
+        table.add_row(Text(name), Text(value) if value else Text("not measured", "dim"))
     return table
 
 
@@ -136,7 +138,7 @@ def _device(device: DeviceRecord) -> Table:
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in device_facts(device):
-        table.add_row(name, Text(value) if value else Text("not measured", "dim"))
+        table.add_row(Text(name), Text(value) if value else Text("not measured", "dim"))
     return table
 
 

@@ -7,8 +7,8 @@ import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
-from xml.sax.saxutils import escape
 
+from edgeconvnext.escape import for_html
 from edgeconvnext.report.axis import Axis
 from edgeconvnext.validate.accuracy import wilson
 
@@ -76,7 +76,7 @@ def curves_svg(title: str, curves: Sequence[Curve]) -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{height}" viewBox="0 0 {_WIDTH} {height}" '
         'font-family="sans-serif" font-size="12">',
-        f"<title>{escape(title)}</title>",
+        f"<title>{for_html(title)}</title>",
         f'<rect width="{_WIDTH}" height="{height}" fill="white"/>',
     ]
     losses = [[(row.epoch, row.loss) for row in curve.rows] for curve in curves]
@@ -116,4 +116,4 @@ def _panel(name: str, lines: Sequence[Sequence[tuple[int, float]]], left: int) -
 
 
 def _text(x: float, y: float, text: str, anchor: str) -> str:
-    return f'<text x="{x}" y="{y}" text-anchor="{anchor}">{escape(text)}</text>'
+    return f'<text x="{x}" y="{y}" text-anchor="{anchor}">{for_html(text)}</text>'

@@ -193,7 +193,7 @@ def test_page_holds_every_suspicion_layer_and_tensor(analysis: Analysis) -> None
         assert f"<code>{layer.layer}:input</code>" in page
     assert page.count("of values use 60.0 % of the range") == 5
     assert '<code class="others">--max-drop</code>.' in page
-    assert "<code>[layers.&#34;stages.0.0.pwconv1&#34;] float = true</code>" in page
+    assert "<code>[layers.&quot;stages.0.0.pwconv1&quot;] float = true</code>" in page
 
 
 def test_costs_of_nothing_stay_on_the_axis(analysis: Analysis) -> None:
