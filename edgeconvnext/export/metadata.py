@@ -5,9 +5,37 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar
 
-from edgeconvnext.data.preprocess import Preprocess, ValueRange
+from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, StrictStr, TypeAdapter, ValidationError
+
+from edgeconvnext.data.preprocess import Interpolation, Preprocess, ValueRange
+from edgeconvnext.errors import EdgeConvNextError, ExportError
+from edgeconvnext.escape import for_terminal
+from edgeconvnext.received import parse_json
+
+MOST_TEXT_BYTES = 16 * 2**20
+_Side = Annotated[StrictInt, Field(ge=1, le=2**16)]
+_Number = StrictFloat | StrictInt
+
+
+class _StoredPreprocess(BaseModel):
+    """`Preprocess` as it is stored: every field of its own type, none left out, none besides."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    input_size: tuple[_Side, _Side]
+    crop_pct: _Number
+    crop_mode: Literal["center", "squash"]
+    interpolation: Interpolation
+    mean: Annotated[tuple[_Number, ...], Field(max_length=1024)]
+    std: Annotated[tuple[_Number, ...], Field(max_length=1024)]
+
+
+Checked = TypeVar("Checked")
+_PREPROCESS = TypeAdapter(_StoredPreprocess)
+_LABELS: TypeAdapter[tuple[str, ...]] = TypeAdapter(Annotated[tuple[StrictStr, ...], Field(max_length=2**20)])
+_VALUE_RANGE: TypeAdapter[ValueRange] = TypeAdapter(ValueRange)
 
 
 @dataclass(frozen=True)
@@ -44,19 +72,48 @@ class ArtifactMetadata:
 
     @classmethod
     def from_properties(cls, properties: Mapping[str, str]) -> ArtifactMetadata:
-        """Rebuild the metadata from what `properties` gave; raises KeyError where one of its keys is missing."""
+        """Rebuild the metadata from what `properties` gave.
+
+        Raises ExportError, naming the key, where one is missing or its text does not hold.
+        """
         known = {"model_name", "labels", "preprocess", "value_range", "edgeconvnext_version", "outputs"}
-        stored: dict[str, Any] = json.loads(properties["preprocess"])
-        values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in stored.items()}
-        value_range = properties["value_range"]
-        if value_range not in ("normalized", "0..1", "0..255"):
-            raise ValueError(f"value_range must be normalized, 0..1 or 0..255; it is {value_range!r}")
+        for key in sorted(known - {"labels", "outputs"}):
+            if key not in properties:
+                raise ExportError(f"The artifact's metadata do not hold: {key} is missing. Export the model again.")
+        stored = _checked(_PREPROCESS, _json(properties, "preprocess"), "preprocess")
+        labels = _checked(_LABELS, _json(properties, "labels"), "labels") if "labels" in properties else None
+        value_range = _checked(_VALUE_RANGE, properties["value_range"], "value_range")
+        try:
+            preprocess = Preprocess(**stored.model_dump())
+        except EdgeConvNextError as error:
+            raise ExportError(f"The artifact's metadata do not hold: preprocess: {error}") from error
         return cls(
             model_name=properties["model_name"],
-            labels=tuple(json.loads(properties["labels"])) if "labels" in properties else None,
-            preprocess=Preprocess(**values),
-            value_range=value_range,  # type: ignore[arg-type]
+            labels=labels,
+            preprocess=preprocess,
+            value_range=value_range,
             edgeconvnext_version=properties["edgeconvnext_version"],
             outputs=tuple(properties.get("outputs", "logits").split(",")),
             notes={key: text for key, text in properties.items() if key not in known},
         )
+
+
+def _json(properties: Mapping[str, str], key: str) -> Any:
+    text = properties[key]
+    if len(text) > MOST_TEXT_BYTES:
+        raise ExportError(
+            f"The artifact's metadata do not hold: {key} has {len(text):,} characters. Export the model again."
+        )
+    return parse_json(text, f"{key}, in the artifact's metadata,", ExportError)
+
+
+def _checked(kind: TypeAdapter[Checked], value: object, key: str) -> Checked:
+    try:
+        return kind.validate_python(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in (key, *first["loc"]))
+        raise ExportError(
+            f"The artifact's metadata do not hold: {for_terminal(where)[:200]}: {for_terminal(first['msg'])[:200]}. Export the "
+            "model again."
+        ) from error

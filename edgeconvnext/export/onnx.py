@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from edgeconvnext.errors import ExportError
 from edgeconvnext.export.metadata import ArtifactMetadata
 from edgeconvnext.files import atomic_write
+from edgeconvnext.received import require_regular_file
 from edgeconvnext.targets import LayoutSection
 
 if TYPE_CHECKING:
@@ -153,13 +154,16 @@ def read_metadata(path: Path) -> ArtifactMetadata:
     import onnx
     from google.protobuf.message import DecodeError
 
+    require_regular_file(path, ExportError)
     try:
         proto = onnx.load(path, load_external_data=False)
-        return ArtifactMetadata.from_properties({prop.key: prop.value for prop in proto.metadata_props})
-    except OSError as error:
-        raise ExportError(f"{path} cannot be read: {error.strerror}.") from error
-    except (DecodeError, KeyError, ValueError) as error:
+    except DecodeError:
+        properties = {}
+    else:
+        properties = {prop.key: prop.value for prop in proto.metadata_props}
+    if "preprocess" not in properties:
         raise ExportError(
             f"{path} is not an ONNX file written by edgeconvnext: it does not say how images are prepared. "
             "Name the model.onnx of a run directory."
-        ) from error
+        )
+    return ArtifactMetadata.from_properties(properties)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from edgeconvnext.errors import ExportError
+from edgeconvnext.export.onnx_file import require_own_files
 from edgeconvnext.validate.accuracy import logit_sqnr_db
 from edgeconvnext.validate.device import instruction_sets
 from edgeconvnext.validate.quantized_onnx import IntegerLayer, im2col, integer_layers, layer_inputs
@@ -60,6 +61,7 @@ def saturation(path: Path, images: np.ndarray) -> list[LayerSaturation]:
     """
     import onnx
 
+    require_own_files(path)
     try:
         model = onnx.load(path)
     except Exception as error:  # protobuf, OS and onnx errors share no base class but Exception

@@ -12,6 +12,7 @@ import torch
 from edgeconvnext.data.preprocess import to_value_range
 from edgeconvnext.errors import ExportError
 from edgeconvnext.export.metadata import ArtifactMetadata
+from edgeconvnext.export.onnx_file import require_own_files
 from edgeconvnext.report.schema import REFERENCE_EVALUATOR
 
 if TYPE_CHECKING:
@@ -186,10 +187,11 @@ def onnx_session(
     """Open an ONNX file in onnxruntime on the CPU with all optimisations.
 
     optimised: where onnxruntime writes the graph that it runs. profile: start of the name of the file that it writes times to.
-    Raises ExportError for a file that is missing or that onnxruntime does not take.
+    Raises ExportError for a file that is missing, that keeps weights outside of its own folder, or that onnxruntime does not take.
     """
     import onnxruntime
 
+    require_own_files(Path(path))
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.inter_op_num_threads = 1
