@@ -293,7 +293,7 @@ def test_a_speed_up_is_missed_only_where_its_whole_interval_lies_below(report: R
 def dropped(report: Report, low: float, value: float = 9.0) -> Report:
     exported = kit()
     record = recorded(told(exported.simulated), exported)
-    record = record.model_copy(update={"drop_pp": Interval(value=value, low=low, high=12.0)})
+    record = record.model_copy(update={"drop_pp": Interval(value=value, low=low, high=12.0), "images": 8})
     return merge(report, record, limited(top1_drop_pp=1.0))
 
 
@@ -303,7 +303,7 @@ def test_a_few_vectors_do_not_settle_a_drop_of_one_point(report: Report) -> None
     assert (drop.passed, drop.measured) == (None, None) and merged.passed
     assert "the simulated graph loses 0.10 points" in drop.reason
     assert drop.reason.endswith(
-        "; +9.00 points (+1.00 to +12.00) on 32 check vectors, measured on the device (Jetson): one image is 3.1 points"
+        "; +9.00 points (+1.00 to +12.00) on 8 check vectors, measured on the device (Jetson): one image is 12.5 points"
     )
 
 
@@ -311,7 +311,7 @@ def test_an_interval_wholly_above_the_limit_misses_the_drop(report: Report) -> N
     merged = dropped(report, low=1.01)
     drop = gate(merged, "top1_drop_pp")
     assert (drop.measured, drop.low, drop.high, drop.passed) == (9.0, 1.01, 12.0, False) and not merged.passed
-    assert drop.reason == "+9.00 points (+1.01 to +12.00) on 32 check vectors, measured on the device (Jetson)"
+    assert drop.reason == "+9.00 points (+1.01 to +12.00) on 8 check vectors, measured on the device (Jetson)"
 
 
 def test_a_drop_that_was_judged_here_stays_as_it_was(report: Report) -> None:
@@ -374,6 +374,15 @@ def test_outputs_of_a_backbone_are_judged_one_by_one(features: Report) -> None:
     assert not [gate for gate in merged.gates if gate.name == "top1_drop_pp"]
     for limit, met in ((second.sqnr_db, True), (float(np.nextafter(second.sqnr_db, 1e9)), False)):
         assert gate(merge(features, device, limited(min_feature_sqnr_db=limit)), "min_feature_sqnr_db").passed is met
+
+
+def test_every_one_of_three_outputs_has_its_own_samples() -> None:
+    outputs = [{"name": name, "size": size, "samples": size} for name, size in (("a", 2), ("b", 3), ("c", 5))]
+    exported = backbone(outputs=outputs)
+    answers = exported.simulated.copy()
+    answers[:, 2:5] *= np.float32(1.25)
+    found = {output.name: output.fidelity_db for output in recorded(told(answers), exported).outputs}
+    assert found == {"a": 200.0, "b": pytest.approx(20 * np.log10(4), abs=1e-4), "c": 200.0}
 
 
 def test_a_backbone_whose_answers_are_not_finite_misses_every_gate(features: Report) -> None:
