@@ -19,7 +19,7 @@ EVAL ?= digits_test
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup export target-named test test-fast check fuzz bench clean
+.PHONY: help setup export target-named test test-fast check fuzz mutants bench clean
 
 help:  ## List the goals
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -61,6 +61,15 @@ bench: $(INSTALLED)  ## Measure speed, calibration and stages on this machine, i
 	$(BIN)/python -m benchmarks.pipeline --again
 	$(BIN)/python -m benchmarks.speed --page
 
+MUTATION := $(VENV)/mutation-installed
+
+$(MUTATION): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[mutants]'
+	@touch $(MUTATION)
+
+mutants: $(MUTATION)  ## Judge mutants by the tests of their modules, resume, write docs/mutants.md; MODULES="quantize/ranges runs": no page
+	$(BIN)/python tests/mutants/run.py $(or $(MODULES),--page)
+
 clean:  ## Remove .venv, build output and caches; runs/ stays
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .mutants
 	find edgeconvnext tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,88 @@
+"""Which modules are mutated, and the test files that judge each."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from functools import cache
+from pathlib import Path
+
+# Test files beside tests/<package>/test_<module>*.py (of a top-level module: tests/test_<module>*.py).
+MODULES: dict[str, tuple[str, ...]] = {
+    "quantize/ranges": (),
+    "quantize/histogram": (),
+    "quantize/rounding": (),
+    "quantize/weights": ("tests/quantize/test_palette.py",),
+    "quantize/biases": (),
+    "quantize/adaround": (),
+    "quantize/plan": (),
+    "quantize/fake": (),
+    "quantize/simulate": (),
+    "rewrite/exact": (),
+    "rewrite/least_squares": (),
+    "rewrite/prune_channels": (),
+    "rewrite/two_of_four": ("tests/rewrite/test_sparsity.py",),
+    "validate/accuracy": (),
+    "validate/gates": (),
+    "validate/fidelity": (),
+    "validate/on_device": (),
+    "runs": (),
+    "records": ("tests/test_runs.py",),
+}
+MOST_MUTANTS = 1500
+PER_MODULE = MOST_MUTANTS // len(MODULES)  # of each module alike, so that a draw does not depend on the other modules
+
+
+def source_path(root: Path, module: str) -> Path:
+    """Return the file of a module such as "quantize/ranges"."""
+    return root / "edgeconvnext" / f"{module}.py"
+
+
+def import_name(module: str) -> str:
+    """Return "edgeconvnext.quantize.ranges"."""
+    return f"edgeconvnext.{module.replace('/', '.')}"
+
+
+def judging_files(root: Path, module: str) -> list[Path]:
+    """Return the test files that judge a module; the shortest names first."""
+    package, _, name = module.rpartition("/")
+    own = sorted((root / "tests" / package).glob(f"test_{name}*.py"), key=lambda path: (len(path.name), path.name))
+    extra = [root / name for name in MODULES[module]]
+    return own + [path for path in extra if path.is_file() and path not in own]
+
+
+def files_read(root: Path, module: str) -> list[Path]:
+    """Return the module's test files, the conftest files above them, and the files of tests/ that any of these imports."""
+    return sorted(_read_by(root, judging_files(root, module)))
+
+
+def sha256_of(root: Path, files: list[Path]) -> str:
+    """Hash names and contents."""
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{path.relative_to(root).as_posix()}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _read_by(root: Path, files: list[Path]) -> set[Path]:
+    tests = root / "tests"
+    beside = _by_stem(tests)
+    waiting = [*files, *(folder / "conftest.py" for folder in {tests, *(file.parent for file in files)})]
+    seen: set[Path] = set()
+    while waiting:
+        path = waiting.pop()
+        if path in seen or not path.is_file():
+            continue
+        seen.add(path)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                waiting += [beside[alias.name] for alias in node.names if alias.name in beside]
+            elif isinstance(node, ast.ImportFrom) and node.module in beside:
+                waiting.append(beside[node.module])
+    return seen
+
+
+@cache
+def _by_stem(tests: Path) -> dict[str, Path]:
+    """Return the modules that tests share, by the name they are imported under."""
+    return {path.stem: path for path in tests.rglob("*.py") if path.stem != "conftest"}
