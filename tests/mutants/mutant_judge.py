@@ -236,7 +236,8 @@ class _FirstFailure:
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         if report.failed:
-            self._send(report.nodeid)
+            crash = getattr(report.longrepr, "reprcrash", None)
+            self._send(f"{report.nodeid}: {str(crash.message).splitlines()[0] if crash else report.when}")
 
     def pytest_collectreport(self, report: Any) -> None:
         if report.failed:

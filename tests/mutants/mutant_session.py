@@ -6,7 +6,9 @@ import difflib
 import hashlib
 import json
 import os
+import shutil
 import sys
+import tempfile
 from collections import deque
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,10 +21,11 @@ from mutant_sites import Mutant, draw, mutants_of
 
 RESULTS = Path(".mutants/results.jsonl")
 LONGEST_TESTS_S = 60.0
+LEAST_FREE_BYTES = 2**30  # tests that fail because the disk is full say nothing about a mutant
 
 
 class UnusableTestsError(Exception):
-    """A module's tests are absent, fail or take too long without a mutation, or they changed meanwhile."""
+    """Tests are absent, fail or take too long without a mutation, changed meanwhile, or have no room on the disk."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,7 @@ class Session:
                 (module, mutant) for module in usable for mutant in self._waiting(module) if mutant is not None
             )
             total, done = len(work), 0
+            again: set[Mutant] = set()
             while work or running:
                 while work and len(running) < jobs:
                     module, mutant = work.popleft()
@@ -112,6 +116,10 @@ class Session:
                     running.append(self._start(module, mutant, limits))
                 for process, verdict in collect(running):
                     module, mutant = process.what
+                    if "No space left on device" in verdict.by and mutant not in again:  # not the mutant's doing
+                        again.add(mutant)
+                        work.append((module, mutant))
+                        continue
                     self._store(module, mutant, verdict)
                     done += 1
                     if sys.stderr.isatty():
@@ -156,6 +164,7 @@ class Session:
         return [module for module in modules if module.name not in faults]
 
     def _start(self, module: Module, mutant: Mutant | None, limits: Limits) -> Running:
+        _refuse_full_disk()
         source = module.source if mutant is None else mutant.apply(module.source)
         file, tests = source_path(self.root, module.name), judging_files(self.root, module.name)
         return start(self.root, import_name(module.name), file, source, tests, limits, (module, mutant))
@@ -179,6 +188,7 @@ class Session:
                 file.write(b"\n")
 
     def _store(self, module: Module, mutant: Mutant | None, verdict: Verdict) -> None:
+        _refuse_full_disk()
         if sha256_of(self.root, module.files) != module.tests:
             raise UnusableTestsError(f"{module.name}: its tests changed while they judged; run the same command again.")
         result = {
@@ -197,6 +207,15 @@ class Session:
         with path.open("ab", buffering=0) as file:  # one write: two processes may append to the same file
             file.write((json.dumps(result) + "\n").encode())
             os.fsync(file.fileno())
+
+
+def _refuse_full_disk() -> None:
+    folder = tempfile.gettempdir()
+    free = shutil.disk_usage(folder).free
+    if free < LEAST_FREE_BYTES:
+        raise UnusableTestsError(
+            f"{folder} has {free / 2**20:.0f} MiB left, too few for the tests: free some, then go on."
+        )
 
 
 def describe(mutant: Mutant) -> str:

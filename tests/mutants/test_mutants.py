@@ -13,12 +13,13 @@ import pytest
 pytest.importorskip("cosmic_ray", reason="make mutants installs cosmic-ray")
 
 import mutant_page
+import mutant_session
 from cosmic_ray.mutating import mutate_code
 from mutant_judge import Limits, collect, start
 from mutant_modules import MODULES, MOST_MUTANTS, PER_MODULE, judging_files, source_path
 from mutant_operators import OwnOperator
 from mutant_page import Score
-from mutant_session import Session
+from mutant_session import Session, UnusableTestsError
 from mutant_sites import Mutant, draw, mutants_of, operators_by_name
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -171,7 +172,7 @@ def test_a_mutant_dies_by_a_failing_test_the_clock_or_the_memory_limit(tmp_path:
     while running:
         ended += collect(running)
     assert [verdict.outcome for _, verdict in ended] == [outcome]
-    assert (ended[0][1].by == "test_it.py::test_it") == (outcome == "killed")
+    assert ended[0][1].by.startswith("test_it.py::test_it: ") == (outcome == "killed")
     assert not ended[0][0].folder.exists()
     assert not [path for path in tmp_path.rglob("*.py?") if path.is_file()]
 
@@ -188,6 +189,16 @@ def checkout(tmp_path: Path) -> Path:
         "    assert clipped(5) == 5\n    assert clipped(1000) >= 100\n"
     )
     return tmp_path
+
+
+def test_nothing_is_judged_on_a_full_disk(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mutant_session, "LEAST_FREE_BYTES", 2**80)
+    monkeypatch.setattr(mutant_session, "import_libraries", lambda: None)
+    monkeypatch.setattr(sys, "pycache_prefix", None)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    with pytest.raises(UnusableTestsError, match="MiB left"):
+        Session(checkout, ["runs"]).judge_all(jobs=1)
+    assert not (checkout / ".mutants" / "results.jsonl").exists()
 
 
 def test_the_page_lists_survivors_with_the_reason_why_they_are_equivalent(
