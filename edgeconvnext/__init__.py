@@ -10,7 +10,7 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgeconvnext.api import analyze, compress, export, fold, prune, quantize, search, validate
+    from edgeconvnext.api import analyze, compress, export, fold, prune, quantize, quantized_program, search, validate
     from edgeconvnext.model.load import load_model
 
 __all__ = [
@@ -22,12 +22,14 @@ __all__ = [
     "load_model",
     "prune",
     "quantize",
+    "quantized_program",
     "search",
     "validate",
 ]
 
 _HOMES = {"load_model": "edgeconvnext.model.load"} | dict.fromkeys(
-    ("analyze", "compress", "export", "fold", "prune", "quantize", "search", "validate"), "edgeconvnext.api"
+    ("analyze", "compress", "export", "fold", "prune", "quantize", "quantized_program", "search", "validate"),
+    "edgeconvnext.api",
 )
 
 

@@ -39,6 +39,8 @@ from edgeconvnext.search.compress import compress as run_compress
 from edgeconvnext.targets import load_target
 
 if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
     from edgeconvnext.search.placement_search import PlacementFound  # loads torchao, seconds of it
 
 DEFAULT_MULTIPLE = 8
@@ -193,6 +195,14 @@ def analyze(
             f"{subject} is a run and is analysed as it was made; leave out {' and '.join(options)}, or name the model instead."
         )
     return pipeline.analyze_run(Path(subject))
+
+
+def quantized_program(run: str | Path) -> ExportedProgram:
+    """Return the quantised graph of a finished run, rebuilt from its folded network and plan, as a torch.export program.
+
+    run: a run directory. The program is float32 with Q/DQ pairs and int8 weights; `program.module()` runs it on (N, C, H, W).
+    """
+    return pipeline.quantized_program(Path(run))
 
 
 def fold(model: str | Path | LoadedModel, *, calib: str | Path, output: str | Path | None = None) -> FoldResult:

@@ -32,7 +32,7 @@ def _backbone_vectors(job: Job, done: dict[str, StageResult]) -> CheckVectors:
     """Compute the outputs of these images again: of all images, feature maps would fill a disk."""
     images, inputs = _images(job, _spread(len(job.evaluation.images)).tolist())
     fp32, outputs = _answers(job, TorchRunner(job.model.module), images)
-    simulated, _ = _answers(job, TorchRunner(stages.simulation(job, done["quantized"])), inputs)
+    simulated, _ = _answers(job, TorchRunner(stages.simulation(job, done)), inputs)
     return CheckVectors(inputs, fp32, simulated, None, _layers(job, done, inputs), outputs)
 
 
@@ -58,5 +58,5 @@ def _images(job: Job, positions: list[int]) -> tuple[np.ndarray, np.ndarray]:
 def _layers(job: Job, done: dict[str, StageResult], inputs: np.ndarray) -> tuple[LayerOutput, ...]:
     if job.target.runtime.name != "onnxruntime":
         return ()
-    module = stages.simulation(job, done["quantized"])
+    module = stages.simulation(job, done)
     return tuple(layer_outputs(module, done["artifact"].path("model.onnx"), inputs))

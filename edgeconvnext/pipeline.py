@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import edgeconvnext
 from edgeconvnext import stages
@@ -24,6 +24,9 @@ from edgeconvnext.runs import RunDirectory, StageResult, default_run_path, run_k
 from edgeconvnext.search.analysis import Analysis
 from edgeconvnext.targets import Target
 from edgeconvnext.validate.fidelity import products_saturate
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 RUNS = Path("runs")
 KIT = "device"
@@ -194,6 +197,18 @@ def analyze_model(request: Request) -> Analyzed:
         return Analyzed(run.path, stages.analysis_of(result))
 
 
+def quantized_program(path: Path) -> ExportedProgram:
+    """Rebuild the quantised graph of a finished run from its folded network and its plan, float32 with Q/DQ pairs.
+
+    Raises RunDirectoryError where `path` is no finished run, its files have changed, or it has no plan.
+    """
+    finished = load_run(path)
+    target = Target.model_validate(finished.config["target"]["definition"])
+    job = resolve(Request(target=target, output=path, reuse_from=path))
+    with RunDirectory.open(path, finished.config) as run:
+        return stages.quantized_program(job, _planned(run))
+
+
 def analyze_run(path: Path) -> Analyzed:
     """Say where the error of a finished run's plan comes from, and add that to the run.
 
@@ -210,15 +225,21 @@ def analyze_run(path: Path) -> Analyzed:
             f"with the same command and --output {path}, then analyse it."
         )
     with RunDirectory.open(path, finished.config) as run:
-        folded, planned = run.kept("fold"), run.kept("plan")
-        if folded is None or planned is None:
-            raise RunDirectoryError(
-                f"{path} holds no {'plan' if folded else 'folded network'} to analyse; another version made it. Make it again "
-                f"with the same command and --output {path}."
-            )
-        result = stages.analysis(run, job, folded, planned)
+        planned = _planned(run)
+        result = stages.analysis(run, job, planned["fold"], planned["plan"])
         run.extend(finished)
         return Analyzed(path, stages.analysis_of(result))
+
+
+def _planned(run: RunDirectory) -> dict[str, StageResult]:
+    """Return the folded network and the plan of a finished run as they are stored."""
+    folded, planned = run.kept("fold"), run.kept("plan")
+    if folded is None or planned is None:
+        raise RunDirectoryError(
+            f"{run.path} holds no {'plan' if folded else 'folded network'} to work on; another version made it. Make it again "
+            f"with the same command and --output {run.path}."
+        )
+    return {"fold": folded, "plan": planned}
 
 
 def _open_run(job: Job, command: str) -> Any:
@@ -282,11 +303,11 @@ def _programs(job: Job, done: dict[str, StageResult]) -> Programs:
     images = to_value_range(
         stages.proof_images(job).contiguous().numpy(), job.model.preprocess, job.target.input.value_range
     )
-    quantized = stages.quantized_program(done["quantized"])
-    module = stages.simulation_of(job, quantized)
+    module = stages.simulation(job, done)
     with torch.inference_mode():
         simulated = TorchRunner(module).outputs(images)
     del module
+    quantized = stages.quantized_program(job, done)
     return Programs(quantized, stages.float_program(job, done["fold"]), images, simulated, job.profile_sizes)
 
 

@@ -63,6 +63,33 @@ def test_quantize_measures_the_simulation_and_claims_no_artifact(quantized: Outc
     assert quantized.exit_code == 0
 
 
+def test_the_program_of_a_run_is_rebuilt_and_answers_as_the_run_did(quantized: Outcome) -> None:
+    import torch
+
+    from edgeconvnext import load_model, quantized_program
+    from edgeconvnext.data.loader import batches
+    from edgeconvnext.data.sets import resolve_image_set
+
+    module = quantized_program(quantized.path).module()
+    stream = batches(resolve_image_set("digits_test"), load_model("digits").preprocess, indices=list(range(16)))
+    with torch.inference_mode():
+        answers = torch.cat([module(batch.images) for batch in stream])
+    with np.load(quantized.path / "logits.npz") as file:
+        expected = torch.from_numpy(file["simulated"][:16])
+    # Batches of another size may add up in another order: a few last bits of logits of about 10.
+    torch.testing.assert_close(answers, expected, rtol=0, atol=1e-4)
+    assert not list(quantized.path.rglob("*.pt2")), "a stored program would run code of whoever wrote it"
+
+
+def test_one_export_builds_its_quantised_graph_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgeconvnext.quantize import program
+
+    built, build = [], program.quantize_program
+    monkeypatch.setattr(program, "quantize_program", lambda *given: built.append(1) or build(*given))
+    pipeline.export(request(num_images=9, effort="quick", evaluation=None, most_evaluated=9, output=tmp_path / "run"))
+    assert len(built) == 1
+
+
 def test_onnx_artifact_is_measured_in_its_runtime(onnx: Outcome) -> None:
     report = stored(onnx)
     assert report["accuracy"]["measured_on"] == "artifact"

@@ -134,18 +134,6 @@ def _drop_unused(module: torch.fx.GraphModule) -> None:
             delattr(module.get_submodule(path), attribute)
 
 
-def retraced(program: ExportedProgram) -> ExportedProgram:
-    """Return an exported graph that was read from a file so that it can be translated on.
-
-    torch.export.load leaves a product such as 32 * steps where torch's ONNX exporter expects a symbol.
-    """
-    axes = free_axes(program)
-    if set(axes) <= {0}:
-        return program
-    module, example = program.module(check_guards=False), program.example_inputs[0]
-    return torch.export.export(module, example, dynamic_shapes=(axes,), strict=False)
-
-
 def free_axes(program: ExportedProgram) -> dict[int, Any]:
     """Return the dynamic axes of an exported graph's image, batch, height or width, to export it again with the same ones."""
     image = next(node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs)

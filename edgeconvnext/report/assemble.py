@@ -182,10 +182,10 @@ def _quantization_record(job: Job, stages: dict[str, StageResult]) -> Quantizati
 
 
 def _sizes(stages: dict[str, StageResult], artifact: Path | None) -> Sizes:
-    """Bytes on disk. Without an artifact: the folded FP32 checkpoint and the saved quantised graph."""
+    """Bytes on disk. Without an artifact: of the folded FP32 checkpoint, and of the tensors of the quantised graph."""
     folded = tree_size(stages["fold"].path("folded.safetensors"))
     if artifact is None:
-        return Sizes(fp32=folded, artifact=tree_size(stages["quantized"].path("quantized.pt2")))
+        return Sizes(fp32=folded, artifact=stages["quantized"].values["tensor_bytes"])
     baseline = artifact.parent / "baseline" / "model_fp32.onnx"
     return Sizes(fp32=tree_size(baseline) if baseline.is_file() else folded, artifact=tree_size(artifact))
 

@@ -8,7 +8,7 @@ from this run or another one beside it.
 from edgeconvnext.stages.analyze import analysis, analysis_of
 from edgeconvnext.stages.evaluation import evaluated, latency, other_sizes, outputs, reference
 from edgeconvnext.stages.network import compress, float_program, fold, folded_model, proof_images
-from edgeconvnext.stages.quantization import plan, quantized, quantized_program, simulation, simulation_of, statistics
+from edgeconvnext.stages.quantization import plan, quantized, quantized_program, simulation, statistics
 
 __all__ = [
     "analysis",
@@ -27,6 +27,5 @@ __all__ = [
     "quantized_program",
     "reference",
     "simulation",
-    "simulation_of",
     "statistics",
 ]

@@ -47,7 +47,7 @@ def evaluated(run: RunDirectory, job: Job, program: StageResult, artifact: Stage
     def make(folder: Path) -> dict[str, Any]:
         from edgeconvnext.validate.runners import collect
 
-        simulated, found = _quantized_runners(job, program, artifact)
+        simulated, found = _quantized_runners(run, job, artifact)
         runners = {"simulated": simulated} | ({} if found is None else {"artifact": found})
         stream = read_images(job, job.evaluation.images, None, "Evaluating INT8")
         logits, positions = collect(runners, stream)
@@ -67,7 +67,7 @@ def outputs(run: RunDirectory, job: Job, program: StageResult, artifact: StageRe
         from edgeconvnext.validate.outputs import compare_outputs
         from edgeconvnext.validate.runners import TorchRunner
 
-        simulated, found = _quantized_runners(job, program, artifact)
+        simulated, found = _quantized_runners(run, job, artifact)
         stream = read_images(job, job.evaluation.images, None, "Comparing outputs")
         names = job.model.module.output_names
         records, images = compare_outputs(names, TorchRunner(job.model.module), simulated, found, stream)
@@ -92,7 +92,7 @@ def other_sizes(run: RunDirectory, job: Job, program: StageResult, artifact: Sta
         from edgeconvnext.validate.runners import TorchRunner
         from edgeconvnext.validate.sizes import at_size
 
-        networks = (TorchRunner(job.model.module), *_quantized_runners(job, program, artifact))
+        networks = (TorchRunner(job.model.module), *_quantized_runners(run, job, artifact))
         names = job.model.module.output_names
         records = []
         for size in job.sizes:
@@ -108,11 +108,11 @@ def other_sizes(run: RunDirectory, job: Job, program: StageResult, artifact: Sta
     return run.stage("sizes", inputs, make)
 
 
-def _quantized_runners(job: Job, program: StageResult, artifact: StageResult | None) -> tuple[Runner, Runner | None]:
+def _quantized_runners(run: RunDirectory, job: Job, artifact: StageResult | None) -> tuple[Runner, Runner | None]:
     """Return what runs the simulated graph, and the artifact where it runs here."""
     from edgeconvnext.validate.runners import TorchRunner, artifact_runner
 
-    module = simulation(job, program)
+    module = simulation(job, run.results)
     preprocess, value_range = job.model.preprocess, job.target.input.value_range
 
     def simulate(images: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +21,9 @@ from edgeconvnext.stages.network import exported, folded_model, for_target, imag
 from edgeconvnext.targets import Target
 
 if TYPE_CHECKING:
+    from edgeconvnext.quantize.plan import QuantPlan
     from edgeconvnext.quantize.reconstruct import Reconstructed
 
-PROGRAM = "quantized.pt2"
 PLAN = "plan.safetensors"
 PLAN_STATISTICS = "plan_statistics.safetensors"
 PLAN_TOML = "plan.toml"
@@ -178,12 +178,14 @@ def _reconstructed(
 
 
 def quantized(run: RunDirectory, job: Job, folded: StageResult, planned: StageResult) -> StageResult:
-    """Build the quantised graph of a plan. Values: layers (report.schema.LayerError), int8_macs, scheme."""
+    """Build the quantised graph of a plan, which stays in memory: what is written runs nothing when it is read.
 
-    def make(folder: Path) -> dict[str, Any]:
+    Values: layers (report.schema.LayerError), int8_macs, scheme, tensor_bytes (of the graph's weights and constants).
+    """
+
+    def make(_folder: Path) -> dict[str, Any]:
         from edgeconvnext.model.macs import layer_macs
         from edgeconvnext.quantize.plan_storage import load_plan
-        from edgeconvnext.quantize.program import quantize_program
         from edgeconvnext.quantize.statistics import Statistics
         from edgeconvnext.report.layers import layer_errors, scheme
 
@@ -193,16 +195,12 @@ def quantized(run: RunDirectory, job: Job, folded: StageResult, planned: StageRe
         macs = layer_macs(module.config, job.model.preprocess.input_size)
         layers = layer_errors(module, prepared, chosen, stored)
         del module, stored  # the graph needs room: 0.1 of a Tiny's 1 GiB
-        give_back_free_memory()
-        program = quantize_program(exported(job, prepared), chosen)
-        # Through memory: on a full disk torch's own writer ends the whole process.
-        buffer = io.BytesIO()
-        torch.export.save(program, buffer)
-        (folder / PROGRAM).write_bytes(buffer.getbuffer())
+        program = _build(job, planned, prepared, chosen)
         return {
             "layers": [layer.model_dump() for layer in layers],
             "int8_macs": sum(macs[layer] for layer in chosen.weights) / sum(macs.values()),
             "scheme": scheme(chosen, job.target, macs),
+            "tensor_bytes": sum(tensor.nbytes for tensor in _tensors(program)),
         }
 
     inputs = {
@@ -213,20 +211,34 @@ def quantized(run: RunDirectory, job: Job, folded: StageResult, planned: StageRe
     return run.stage("quantized", inputs, make)
 
 
-def quantized_program(stage: StageResult) -> ExportedProgram:
-    """Load the quantised graph, float32."""
-    from edgeconvnext.quantize.program import retraced  # also registers the Q/DQ operators that the file names
+def quantized_program(job: Job, stages: Mapping[str, StageResult]) -> ExportedProgram:
+    """Return the quantised graph, float32; built once for a job, from the folded network and the plan in `stages`."""
+    from edgeconvnext.quantize.plan_storage import load_plan
 
-    return retraced(torch.export.load(stage.path(PROGRAM)))
+    planned = stages["plan"]
+    if planned.key not in job.programs:
+        module, _ = for_target(folded_model(stages["fold"], job), job)
+        chosen, prepared = load_plan(planned.path(PLAN), module)
+        del module
+        _build(job, planned, prepared, chosen)
+    return job.programs[planned.key]
 
 
-def simulation(job: Job, stage: StageResult) -> GraphModule:
+def _build(job: Job, planned: StageResult, prepared: Network, chosen: QuantPlan) -> ExportedProgram:
+    from edgeconvnext.quantize.program import quantize_program
+
+    give_back_free_memory()
+    program = job.programs[planned.key] = quantize_program(exported(job, prepared), chosen)
+    return program
+
+
+def _tensors(program: ExportedProgram) -> list[torch.Tensor]:
+    constants = [value for value in program.constants.values() if isinstance(value, torch.Tensor)]
+    return [*program.state_dict.values(), *constants]
+
+
+def simulation(job: Job, stages: Mapping[str, StageResult]) -> GraphModule:
     """The quantised graph in the target's float type, ready to run."""
-    return simulation_of(job, quantized_program(stage))
-
-
-def simulation_of(job: Job, program: ExportedProgram) -> GraphModule:
-    """The same of a loaded graph, which stays as it is."""
     from edgeconvnext.quantize.simulate import simulator
 
-    return simulator(program, job.target.float_type)
+    return simulator(quantized_program(job, stages), job.target.float_type)
