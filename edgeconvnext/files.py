@@ -12,17 +12,22 @@ from pathlib import Path
 
 from edgeconvnext.errors import EdgeConvNextError, RunDirectoryError
 
+try:
+    import resource
+except ImportError:  # Windows has no such limits
+    resource = None  # type: ignore[assignment]
+
 TEMPORARY_PREFIX = ".tmp-"
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _REFUSED = {
     errno.EROFS: "the file system is read-only",
     errno.EACCES: "permission denied",
     errno.EPERM: "operation not permitted",
-    errno.EFBIG: "the file is larger than this system allows",
     errno.EEXIST: "it is a file, and a folder is needed there",
     errno.ENOTDIR: "a part of its path is a file",
     errno.EISDIR: "it is a folder",
     errno.ENAMETOOLONG: "the name is too long",
+    errno.ELOOP: "it is a link, or links lead in a circle",
 }
 
 
@@ -80,6 +85,11 @@ def storage_errors(path: Path) -> Iterator[None]:
                 f"The disk is full while writing {path} ({free / 2**20:.1f} MiB free). Free some space or choose a "
                 "folder on another disk with --output, then run the same command again: finished stages are reused."
             ) from error
+        if _is_too_large(error):
+            raise RunDirectoryError(
+                f"{_at_the_limit(path)} cannot be written: it is larger than files may be here (see ulimit -f, or the file "
+                "system's own limit). Raise the limit, or choose a folder on another disk with --output."
+            ) from error
         if isinstance(error, OSError) and error.errno in _REFUSED and _concerns(error, path):
             named = None if error.filename is None else Path(os.fsdecode(error.filename))
             file = path if named is None or named.name.startswith(TEMPORARY_PREFIX) else named
@@ -99,10 +109,29 @@ def _is_disk_full(error: Exception, path: Path) -> bool:
     return isinstance(error, RuntimeError) and shutil.disk_usage(_existing(path)).free < 2**16
 
 
+def _is_too_large(error: Exception) -> bool:
+    """Say whether a write went over the limit of a file's size."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno == errno.EFBIG
+    return "File too large" in str(error) or "os error 27" in str(error)
+
+
+def _at_the_limit(path: Path) -> Path:
+    """Return the file below `path` that was written up to the limit, else `path`: an error about a write names no file."""
+    if resource is None or not path.is_dir():
+        return path
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    name = next((name for name, file in tree_files(path).items() if file.stat().st_size == limit), None)
+    if name is None:
+        return path
+    first, _, rest = name.partition("/")
+    return path / (rest if first.startswith(TEMPORARY_PREFIX) and rest else name)
+
+
 def _concerns(error: OSError, path: Path) -> bool:
     """Say whether `error` is about a file in the folder of `path`, that folder, or a parent that could not be made."""
     if error.filename is None:  # writes to an open file name none
-        return error.errno in {errno.EROFS, errno.EFBIG}
+        return error.errno == errno.EROFS
     folder = (path if path.is_dir() else path.parent).absolute()
     file = Path(os.fsdecode(error.filename)).absolute()
     return file.is_relative_to(folder) or folder.is_relative_to(file)

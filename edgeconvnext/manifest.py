@@ -4,18 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import json
 import platform
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from edgeconvnext.errors import RunDirectoryError
-from edgeconvnext.files import atomic_write, tree_sha256
-from edgeconvnext.records import CONFIG_FILE, FORMAT, MANIFEST_FILE, STAGES_FOLDER, is_inside, json_text, read_record
+from edgeconvnext.escape import for_terminal
+from edgeconvnext.files import atomic_write
+from edgeconvnext.received import read_json
+from edgeconvnext.records import (
+    CONFIG_FILE,
+    FORMAT,
+    MANIFEST_FILE,
+    MOST_FILES,
+    STAGES_FOLDER,
+    file_sha256,
+    is_inside,
+    is_plain_file,
+    json_text,
+    lies_in,
+    read_record,
+)
 from edgeconvnext.report.schema import StageCost
 
+MOST_STAGES = 1000
 _PACKAGES = (
     "edgeconvnext",
     "torch",
@@ -29,6 +45,17 @@ _PACKAGES = (
     "tensorrt",
     "tensorrt_rtx_cu13",
 )
+
+
+class _Manifest(BaseModel):
+    """What manifest.json must hold to be read; other keys are passed on as they are."""
+
+    model_config = ConfigDict(extra="allow")
+
+    format: Literal[1]
+    config: dict[str, Any]
+    stages: list[StageCost] = Field(max_length=MOST_STAGES)
+    files: dict[str, str] = Field(max_length=MOST_FILES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,28 +108,27 @@ def load_run(path: Path) -> FinishedRun:
     manifest_file = path / MANIFEST_FILE
     if not manifest_file.is_file():
         raise RunDirectoryError(_why_no_manifest(path))
+    manifest = read_json(manifest_file, RunDirectoryError)
     try:
-        manifest = json.loads(manifest_file.read_text(encoding="utf-8"))
-        files = {str(name): str(sha256) for name, sha256 in manifest["files"].items()}
-        run = FinishedRun(path, dict(manifest["config"]), files, manifest)
-    except OSError as error:
-        raise RunDirectoryError(f"{manifest_file} cannot be read: {error.strerror}.") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        checked = _Manifest.model_validate(manifest)
+    except (ValueError, OverflowError) as error:
         raise RunDirectoryError(
             f"{manifest_file} is not a manifest that this version reads. Make the run again with the same command."
         ) from error
-    outside = [name for name in files if not is_inside(name)]
-    missing = [name for name in files if name not in outside and not (path / name).is_file()]
-    changed = [name for name in files if name not in outside + missing and tree_sha256(path / name) != files[name]]
+    files = checked.files
+    outside = [name for name in files if not is_inside(name) or not lies_in(path, name)]
+    missing = [name for name in files if name not in outside and not is_plain_file(path, name)]
+    wrong = {*outside, *missing}
+    changed = [name for name in files if name not in wrong and file_sha256(path, name) != files[name]]
     problems = {"lie outside it": outside, "are gone": missing, "changed after the run was finished": changed}
     for what, names in problems.items():
         if names:
-            listed = ", ".join(names[:5]) + (", ..." if names[5:] else "")
+            listed = for_terminal(", ".join(names[:5]))[:500] + (", ..." if names[5:] else "")
             raise RunDirectoryError(
                 f"The run {path} is not what its manifest says: {listed} {what}. "
                 f"Make it again with the same command and --output {path}; stages that still hold are reused."
             )
-    return run
+    return FinishedRun(path, checked.config, files, manifest)
 
 
 def _why_no_manifest(path: Path) -> str:
