@@ -19,6 +19,7 @@ from edgeconvnext.model.pretrained_config import to_timm_config
 from edgeconvnext.model.torch_file import MOST_DIMENSIONS, TorchFile
 from edgeconvnext.model.torch_pickle import OtherTensor, StoredTensor
 from edgeconvnext.received import MIB, reading, reason, require_regular_file
+from edgeconvnext.tensor_header import in_one_order
 
 WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 # The largest ConvNeXt has 700 tensors, described in 70 kB. safetensors itself reads headers of 100 MB.
@@ -115,7 +116,7 @@ def save_checkpoint(model: LoadedModel, path: Path) -> None:
     from safetensors.torch import save
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.module.state_dict().items()}
-    content = save(tensors, metadata={"format": "pt", _CONFIG_KEY: config_json(model.module.config)})
+    content = in_one_order(save(tensors, metadata={"format": "pt", _CONFIG_KEY: config_json(model.module.config)}))
     description = json.dumps(to_timm_config(model), indent=2, ensure_ascii=False) + "\n"
     beside = path.with_suffix(".json")
     new = not beside.exists()
