@@ -10,6 +10,7 @@ from edgeconvnext.data.preprocess import to_value_range
 from edgeconvnext.export.device_kit import MOST_VECTORS, CheckVectors, KitOutput, compared_values
 from edgeconvnext.export.layer_outputs import LayerOutput, layer_outputs
 from edgeconvnext.job import Job
+from edgeconvnext.logits import measured_logits
 from edgeconvnext.runs import StageResult
 from edgeconvnext.validate.runners import TorchRunner
 
@@ -18,10 +19,8 @@ def check_vectors(job: Job, done: dict[str, StageResult]) -> CheckVectors:
     """Return at most MOST_VECTORS images of the evaluation set with their answers, taken from the stages or computed now."""
     if not job.model.config.num_classes:
         return _backbone_vectors(job, done)
-    with np.load(done["reference"].path("reference.npz")) as file:
-        fp32, positions = file["fp32"], file["positions"]
-    with np.load(done["accuracy"].path("logits.npz")) as file:
-        simulated = file["simulated"]
+    answers = measured_logits(job, done)
+    fp32, simulated, positions = answers["fp32"], answers["simulated"], answers["positions"]
     rows = _spread(len(positions))
     labels = None if job.evaluation.labels is None else job.evaluation.labels[positions[rows]]
     _, inputs = _images(job, positions[rows].tolist())

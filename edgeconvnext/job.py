@@ -24,6 +24,7 @@ from edgeconvnext.quantize.planning import Calibrator, Effort
 from edgeconvnext.quantize.precision import ActivationBits, BitPlan, WeightBits, read_plan
 from edgeconvnext.quantize.preparations import Preparation
 from edgeconvnext.search.compress import CompressOptions
+from edgeconvnext.stored_config import stored_config
 from edgeconvnext.targets import Target, load_target
 
 if TYPE_CHECKING:
@@ -49,8 +50,9 @@ class Request:
     `ReconstructionOptions`. max_drop: points of top-1 (of agreement without labels) that may be lost on held-out calibration
     images; the costliest layers stay float until that holds. compress: what is changed before quantization; None: nothing.
     sizes: further input sizes that the artifact takes, beside the network's own.
-    reuse_from: a run whose model, images and finished stages are taken over; stored_bits: that run's. measure_latency: False
-    leaves timings out (CI). most_evaluated: images that are evaluated where no evaluation set is named.
+    reuse_from: a run whose model, images and finished stages are used again; stored_bits: that run's; model_from_copy: its folded
+    copy is the model. reuse_beside: data that others' runs beside this one hold is used, too; this user's own is in any case.
+    measure_latency: False leaves timings out (CI). most_evaluated: images that are evaluated where no evaluation set is named.
     """
 
     model: str | None = None
@@ -80,7 +82,9 @@ class Request:
     threads: int = 1
     output: Path | None = None
     reuse_from: Path | None = None
+    reuse_beside: bool = False
     stored_bits: BitPlan | None = None
+    model_from_copy: bool = False
 
     @property
     def reconstruction_options(self) -> ReconstructionOptions:
@@ -363,30 +367,30 @@ def _labels_of(images: ImageSet, model: LoadedModel) -> np.ndarray:
 
 def _from_run(request: Request, path: Path, notes: list[str]) -> tuple[Request, LoadedModel]:
     """Take model and images from a finished run; what the request names itself comes first."""
-    config = load_run(path).config
-    stored = config["model"]
-    preprocessing = {
-        "crop_pct": stored["crop_pct"],
-        "mean": tuple(stored["mean"]),
-        "std": tuple(stored["std"]),
-    }
-    height, width = stored["input_size"]
-    size, head = (height, width), stored.get("head", "classifier")
+    finished = load_run(path)
+    config = stored_config(finished)
+    stored = config.model
+    preprocessing: dict[str, Any] = {"crop_pct": stored.crop_pct, "mean": stored.mean, "std": stored.std}
+    size, head = stored.input_size, stored.head
     if request.head not in ("classifier", head):
         raise QuantizationError(
             f"{path} was made with --head {head}, and --from takes the head over with the model. Leave out --head "
             f"{request.head}, or name the model with --model."
         )
-    source = stored["source"]
+    source = stored.source
+    model_from_copy = False
     try:
         # A hub source ends in @commit; a path may hold an @ of its own.
         name = source if Path(source).exists() else source.partition("@")[0]
         model = load_model(name, head=head, resolution=size, **preprocessing)
-        if model.sha256 != stored["sha256"]:
+        if model.sha256 != stored.sha256:
             raise CheckpointError(f"{source} has changed since {path} was made")
     except CheckpointError as error:
+        if "folded.safetensors" not in finished.files:
+            raise
         copy = load_model(path / "folded.safetensors", resolution=size, **preprocessing)
-        model = replace(copy, name=stored["name"], source=source, sha256=stored["sha256"])
+        model = replace(copy, name=stored.name, source=source, sha256=stored.sha256)
+        model_from_copy = True
         notes.append(
             f"The checkpoint that {path.name} was made from is not available ({error}); FP32 figures are those of its exactly "
             "folded copy in the run."
@@ -394,21 +398,18 @@ def _from_run(request: Request, path: Path, notes: list[str]) -> tuple[Request, 
     merged = replace(
         request,
         head=head,
-        sizes=request.sizes or tuple((height, width) for height, width in stored.get("sizes", [])),
-        calibration=request.calibration or config["calibration"]["set"],
-        evaluation=request.evaluation or config["evaluation"]["set"],
-        num_images=_own(request.num_images, DEFAULT_IMAGES, config["calibration"]["images"]),
-        calibrator=_own(request.calibrator, "auto", config["calibrator"]),
-        effort=_own(request.effort, "default", config["effort"]),
-        stored_bits=BitPlan.model_validate(config["bits"]),
-        **{name: _own(getattr(request, name), getattr(Request(), name), config[name]) for name in KEPT_METHOD},
-        compress=request.compress or _stored_compress(config.get("compress")),
+        sizes=request.sizes or stored.sizes,
+        calibration=request.calibration or config.calibration.set,
+        evaluation=request.evaluation or config.evaluation.set,
+        num_images=_own(request.num_images, DEFAULT_IMAGES, config.calibration.images),
+        calibrator=_own(request.calibrator, "auto", config.calibrator),
+        effort=_own(request.effort, "default", config.effort),
+        stored_bits=config.bits,
+        **{name: _own(getattr(request, name), getattr(Request(), name), getattr(config, name)) for name in KEPT_METHOD},
+        compress=request.compress or config.compress,
+        model_from_copy=model_from_copy,
     )
     return merged, model
-
-
-def _stored_compress(stored: dict[str, Any] | None) -> CompressOptions | None:
-    return None if stored is None else CompressOptions(**stored)
 
 
 def _from_anywhere(name: str | None) -> str | None:

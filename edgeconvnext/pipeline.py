@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import edgeconvnext
 from edgeconvnext import stages
 from edgeconvnext.data.preprocess import to_value_range
-from edgeconvnext.errors import GATE_MISSED_EXIT_CODE, CheckpointError, RunDirectoryError
+from edgeconvnext.errors import GATE_MISSED_EXIT_CODE, CheckpointError, DeviceResultsError, RunDirectoryError
 from edgeconvnext.export.artifact import ARTIFACTS, Programs, require_target, write_artifact
 from edgeconvnext.export.metadata import ArtifactMetadata
 from edgeconvnext.export.sparse_onnx import sparsity_checks
@@ -19,9 +19,12 @@ from edgeconvnext.job import Job, Request, named_target, resolve
 from edgeconvnext.manifest import FinishedRun, load_run, package_versions
 from edgeconvnext.model.heads import require_answers
 from edgeconvnext.progress import progress_bar
+from edgeconvnext.received import read_bytes, read_text, reading
 from edgeconvnext.report.schema import Report
 from edgeconvnext.runs import RunDirectory, StageResult, default_run_path, run_key
 from edgeconvnext.search.analysis import Analysis
+from edgeconvnext.stages.values import ArtifactValues, DeviceValues, FoldValues, PlanValues
+from edgeconvnext.stored_config import stored_config, stored_target
 from edgeconvnext.targets import Target
 from edgeconvnext.validate.fidelity import products_saturate
 
@@ -87,7 +90,7 @@ def validate(path: Path, evaluation: str | None = None, *, measure_latency: bool
     """
     finished = load_run(path)
     request = Request(
-        target=Target.model_validate(finished.config["target"]["definition"]),
+        target=stored_target(finished),
         evaluation=evaluation,
         measure_latency=measure_latency,
         threads=threads,
@@ -111,16 +114,16 @@ def merge_device(path: Path, results: Path) -> Outcome:
     _require_kit(path, finished)
     kit = Kit.load(path / KIT)
     told = read_results(results, kit)
-    report = Report.model_validate_json((path / "report.json").read_text(encoding="utf-8"))
-    target = Target.model_validate(finished.config["target"]["definition"])
+    report = _stored_report(finished)
+    target = stored_target(finished)
     merged = merge(report, device_record(told, kit), target)
-    labels = (path / "labels.txt").read_text(encoding="utf-8").splitlines() if "labels.txt" in finished.files else None
+    labels = read_text(path / "labels.txt", RunDirectoryError).splitlines() if "labels.txt" in finished.files else None
 
     def make(folder: Path) -> None:
         write_report(merged, folder, labels=labels)
 
-    with RunDirectory.open(path, finished.config) as run:
-        _keep_results(run, kit.sha256, results.read_bytes())
+    with RunDirectory.open(path, finished.config, own_inputs=False) as run:
+        _keep_results(run, kit.sha256, read_bytes(results, DeviceResultsError))
         run.stage("report", {"report": merged.model_dump()}, make)
         run.extend(finished)
     return Outcome(path, merged)
@@ -148,6 +151,16 @@ def remote(
     return merge_device(path, results)
 
 
+def _stored_report(finished: FinishedRun) -> Report:
+    """Read the report of a finished run; raises RunDirectoryError where it is none of this version."""
+    file = finished.path / "report.json"
+    if file.name not in finished.files:
+        raise RunDirectoryError(f"{finished.path} has no {file.name}; name a run of edgeconvnext export.")
+    content = read_bytes(file, RunDirectoryError)
+    with reading(file, RunDirectoryError, "Make the run again with the same command."):
+        return Report.model_validate_json(content)
+
+
 def _require_kit(path: Path, finished: FinishedRun) -> None:
     if f"{KIT}/kit.json" not in finished.files:
         raise RunDirectoryError(
@@ -170,13 +183,13 @@ def _with_kept_results(run: RunDirectory, report: Report, target: Target) -> Rep
     from edgeconvnext.validate.on_device import Kit, device_record, merge, read_results
 
     kept = run.kept("results")
-    if kept is None or "device" not in run.results:
+    if kept is None or KEPT_RESULTS not in kept.record.files or "device" not in run.results:
         return report
     kit = Kit.load(run.path / KIT)
-    if kept.record.inputs["kit"] != kit.sha256:
+    if kept.record.inputs.get("kit") != kit.sha256:
         return report
     told = read_results(kept.path(KEPT_RESULTS), kit)
-    _keep_results(run, kit.sha256, kept.path(KEPT_RESULTS).read_bytes())
+    _keep_results(run, kit.sha256, read_bytes(kept.path(KEPT_RESULTS), RunDirectoryError))
     return merge(report, device_record(told, kit), target)
 
 
@@ -203,7 +216,7 @@ def quantized_program(path: Path) -> ExportedProgram:
     Raises RunDirectoryError where `path` is no finished run, its files have changed, or it has no plan.
     """
     finished = load_run(path)
-    target = Target.model_validate(finished.config["target"]["definition"])
+    target = stored_target(finished)
     job = resolve(Request(target=target, output=path, reuse_from=path))
     with RunDirectory.open(path, finished.config) as run:
         return stages.quantized_program(job, _planned(run))
@@ -215,13 +228,13 @@ def analyze_run(path: Path) -> Analyzed:
     Raises RunDirectoryError where `path` is no finished run, its files or calibration images have changed, or it has no plan.
     """
     finished = load_run(path)
-    target = Target.model_validate(finished.config["target"]["definition"])
+    target = stored_target(finished)
     job = resolve(Request(target=target, output=path, reuse_from=path))
     require_answers(job.model)
-    images = finished.config["calibration"]
-    if job.calibration.list_sha256 != images["list_sha256"]:
+    images = stored_config(finished).calibration
+    if job.calibration.list_sha256 != images.list_sha256:
         raise RunDirectoryError(
-            f"The calibration images of {path}, {images['set']}, are not the ones it was made with any more. Make the run again "
+            f"The calibration images of {path}, {images.set}, are not the ones it was made with any more. Make the run again "
             f"with the same command and --output {path}, then analyse it."
         )
     with RunDirectory.open(path, finished.config) as run:
@@ -233,7 +246,7 @@ def analyze_run(path: Path) -> Analyzed:
 
 def _planned(run: RunDirectory) -> dict[str, StageResult]:
     """Return the folded network and the plan of a finished run as they are stored."""
-    folded, planned = run.kept("fold"), run.kept("plan")
+    folded, planned = run.kept("fold", FoldValues), run.kept("plan", PlanValues)
     if folded is None or planned is None:
         raise RunDirectoryError(
             f"{run.path} holds no {'plan' if folded else 'folded network'} to work on; another version made it. Make it again "
@@ -246,7 +259,13 @@ def _open_run(job: Job, command: str) -> Any:
     """Open the run directory; by default each command has its own, so that quantize never undoes an export."""
     key = run_key({**job.config, "command": command})
     path = job.request.output or default_run_path(RUNS, job.model.name, job.target.name, key)
-    return RunDirectory.open(path, job.config, reuse_from=job.request.reuse_from)
+    return RunDirectory.open(
+        path,
+        job.config,
+        reuse_from=job.request.reuse_from,
+        reuse_beside=job.request.reuse_beside,
+        own_inputs=not job.request.model_from_copy,
+    )
 
 
 def _plan(run: RunDirectory, job: Job, done: dict[str, StageResult]) -> None:
@@ -292,7 +311,7 @@ def _artifact(run: RunDirectory, job: Job, done: dict[str, StageResult]) -> Stag
         "versions": package_versions(),
         "saturates": products_saturate(),
     }
-    return run.stage("artifact", inputs, make)
+    return run.stage("artifact", inputs, make, ArtifactValues)
 
 
 def _programs(job: Job, done: dict[str, StageResult]) -> Programs:
@@ -353,7 +372,7 @@ def _device_kit(run: RunDirectory, job: Job, done: dict[str, StageResult]) -> St
         "target": job.target.model_dump(mode="json"),
         "name": job.model.name,
     }
-    return run.stage("device", inputs, make)
+    return run.stage("device", inputs, make, DeviceValues)
 
 
 def _report(run: RunDirectory, job: Job, done: dict[str, StageResult], artifact_name: str | None) -> Outcome:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 
+from edgeconvnext.errors import RunDirectoryError
+from edgeconvnext.model.layers import weighted_layers
 from edgeconvnext.model.network import Network
 from edgeconvnext.quantize.plan import ActivationPlan, LayerDecision, QParams, QuantPlan
+from edgeconvnext.received import parse_json, reading, require_regular_file
 from edgeconvnext.rewrite.prepare import Affine, place_affine
+from edgeconvnext.tensor_header import in_one_order
 
 
 def save_plan(plan: QuantPlan, module: Network, path: Path) -> None:
@@ -47,47 +52,98 @@ def save_plan(plan: QuantPlan, module: Network, path: Path) -> None:
             "plain_sqnr_db": decision.plain_sqnr_db,
             "candidates": decision.candidates,
         }
-    path.write_bytes(save(tensors, metadata={"plan": json.dumps(metadata)}))
+    path.write_bytes(in_one_order(save(tensors, metadata={"plan": json.dumps(metadata)})))
 
 
 def load_plan(path: Path, folded: Network) -> tuple[QuantPlan, Network]:
-    """Read what `save_plan` wrote; return the plan and a copy of `folded` with its affines, codes and biases in place."""
+    """Read what `save_plan` wrote; return the plan and a copy of `folded` with its affines, codes and biases in place.
+
+    Raises RunDirectoryError where the file holds anything else, or the plan of another network.
+    """
     from safetensors import safe_open
 
-    with safe_open(str(path), framework="pt") as file:
-        metadata = json.loads(file.metadata()["plan"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  the file is no mapping
+    require_regular_file(path, RunDirectoryError)
+    with reading(path, RunDirectoryError, "Make the run again with the same command."):
+        with safe_open(str(path), framework="pt") as file:
+            metadata = _Metadata.model_validate(parse_json(file.metadata()["plan"], path, RunDirectoryError))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  the file is no mapping
+        plan = _read_plan(metadata, tensors)
+        return plan, _with_plan(plan, tensors, folded)
+
+
+def _read_plan(metadata: _Metadata, tensors: dict[str, torch.Tensor]) -> QuantPlan:
     activations = {
         name: ActivationPlan(
-            name,
-            _read_grid(name, entry["grid"], tensors),
-            entry["estimator"],
-            entry["mse"],
-            entry["signal"],
-            entry["candidates"],
+            name, _read_grid(name, entry.grid, tensors), entry.estimator, entry.mse, entry.signal, entry.candidates
         )
-        for name, entry in metadata["activations"].items()
+        for name, entry in metadata.activations.items()
     }
-    weights = {layer: _read_grid(layer, entry, tensors) for layer, entry in metadata["weights"].items()}
+    weights = {layer: _read_grid(layer, entry, tensors) for layer, entry in metadata.weights.items()}
     decisions = {
         layer: LayerDecision(
-            Affine(tensors[f"{layer}|affine_scale"], tensors[f"{layer}|affine_shift"], entry["affine"]),
-            entry["rounding"],
-            entry["block_sqnr_db"],
-            entry["plain_sqnr_db"],
-            entry["candidates"],
+            Affine(
+                _floats(tensors, f"{layer}|affine_scale", 1), _floats(tensors, f"{layer}|affine_shift", 1), entry.affine
+            ),
+            entry.rounding,
+            entry.block_sqnr_db,
+            entry.plain_sqnr_db,
+            entry.candidates,
         )
-        for layer, entry in metadata["decisions"].items()
+        for layer, entry in metadata.decisions.items()
     }
+    return QuantPlan(activations, weights, decisions)
+
+
+def _with_plan(plan: QuantPlan, tensors: dict[str, torch.Tensor], folded: Network) -> Network:
+    """Return a copy of the network with a plan's affines, codes and biases; raises ValueError for another network's plan."""
+    layers = weighted_layers(folded)
+    strangers = {name.partition(":")[0] for name in (*plan.activations, *plan.weights, *plan.decisions)} - set(layers)
+    if strangers:
+        raise ValueError(f"its network has a layer {min(strangers)}, and the run's has none")
     module = copy.deepcopy(folded).eval()
-    for layer, grid in weights.items():
-        if layer in decisions and not decisions[layer].affine.is_identity:
-            place_affine(module, layer, decisions[layer].affine)
-        found = module.get_submodule(layer)
-        codes = tensors[f"{layer}|codes"].float()
-        found.get_parameter("weight").data.copy_(codes * grid.broadcast(grid.scale, codes))
-        found.get_parameter("bias").data.copy_(tensors[f"{layer}|bias"])
-    return QuantPlan(activations, weights, decisions), module
+    for layer, grid in plan.weights.items():
+        if layer in plan.decisions and not plan.decisions[layer].affine.is_identity:
+            place_affine(module, layer, plan.decisions[layer].affine)
+        placed = module.get_submodule(layer)
+        weight, bias = placed.get_parameter("weight").data, placed.get_parameter("bias").data
+        codes, stored_bias = tensors[f"{layer}|codes"], tensors[f"{layer}|bias"]
+        if codes.dtype != torch.int8 or codes.shape != weight.shape or stored_bias.shape != bias.shape:
+            raise ValueError(f"the codes of {layer} are not of its shape")
+        if grid.axis is not None and grid.scale.shape[0] != weight.shape[grid.axis]:
+            raise ValueError(f"{layer} has not one scale for each channel")
+        weight.copy_(codes.float() * grid.broadcast(grid.scale, codes))
+        bias.copy_(stored_bias)
+    return module
+
+
+class _Grid(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    quant_min: int = Field(ge=-(2**15), le=0)
+    quant_max: int = Field(ge=1, le=2**16 - 1)
+    axis: Literal[0] | None
+
+
+class _Activation(BaseModel):
+    grid: _Grid
+    estimator: str
+    mse: float
+    signal: float
+    candidates: dict[str, float]
+
+
+class _Decision(BaseModel):
+    affine: str
+    rounding: str
+    block_sqnr_db: float
+    plain_sqnr_db: float
+    candidates: dict[str, float]
+
+
+class _Metadata(BaseModel):
+    activations: dict[str, _Activation]
+    weights: dict[str, _Grid]
+    decisions: dict[str, _Decision]
 
 
 def _grid(name: str, grid: QParams, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
@@ -97,7 +153,21 @@ def _grid(name: str, grid: QParams, tensors: dict[str, torch.Tensor]) -> dict[st
     return {"quant_min": grid.quant_min, "quant_max": grid.quant_max, "axis": grid.axis}
 
 
-def _read_grid(name: str, entry: dict[str, Any], tensors: dict[str, torch.Tensor]) -> QParams:
-    return QParams(
-        tensors[f"{name}|scale"], tensors[f"{name}|zero_point"], **entry, levels=tensors.get(f"{name}|levels")
-    )
+def _read_grid(name: str, entry: _Grid, tensors: dict[str, torch.Tensor]) -> QParams:
+    scale, zero_point = _floats(tensors, f"{name}|scale", 2), tensors[f"{name}|zero_point"]
+    if not bool((scale > 0).all()) or (entry.axis is None) != (scale.dim() == 0):
+        raise ValueError(f"the scales of {name} are no scales")
+    inside = zero_point.dtype == torch.int32 and zero_point.shape == scale.shape
+    if not inside or not bool(((zero_point >= entry.quant_min) & (zero_point <= entry.quant_max)).all()):
+        raise ValueError(f"the zero points of {name} are not on its grid")
+    levels = _floats(tensors, f"{name}|levels", 1) if f"{name}|levels" in tensors else None
+    if levels is not None and not (2 <= len(levels) <= 256 and bool((levels.diff() > 0).all())):
+        raise ValueError(f"the levels of {name} are no palette")
+    return QParams(scale, zero_point, entry.quant_min, entry.quant_max, entry.axis, levels)
+
+
+def _floats(tensors: dict[str, torch.Tensor], key: str, most_axes: int) -> torch.Tensor:
+    values = tensors[key]
+    if values.dtype != torch.float32 or values.dim() > most_axes or not bool(values.isfinite().all()):
+        raise ValueError(f"{key} holds no finite numbers of float32")
+    return values

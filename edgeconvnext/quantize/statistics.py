@@ -13,13 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from edgeconvnext.cost import trim_heap
-from edgeconvnext.errors import QuantizationError
+from edgeconvnext.errors import QuantizationError, RunDirectoryError
 from edgeconvnext.model.layers import weighted_layers
 from edgeconvnext.model.network import Network
-from edgeconvnext.quantize.histogram import Histogram, StreamingHistogram
+from edgeconvnext.quantize.histogram import MAX_BINS, Histogram, StreamingHistogram
+from edgeconvnext.received import parse_json, reading, require_regular_file
+from edgeconvnext.tensor_header import in_one_order
 
 # Of tensors at least twice as large, so many values of one image (up to twice as many) are binned; extremes always come from
 # all values. Of the 501,760 hidden values of an Atto's first stage at 224, every seventh position is binned.
@@ -65,32 +68,62 @@ class Statistics:
             "images": json.dumps([self.fit_images, self.held_out_images]),
         }
         # Not safetensors' own save_file: that makes files only their owner can read, unlike all others of a run.
-        path.write_bytes(save(arrays, metadata=metadata))
+        path.write_bytes(in_one_order(save(arrays, metadata=metadata)))
 
     @classmethod
     def load(cls, path: Path) -> Statistics:
-        """Read what `save` wrote."""
+        """Read what `save` wrote; raises RunDirectoryError where the file holds anything else."""
         from safetensors import safe_open
 
-        with safe_open(str(path), framework="numpy") as file:
-            metadata = file.metadata()
-            scalars = json.loads(metadata["scalars"])
+        require_regular_file(path, RunDirectoryError)
+        with reading(path, RunDirectoryError, "Make the run again with the same command."):
+            with safe_open(str(path), framework="numpy") as file:
+                described = {
+                    key: parse_json(text, path, RunDirectoryError) for key, text in (file.metadata() or {}).items()
+                }
+                metadata = _Metadata.model_validate(described)
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  the file is no mapping
 
             def histogram(key: str) -> Histogram:
-                first, width, low, high = scalars[key]
-                return Histogram(file.get_tensor(key), int(first), width, low, high)
+                first, width, low, high = metadata.scalars[key]
+                counts = arrays[key]
+                if (
+                    counts.dtype != np.float64
+                    or not 1 <= counts.size <= MAX_BINS
+                    or counts.ndim != 1
+                    or not low <= high
+                ):
+                    raise ValueError(f"{key} is no histogram")
+                return Histogram(counts, int(first), width, low, high)
 
             tensors = {
                 name: TensorStatistics(
                     histogram(f"{name}|fit"),
                     histogram(f"{name}|held_out"),
-                    file.get_tensor(f"{name}|channel_low"),
-                    file.get_tensor(f"{name}|channel_high"),
+                    _extremes(arrays, f"{name}|channel_low"),
+                    _extremes(arrays, f"{name}|channel_high"),
                 )
-                for name in json.loads(metadata["names"])
+                for name in metadata.names
             }
-        fit_images, held_out_images = json.loads(metadata["images"])
+        fit_images, held_out_images = metadata.images
         return cls(tensors, fit_images, held_out_images)
+
+
+class _Metadata(BaseModel):
+    """What a statistics file says beside its tensors. scalars: first bin, width, low and high of a histogram."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    scalars: dict[str, tuple[float, float, float, float]]
+    names: list[str]
+    images: tuple[int, int]
+
+
+def _extremes(arrays: dict[str, np.ndarray], key: str) -> np.ndarray:
+    values = arrays[key]
+    if values.dtype != np.float32 or values.ndim != 1:
+        raise ValueError(f"{key} holds no number for each channel")
+    return values
 
 
 class _TensorObserver:

@@ -7,9 +7,8 @@ import io
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edgeconvnext.job import Job
+from edgeconvnext.logits import measured_logits
 from edgeconvnext.manifest import package_versions
 from edgeconvnext.model.layers import weighted_layers
 from edgeconvnext.report.schema import (
@@ -82,11 +81,9 @@ def assemble(run: RunDirectory, job: Job, stages: dict[str, StageResult], artifa
 def _accuracy(job: Job, stages: dict[str, StageResult]) -> tuple[Accuracy, float | None]:
     """Compare the logits that the stages saved; fidelity is None where the artifact did not run."""
     evaluation = job.evaluation
-    with np.load(stages["reference"].path("reference.npz")) as file:
-        fp32, positions = file["fp32"], file["positions"]
-    with np.load(stages["accuracy"].path("logits.npz")) as file:
-        simulated = file["simulated"]
-        artifact = file.get("artifact")
+    answers = measured_logits(job, stages)
+    fp32, simulated, positions = answers["fp32"], answers["simulated"], answers["positions"]
+    artifact = answers.get("artifact")
     result = compare(
         fp32,
         simulated,

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgeconvnext.data.loader import batches, check_broken
+from edgeconvnext.errors import RunDirectoryError
 from edgeconvnext.job import Job
+from edgeconvnext.received import read_bytes, reading
 from edgeconvnext.runs import RunDirectory, StageResult
 from edgeconvnext.stages.network import folded_model, for_target, images_of
 from edgeconvnext.stages.quantization import PLAN, PLAN_STATISTICS
@@ -67,7 +69,9 @@ def analysis_of(stage: StageResult) -> Analysis:
     """Read what the analysis stage wrote."""
     from edgeconvnext.search.analysis import Analysis
 
-    return Analysis.model_validate_json(stage.path(ANALYSIS).read_text(encoding="utf-8"))
+    content = read_bytes(stage.path(ANALYSIS), RunDirectoryError)
+    with reading(stage.path(ANALYSIS), RunDirectoryError, "Analyse the run again."):
+        return Analysis.model_validate_json(content)
 
 
 def _analysis_setting(job: Job, fit_images: int, held_out_images: int, sensitivity_images: int) -> Setting:

@@ -11,12 +11,15 @@ import torch
 
 from edgeconvnext.data.loader import batches
 from edgeconvnext.data.preprocess import to_value_range
+from edgeconvnext.errors import RunDirectoryError
 from edgeconvnext.export.artifact import ARTIFACTS
 from edgeconvnext.job import Job
 from edgeconvnext.model.input_size import size_text
+from edgeconvnext.received import reading
 from edgeconvnext.runs import RunDirectory, StageResult
 from edgeconvnext.stages.network import exported, folded_model, for_target, model_key, proof_images, read_images
 from edgeconvnext.stages.quantization import UNBUDGETED_PLAN, simulation
+from edgeconvnext.stages.values import AccuracyValues, LatencyValues, OutputsValues, ReferenceValues, SizesValues
 from edgeconvnext.validate.device import describe_device
 
 if TYPE_CHECKING:
@@ -38,7 +41,9 @@ def reference(run: RunDirectory, job: Job) -> StageResult:
         np.savez(folder / "reference.npz", fp32=logits["fp32"], positions=positions)
         return {"skipped": [f"{image.id}: {image.reason}" for image in stream.skipped]}
 
-    return run.stage("reference", {"model": model_key(job), "images": job.evaluation.images.fingerprint}, make)
+    return run.stage(
+        "reference", {"model": model_key(job), "images": job.evaluation.images.fingerprint}, make, ReferenceValues
+    )
 
 
 def evaluated(run: RunDirectory, job: Job, program: StageResult, artifact: StageResult | None) -> StageResult:
@@ -54,7 +59,7 @@ def evaluated(run: RunDirectory, job: Job, program: StageResult, artifact: Stage
         np.savez(folder / "logits.npz", allow_pickle=False, positions=positions, **logits)
         return {"runtimes": {name: runner.runtime for name, runner in runners.items()}}
 
-    return run.stage("accuracy", _evaluation_key(job, program, artifact), make)
+    return run.stage("accuracy", _evaluation_key(job, program, artifact), make, AccuracyValues)
 
 
 def outputs(run: RunDirectory, job: Job, program: StageResult, artifact: StageResult | None) -> StageResult:
@@ -79,7 +84,9 @@ def outputs(run: RunDirectory, job: Job, program: StageResult, artifact: StageRe
             "runtimes": runtimes,
         }
 
-    return run.stage("outputs", {"model": model_key(job), **_evaluation_key(job, program, artifact)}, make)
+    return run.stage(
+        "outputs", {"model": model_key(job), **_evaluation_key(job, program, artifact)}, make, OutputsValues
+    )
 
 
 def other_sizes(run: RunDirectory, job: Job, program: StageResult, artifact: StageResult | None) -> StageResult:
@@ -105,7 +112,7 @@ def other_sizes(run: RunDirectory, job: Job, program: StageResult, artifact: Sta
         return {"sizes": records}
 
     inputs = {"model": model_key(job), "sizes": job.sizes, **_evaluation_key(job, program, artifact)}
-    return run.stage("sizes", inputs, make)
+    return run.stage("sizes", inputs, make, SizesValues)
 
 
 def _quantized_runners(run: RunDirectory, job: Job, artifact: StageResult | None) -> tuple[Runner, Runner | None]:
@@ -118,8 +125,13 @@ def _quantized_runners(run: RunDirectory, job: Job, artifact: StageResult | None
     def simulate(images: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
         return module(torch.from_numpy(to_value_range(images.numpy(), preprocess, value_range)))
 
-    found = None if artifact is None else artifact_runner(artifact.path(ARTIFACTS[job.target.exporter]))
-    return TorchRunner(simulate), found
+    if artifact is None:
+        return TorchRunner(simulate), None
+    path = artifact.path(ARTIFACTS[job.target.exporter])
+    if not artifact.reused:
+        return TorchRunner(simulate), artifact_runner(path)
+    with reading(path, RunDirectoryError, "Export it again."):
+        return TorchRunner(simulate), artifact_runner(path)
 
 
 def _evaluation_key(job: Job, program: StageResult, artifact: StageResult | None) -> dict[str, Any]:
@@ -168,7 +180,7 @@ def latency(
         }
 
     inputs = {"artifact": artifact.key, "threads": job.request.threads, "device": describe_device()}
-    return run.stage("latency", inputs, make)
+    return run.stage("latency", inputs, make, LatencyValues)
 
 
 def _unbudgeted_onnx(job: Job, folded: StageResult, planned: StageResult, path: Path) -> Path:

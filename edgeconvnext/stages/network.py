@@ -18,6 +18,7 @@ from edgeconvnext.model.load import load_model
 from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.model.network import Network
 from edgeconvnext.runs import RunDirectory, StageResult
+from edgeconvnext.stages.values import CompressValues, FoldValues
 
 COMPRESSED = "compressed.safetensors"
 # Where recovery is saved while it runs.
@@ -49,7 +50,7 @@ def compress(run: RunDirectory, job: Job) -> StageResult:
         "options": asdict(options),
         "target": job.target.runtime.name,
     }
-    result = run.stage("compress", inputs, make)
+    result = run.stage("compress", inputs, make, CompressValues)
     checkpoint.unlink(missing_ok=True)
     return result
 
@@ -69,7 +70,7 @@ def fold(run: RunDirectory, job: Job, compressed: StageResult | None = None) -> 
     inputs = {"model": model_key(job), "images": job.calibration.fingerprint}
     if compressed is not None:
         inputs["compressed"] = compressed.key
-    return run.stage("fold", inputs, make)
+    return run.stage("fold", inputs, make, FoldValues)
 
 
 def folded_model(stage: StageResult, job: Job) -> LoadedModel:

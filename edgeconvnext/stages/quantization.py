@@ -18,6 +18,7 @@ from edgeconvnext.model.network import Network
 from edgeconvnext.quantize.precision import BitPlan, resolve_precision
 from edgeconvnext.runs import RunDirectory, StageResult
 from edgeconvnext.stages.network import exported, folded_model, for_target, images_of
+from edgeconvnext.stages.values import CalibrationCounts, PlanValues, QuantizedValues
 from edgeconvnext.targets import Target
 
 if TYPE_CHECKING:
@@ -64,14 +65,15 @@ def statistics(run: RunDirectory, job: Job, folded: StageResult) -> StageResult:
         "outputs": [output for output in job.target.quantize.outputs if output in kinds],
         "value_range": value_range,
     }
-    return run.stage("statistics", inputs, make)
+    return run.stage("statistics", inputs, make, CalibrationCounts)
 
 
 def plan(run: RunDirectory, job: Job, folded: StageResult, gathered: StageResult | None) -> StageResult:
     """Choose bits, affines, grids and codes. Files: plan.safetensors, statistics of what is quantised, plan.toml.
 
     gathered: statistics of the float network, for effort "quick", which takes each tensor by itself; without them layers are
-    reconstructed one after the other. Values: images fitted and held out, images skipped, input_error, budget.
+    reconstructed one after the other. Values: images fitted and held out, images skipped, input_error, budget,
+    threads.
     """
 
     def make(folder: Path) -> dict[str, Any]:
@@ -98,7 +100,7 @@ def plan(run: RunDirectory, job: Job, folded: StageResult, gathered: StageResult
         text = bits.toml_with(resolve_precision(module, job.target, bits))
         (folder / PLAN_TOML).write_text(text, encoding="utf-8")
         counts = {key: values[key] for key in ("fit", "held_out", "skipped")}
-        return {**counts, "input_error": error, "budget": budget}
+        return {**counts, "input_error": error, "budget": budget, "threads": torch.get_num_threads()}
 
     inputs = {
         "folded": folded.key,
@@ -110,7 +112,7 @@ def plan(run: RunDirectory, job: Job, folded: StageResult, gathered: StageResult
         "bits": job.bits.model_dump(),
         **{name: getattr(job.request, name) for name in METHOD},
     }
-    return run.stage("plan", inputs, make)
+    return run.stage("plan", inputs, make, PlanValues)
 
 
 def _what_a_plan_reads(target: Target) -> dict[str, Any]:
@@ -208,7 +210,7 @@ def quantized(run: RunDirectory, job: Job, folded: StageResult, planned: StageRe
         "sizes": job.sizes,
         "target": job.target.model_dump(mode="json", exclude={"gates", "description", "name", "runtime"}),
     }
-    return run.stage("quantized", inputs, make)
+    return run.stage("quantized", inputs, make, QuantizedValues)
 
 
 def quantized_program(job: Job, stages: Mapping[str, StageResult]) -> ExportedProgram:

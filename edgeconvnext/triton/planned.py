@@ -39,13 +39,14 @@ def load_planned_run(path: Path) -> PlannedNetwork:
     from edgeconvnext.quantize.plan_storage import load_plan
     from edgeconvnext.stages.network import FOLDED
     from edgeconvnext.stages.quantization import PLAN
+    from edgeconvnext.stored_config import stored_config
 
     run = load_run(path)
-    target = run.config["target"]
-    definition = target["definition"]
-    if definition["input"]["value_range"] != "normalized":
+    config = stored_config(run)
+    target, name = config.target.definition, config.target.name
+    if target.input.value_range != "normalized":
         raise QuantizationError(
-            f"{path} is a run for {target['name']}, whose network takes raw pixels; the Triton kernels take normalised images. "
+            f"{path} is a run for {name}, whose network takes raw pixels; the Triton kernels take normalised images. "
             f"Make a run for an NVIDIA GPU from it: edgeconvnext export --target rtx --from {path}."
         )
     model = load_model(path / FOLDED)
@@ -58,6 +59,7 @@ def load_planned_run(path: Path) -> PlannedNetwork:
         raise QuantizationError(
             f"{path} is a run of a network without a head; the Triton kernels give logits. Make a run without --head."
         )
-    float_type = torch.float16 if definition["float_type"] == "float16" else torch.float32
-    name = f"{run.config['model']['name']} for {target['name']}"
-    return PlannedNetwork(name, model.module, network, plan, float_type, model.preprocess.input_size)
+    float_type = torch.float16 if target.float_type == "float16" else torch.float32
+    return PlannedNetwork(
+        f"{config.model.name} for {name}", model.module, network, plan, float_type, model.preprocess.input_size
+    )
