@@ -65,12 +65,13 @@ def quantize(
     compress: CompressOptions | None = None,
     resolution: int | Size | None = None,
     sizes: Sequence[Size] = (),
+    reuse: bool = False,
     output: str | Path | None = None,
 ) -> Outcome:
     """Fold, calibrate and quantise a model, and measure the simulated INT8 graph; writes a run directory.
 
     model: a weights file, folder, hub name or preset. head: "features", "none" or "gap" make a backbone of it. calib, eval: a
-    set's name or a folder of images. See `Request`.
+    set's name or a folder of images. reuse: use what runs of others beside this one have finished, too. See `Request`.
     """
     return pipeline.quantize(
         Request(
@@ -91,6 +92,7 @@ def quantize(
             compress=compress,
             resolution=resolution,
             sizes=tuple(sizes),
+            reuse_beside=reuse,
             output=None if output is None else Path(output),
         )
     )
@@ -117,11 +119,12 @@ def export(
     resolution: int | Size | None = None,
     sizes: Sequence[Size] = (),
     latency: bool = True,
+    reuse: bool = False,
     output: str | Path | None = None,
 ) -> Outcome:
     """Quantise a model and write, run and measure the artifact of `target`; writes a run directory.
 
-    from_run: a finished run whose model, images and statistics are used again.
+    from_run: a finished run whose model, images and statistics are used again. reuse: as in `quantize`.
     """
     return pipeline.export(
         Request(
@@ -142,6 +145,7 @@ def export(
             compress=compress,
             resolution=resolution,
             sizes=tuple(sizes),
+            reuse_beside=reuse,
             measure_latency=latency,
             output=None if output is None else Path(output),
             reuse_from=None if from_run is None else Path(from_run),
@@ -171,11 +175,12 @@ def analyze(
     weights: WeightBits | None = None,
     activations: ActivationBits | None = None,
     plan: str | Path | None = None,
+    reuse: bool = False,
 ) -> Analyzed:
     """Say where the quantization error comes from: of a finished run, or of a model that is planned for it as `quantize` would.
 
     subject: a run directory, which keeps everything but `subject` as it was made, or a model, which needs `calib`. Writes
-    analysis.json and analysis.html into the run directory.
+    analysis.json and analysis.html into the run directory. reuse: as in `quantize`; of a model only.
     """
     asked: dict[str, Any] = {
         "calibration": _text(calib),
@@ -185,12 +190,14 @@ def analyze(
         "weights": weights,
         "activations": activations,
         "plan": None if plan is None else Path(plan),
+        "reuse_beside": reuse or None,
     }
     given = {name: value for name, value in asked.items() if value is not None}
     if not is_run(Path(subject)):
         return pipeline.analyze_model(Request(model=_text(subject), **given))
     if given:
-        options = ["--calib" if name == "calibration" else f"--{name.replace('_', '-')}" for name in given]
+        renamed = {"calibration": "calib", "reuse_beside": "reuse"}
+        options = [f"--{renamed.get(name, name).replace('_', '-')}" for name in given]
         raise RunDirectoryError(
             f"{subject} is a run and is analysed as it was made; leave out {' and '.join(options)}, or name the model instead."
         )

@@ -465,3 +465,23 @@ def test_a_stage_says_which_files_it_wrote(tmp_path: Path, user: User) -> None:
         empty = run.stage("empty", {}, lambda folder: None)
     with pytest.raises(KeyError, match="it wrote nothing"):
         empty.path("x")
+
+
+@pytest.mark.parametrize("command", ["quantize", "export", "analyze"])
+def test_reuse_reaches_the_request(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgeconvnext import pipeline
+    from edgeconvnext.cli.application import app
+
+    asked: list[bool] = []
+
+    def stop(request: Any) -> None:
+        asked.append(request.reuse_beside)
+        raise RunDirectoryError("far enough")
+
+    for name in ("quantize", "export", "analyze_model"):
+        monkeypatch.setattr(pipeline, name, stop)
+    arguments = {"quantize": [], "export": ["--target", "onnx"], "analyze": ["digits"]}[command]
+    for given in ([], ["--reuse"]):
+        with pytest.raises(RunDirectoryError):
+            app([command, *arguments, "--calib", "digits", *given], standalone_mode=False)
+    assert asked == [False, True]

@@ -40,6 +40,7 @@ from edgeconvnext.cli.options import (
     RecoverOption,
     ReplaceNormOption,
     ResolutionOption,
+    ReuseOption,
     RoundingName,
     RoundingOption,
     SizesOption,
@@ -89,6 +90,7 @@ def quantize(
     crop_pct: CropOption = None,
     mean: MeanOption = None,
     std: StdOption = None,
+    reuse: ReuseOption = False,
     output: OutputOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -103,7 +105,7 @@ def quantize(
     )
     method = _method(weights, activations, plan, prepare, rounding, bias_correction, adaround_minutes, max_drop)
     compress = _compress(context, prune_macs, replace_norm, norms, norm_drop, recover, epochs, budget_minutes)
-    finish(pipeline.quantize(replace(request, compress=compress, **method)), json)
+    finish(pipeline.quantize(replace(request, compress=compress, reuse_beside=reuse, **method)), json)
 
 
 @app.command()
@@ -151,6 +153,7 @@ def export(
     std: StdOption = None,
     latency: LatencyOption = True,
     threads: ThreadsOption = 1,
+    reuse: ReuseOption = False,
     output: OutputOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -173,7 +176,15 @@ def export(
         threads=threads,
         latency=latency,
     )
-    asked = replace(request, reuse_from=from_run, measure_latency=latency, threads=threads, compress=compress, **method)
+    asked = replace(
+        request,
+        reuse_from=from_run,
+        reuse_beside=reuse,
+        measure_latency=latency,
+        threads=threads,
+        compress=compress,
+        **method,
+    )
     finish(pipeline.export(asked), json)
 
 

@@ -15,6 +15,7 @@ from edgeconvnext.cli.options import (
     EffortName,
     JsonOption,
     PlanOption,
+    ReuseOption,
     ThreadsOption,
     WeightsOption,
     check_bits,
@@ -46,6 +47,7 @@ def analyze(
     weights: WeightsOption = None,
     activations: ActivationsOption = None,
     plan: PlanOption = None,
+    reuse: ReuseOption = False,
     json: JsonOption = False,
 ) -> None:
     """Say which layers the quantization error comes from, what is wrong with them, and what to try."""
@@ -65,6 +67,7 @@ def analyze(
         weights=cast(WeightBits | None, weights),
         activations=cast(ActivationBits | None, activations),
         plan=plan,
+        reuse=reuse,
     )
     if json:
         sys.stdout.write(found.analysis.model_dump_json(indent=2) + "\n")

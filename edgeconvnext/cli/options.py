@@ -176,6 +176,13 @@ OutputOption = Annotated[
         "--output", help="Run directory. Default: runs/<model>-<target>-<key>.", parser=path_value, metavar="<path>"
     ),
 ]
+ReuseOption = Annotated[
+    bool,
+    typer.Option(
+        "--reuse",
+        help="Use what runs of others beside this one have finished, too; your own runs are used in any case.",
+    ),
+]
 LatencyOption = Annotated[bool, typer.Option("--latency/--no-latency", help="Measure latency.")]
 ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="Threads of the runtime while timing.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
