@@ -536,7 +536,10 @@ def without_times(document: Any) -> Any:
 
 def test_the_plan_says_with_how_many_threads_it_was_made(made: Path) -> None:
     record = json.loads((made / "stages/plan.json").read_text())
-    assert record["values"]["threads"] == torch.get_num_threads()
+    threads = torch.get_num_threads()
+    assert record["values"]["threads"] == threads
+    assert json.loads((made / "report.json").read_text())["quantization"]["threads"] == threads
+    assert f"plan made with {threads} thread" in (made / "report.html").read_text()
 
 
 def test_a_job_resolved_from_a_received_run_keeps_its_images(received: Path) -> None:

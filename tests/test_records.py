@@ -151,6 +151,19 @@ def test_values_that_a_stage_does_not_return_are_refused() -> None:
         assert not record(values=junk).has_values(Values)
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_times_are_finite(number: float) -> None:
+    with pytest.raises(ValidationError):
+        record(seconds=number)
+
+
+def test_the_order_of_keys_in_a_file_does_not_matter(tmp_path: Path) -> None:
+    signed = record(inputs={"b": 1, "a": 2}).signed(KEY)
+    turned = record(inputs={"a": 2, "b": 1}).model_copy(update={"code": signed.code})
+    assert list(turned.inputs) != list(signed.inputs)
+    assert turned.is_own(KEY)
+
+
 def test_a_file_holds_while_its_content_is_the_recorded_one(tmp_path: Path) -> None:
     (tmp_path / "device").mkdir()
     (tmp_path / "device/a.bin").write_bytes(b"a")

@@ -175,6 +175,7 @@ def _quantization_record(job: Job, stages: dict[str, StageResult]) -> Quantizati
         calibration_skipped=gathered["skipped"],
         layers=plan["layers"],
         budget=None if budget is None else BudgetRecord.from_search(budget, timings.get("unbudgeted_ms")),
+        threads=gathered["threads"],
     )
 
 

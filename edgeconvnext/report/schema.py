@@ -306,6 +306,7 @@ class QuantizationRecord(Record):
     calibration_skipped: list[FileName] = []
     layers: list[LayerError] = []
     budget: BudgetRecord | None = None
+    threads: int | None = Field(default=None, description="of torch while the plan was made; null in older reports")
 
 
 class NormVerdict(Record):
