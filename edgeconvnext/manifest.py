@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from edgeconvnext.errors import RunDirectoryError
 from edgeconvnext.escape import for_terminal
 from edgeconvnext.files import atomic_write
-from edgeconvnext.received import read_json
+from edgeconvnext.received import parse_json, read_bytes
 from edgeconvnext.records import (
     CONFIG_FILE,
     FORMAT,
@@ -108,10 +108,11 @@ def load_run(path: Path) -> FinishedRun:
     manifest_file = path / MANIFEST_FILE
     if not manifest_file.is_file():
         raise RunDirectoryError(_why_no_manifest(path))
-    manifest = read_json(manifest_file, RunDirectoryError)
+    content = read_bytes(manifest_file, RunDirectoryError)
     try:
+        manifest = parse_json(content, manifest_file, RunDirectoryError)
         checked = _Manifest.model_validate(manifest)
-    except (ValueError, OverflowError) as error:
+    except (RunDirectoryError, ValueError, OverflowError) as error:
         raise RunDirectoryError(
             f"{manifest_file} is not a manifest that this version reads. Make the run again with the same command."
         ) from error
