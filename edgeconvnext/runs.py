@@ -40,7 +40,6 @@ from edgeconvnext.records import (
     CONFIG_FILE,
     FORMAT,
     MANIFEST_FILE,
-    MOST_FILES,
     STAGES_FOLDER,
     StageRecord,
     code_version,
@@ -115,10 +114,10 @@ class RunDirectory:
         self,
         path: Path,
         config: dict[str, Any],
-        user_key: bytes | None = None,
-        named: Path | None = None,
-        reuse_beside: bool = False,
-        own_inputs: bool = True,
+        user_key: bytes | None,
+        named: Path | None,
+        reuse_beside: bool,
+        own_inputs: bool,
     ) -> None:
         self.path = path
         self.config = config
@@ -403,8 +402,9 @@ def _listed(moving: Path) -> list[str]:
         names = read_json(moving, RunDirectoryError)
     except RunDirectoryError:
         return []
-    listed = names[: 2 * MOST_FILES] if isinstance(names, list) else []
-    return [name for name in listed if isinstance(name, str) and is_stage_file(name)]
+    return [
+        name for name in (names if isinstance(names, list) else []) if isinstance(name, str) and is_stage_file(name)
+    ]
 
 
 def _brief(value: object) -> str:

@@ -224,6 +224,119 @@ def test_a_file_that_changes_while_it_is_copied_is_not_believed(
     assert not make(tmp_path / "runs/c").reused
 
 
+def test_a_source_that_does_not_do_is_passed_over_for_the_next(tmp_path: Path, user: User) -> None:
+    make(tmp_path / "runs/a", inputs=2)
+    (tmp_path / "runs/b/stages").mkdir(parents=True)
+    user("somebody")
+    make(tmp_path / "c/run")
+    (tmp_path / "c/run").rename(tmp_path / "runs/c")
+    user("me")
+    make(tmp_path / "d/run").path("numbers.json").unlink()
+    (tmp_path / "d/run").rename(tmp_path / "runs/d")
+    make(tmp_path / "e/run").path("numbers.json").write_text("edited")
+    (tmp_path / "e/run").rename(tmp_path / "runs/e")
+    make(tmp_path / "f/run")
+    (tmp_path / "f/run").rename(tmp_path / "runs/f")
+    assert make(tmp_path / "runs/b").taken_from == tmp_path / "runs/f"
+    assert make(tmp_path / "elsewhere/run", reuse_from=tmp_path / "runs/b").taken_from == tmp_path / "runs/b"
+
+
+def several_files(folder: Path) -> dict[str, Any]:
+    for name in ("a.json", "deep/er/b.json"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    return {"count": 2}
+
+
+def test_all_files_of_a_stage_are_copied_from_folders_in_folders(tmp_path: Path, user: User) -> None:
+    with RunDirectory.open(tmp_path / "runs/a", CONFIG) as run:
+        run.stage("first", {}, several_files)
+    with RunDirectory.open(tmp_path / "runs/b", CONFIG) as run:
+        copied = run.stage("first", {}, several_files)
+    assert copied.taken_from == tmp_path / "runs/a"
+    assert copied.path("deep/er/b.json").read_text() == "deep/er/b.json"
+    (tmp_path / "runs/b/a.json").unlink()
+    (tmp_path / "runs/a/a.json").unlink()
+    os.mkfifo(tmp_path / "runs/a/a.json")
+    with RunDirectory.open(tmp_path / "runs/c", CONFIG) as run:
+        assert not run.stage("first", {}, several_files).reused, "one file of two is no regular file"
+
+
+def test_a_file_that_becomes_a_link_while_it_is_copied_is_not_believed(
+    tmp_path: Path, user: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, outside = make(tmp_path / "runs/a").path("numbers.json"), tmp_path / "outside"
+    copy = runs.shutil.copyfile
+
+    def swap(origin: Path, target: Path, **options: Any) -> Any:
+        source.rename(outside)
+        source.symlink_to(outside)
+        return copy(origin, target, **options)
+
+    monkeypatch.setattr(runs.shutil, "copyfile", swap)
+    assert not make(tmp_path / "runs/b").reused
+
+
+def test_what_is_made_behind_a_stage_of_ones_own_is_ones_own_whether_that_was_made_or_reused(
+    tmp_path: Path, user: User
+) -> None:
+    make(tmp_path / "run")
+    with RunDirectory.open(tmp_path / "run", CONFIG) as run:
+        assert run.stage("first", {"inputs": 1}, lambda folder: None).reused
+        assert run.stage("second", {}, lambda folder: None).record.code is not None
+        assert run.stage("third", {}, lambda folder: None).record.code is not None
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_move_that_had_ended_but_for_its_list_keeps_the_stage_that_holds(
+    tmp_path: Path, user: User, whole: bool
+) -> None:
+    file = make(tmp_path / "run").path("numbers.json")
+    moving = tmp_path / "run/stages/first.moving"
+    moving.write_text('["numbers.json"]')
+    if not whole:
+        file.write_text("one half")
+    with RunDirectory.open(tmp_path / "run", CONFIG):
+        assert file.exists() is whole
+        assert (tmp_path / "run/stages/first.json").exists() is whole
+        assert not moving.exists()
+
+
+def test_after_a_link_in_the_list_of_a_move_the_other_files_are_still_removed(tmp_path: Path, user: User) -> None:
+    (tmp_path / "photos").mkdir()
+    run = tmp_path / "run"
+    (run / "stages").mkdir(parents=True)
+    (run / "device").symlink_to(tmp_path / "photos")
+    (run / "half.json").write_text("one half")
+    (run / "stages/first.moving").write_text('["device/check.py", "half.json"]')
+    make(run)
+    assert not (run / "half.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "shown"),
+    [
+        ({"size": 1}, "{'size': 1}"),
+        ("y" * 300, "y" * 200),
+        ({"name": "z" * 300, "sha256": "0"}, "z" * 200),
+        ({"name": "tiny", "sha256": "0123456789abcdef"}, "tiny, sha256 0123456789ab"),
+    ],
+)
+def test_another_model_is_named_briefly(tmp_path: Path, user: User, model: object, shown: str) -> None:
+    (tmp_path / "run/stages").mkdir(parents=True)
+    (tmp_path / "run/config.json").write_text(json.dumps({"config": {"model": model, "target": "onnx"}}))
+    with pytest.raises(RunDirectoryError) as caught:
+        make(tmp_path / "run")
+    assert f"a run of another model ({shown}, now tiny)" in str(caught.value)
+
+
+def test_extending_a_run_returns_its_manifest(tmp_path: Path, user: User) -> None:
+    with RunDirectory.open(tmp_path / "run", CONFIG) as run:
+        run.stage("first", {}, lambda folder: None)
+        assert run.finish() == tmp_path / "run/manifest.json"
+        assert run.extend(runs.load_run(tmp_path / "run")) == tmp_path / "run/manifest.json"
+
+
 # A folder of somebody else that a run is asked to write into
 
 
