@@ -11,10 +11,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from edgeconvnext.errors import RunDirectoryError
+from edgeconvnext.escape import for_terminal
 from edgeconvnext.model.layers import weighted_layers
 from edgeconvnext.model.network import Network
 from edgeconvnext.quantize.plan import ActivationPlan, LayerDecision, QParams, QuantPlan
-from edgeconvnext.received import parse_json, reading, require_regular_file
+from edgeconvnext.received import parse_json, reading, reason, require_regular_file
 from edgeconvnext.rewrite.prepare import Affine, place_affine
 from edgeconvnext.tensor_header import in_one_order
 
@@ -68,7 +69,13 @@ def load_plan(path: Path, folded: Network) -> tuple[QuantPlan, Network]:
             metadata = _Metadata.model_validate(parse_json(file.metadata()["plan"], path, RunDirectoryError))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  the file is no mapping
         plan = _read_plan(metadata, tensors)
+    try:
         return plan, _with_plan(plan, tensors, folded)
+    except (ValueError, KeyError, IndexError, AttributeError, RuntimeError) as error:
+        raise RunDirectoryError(
+            f"{for_terminal(path)} is the plan of another network than the folded one beside it ({reason(error)}). Make the run "
+            "again with the same command."
+        ) from error
 
 
 def _read_plan(metadata: _Metadata, tensors: dict[str, torch.Tensor]) -> QuantPlan:

@@ -26,13 +26,14 @@ def analysis(run: RunDirectory, job: Job, folded: StageResult, planned: StageRes
 
     def make(folder: Path) -> None:
         from edgeconvnext.model.macs import layer_macs
+        from edgeconvnext.quantize.plan_storage import load_plan
         from edgeconvnext.quantize.statistics import Statistics
         from edgeconvnext.report.analysis_page import render_analysis_html
-        from edgeconvnext.search.analysis import load_planned, measure
+        from edgeconvnext.search.analysis import measure
         from edgeconvnext.search.suspicions import with_suspicions
 
         module, _ = for_target(folded_model(folded, job), job)
-        chosen, prepared = load_planned(planned.path(PLAN), module)
+        chosen, prepared = load_plan(planned.path(PLAN), module)
         stored = Statistics.load(planned.path(PLAN_STATISTICS))
         preprocess = job.model.preprocess.with_value_range(job.target.input.value_range)
         stream = batches(job.calibration, preprocess, indices=judged, description="Reading images (held out)")
