@@ -88,8 +88,9 @@ class StreamingHistogram:
         while self._exponent < exponent:
             self._merge_pairs()
         width = 2.0**self._exponent
-        first = math.floor(self._low / width)
-        last = math.floor(self._high / width)
+        # In float32, as `update` scales the values: of the smallest floats nothing remains, and -2^-149 belongs to bin 0 as well.
+        first = math.floor(np.float32(self._low / width))
+        last = math.floor(np.float32(self._high / width))
         if len(self._counts):
             first, last = min(first, self._first), max(last, self._first + len(self._counts) - 1)
         counts = np.zeros(last - first + 1)

@@ -81,3 +81,12 @@ def test_constant_and_zero_tensors_are_counted() -> None:
 def test_share_outside_counts_the_clipped_values() -> None:
     result = count([torch.arange(1000).float()]).result()
     assert result.share_outside(0, 899.5) == pytest.approx(0.1, abs=0.001)
+
+
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+def test_a_value_that_float32_cannot_scale_is_counted_beside_zero(sign: float) -> None:
+    """2^-149, the smallest float32 above zero, halves to zero; from below zero it then leaves the bin that ends there."""
+    for other, bins in ((-8191.0, {0: 1, -4096: 1}), (8191.0, {0: 1, 4095: 1})):
+        result = count([torch.tensor([sign * 2.0**-149, other])]).result()
+        assert result.width == 2.0
+        assert {result.first + i: number for i, number in enumerate(result.counts) if number} == bins
