@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from edgeconvnext.quantize.histogram import MAX_BINS, Histogram, StreamingHistogram
 
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")  # numpy's, of a division by zero
+
 
 def counted(*batches: list[float] | torch.Tensor) -> Histogram:
     streaming = StreamingHistogram()

@@ -22,6 +22,8 @@ from edgeconvnext.quantize.ranges import (
     round_scale,
 )
 
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")  # numpy's, of a division by zero
+
 INT8 = Grid(-128, 127, symmetric=True)
 UINT8 = Grid(0, 255, symmetric=False)
 SIGNED = Grid(-128, 127, symmetric=False)
@@ -239,20 +241,29 @@ def searched(data: Histogram, estimator: str, grid: Grid, steps: int) -> tuple[f
     return low, high
 
 
-def heavy_tailed(seed: int, offset: float) -> Histogram:
-    """300 bins: a bell of ten thousand values around `offset`, two uneven tails, empty bins between."""
+def heavy_tailed(seed: int, offset: float, unit: float = 1.0) -> Histogram:
+    """A bell of ten thousand values around `offset`, two uneven tails, empty bins between; 16 bins a unit."""
     rng = np.random.default_rng(seed)
     values = np.concatenate([rng.normal(offset, 1.0, 10_000), rng.exponential(3.0, 300), -rng.exponential(1.5, 200)])
     first = int(np.floor(values.min() / 0.0625))
     counts = np.bincount(np.floor(values / 0.0625).astype(int) - first).astype(np.float64)
-    return Histogram(counts, first, 0.0625, float(values.min()), float(values.max()))
+    return Histogram(counts, first, unit * 0.0625, float(unit * values.min()), float(unit * values.max()))
 
 
 @pytest.mark.parametrize("estimator", ["mse", "entropy"])
 @pytest.mark.parametrize("grid", [INT4, UINT4, Grid(-8, 7, symmetric=False)], ids=["int4", "uint4", "affine int4"])
-@pytest.mark.parametrize(("seed", "offset"), [(0, 0.0), (1, 2.0), (2, -1.5), (4, -40.0)])
-def test_a_searched_range_has_the_least_loss(estimator: Estimator, grid: Grid, seed: int, offset: float) -> None:
-    data = heavy_tailed(seed, offset)
+@pytest.mark.parametrize(
+    ("seed", "offset", "unit"),
+    [(0, 0.0, 1.0), (1, 2.0, 2.0**-6), (2, -1.5, 2.0**-6), (3, 20.0, 2.0**-7), (4, -40.0, 1.0)],
+)
+def test_a_searched_range_has_the_least_loss(
+    estimator: Estimator,
+    grid: Grid,
+    seed: int,
+    offset: float,
+    unit: float,
+) -> None:
+    data = heavy_tailed(seed, offset, unit)
     expected = searched(data, estimator, grid, 16)
     assert estimate_range(data, estimator, grid, 16) == pytest.approx(expected, rel=1e-9)
 
@@ -302,6 +313,25 @@ def test_the_percentile_leaves_out_half_a_ten_thousandth_at_each_end_not_twice_a
 def test_the_percentile_of_few_values_is_their_range() -> None:
     assert estimate_range(Histogram(np.array([1.0]), 3, 1.0, 3.25, 3.5), "percentile", UINT8) == (3.25, 3.5)
     assert estimate_range(Histogram(np.array([1.0, 0.0, 1.0]), -1, 1.0, -0.5, 1.5), "percentile", UINT8) == (-0.5, 1.5)
+
+
+@pytest.mark.parametrize("grid", [INT8, UINT8])
+def test_a_tensor_of_which_nothing_was_seen_gets_a_grid_without_error(grid: Grid) -> None:
+    empty = Histogram(np.zeros(1), 0, 1.0, 0.0, 0.0)
+    choice = choose_range(empty, empty, grid)
+    assert choice.candidates == dict.fromkeys(ESTIMATORS, 0.0)
+    assert (choice.scale, choice.zero_point) == (float(np.float32(1e-12)), 0)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.25, 0.5), (-0.5, -0.25)])
+@pytest.mark.parametrize("estimator", ["mse", "entropy"])
+def test_a_range_beside_zero_is_searched_between_its_far_end_and_zero(
+    estimator: Estimator, low: float, high: float
+) -> None:
+    data = Histogram(np.array([3.0, 1.0, 1.0, 2.0]), round(low * 16), 0.0625, low, high)
+    ends = estimate_range(data, estimator, UINT8, 16)
+    assert ends == pytest.approx(searched(data, estimator, UINT8, 16), rel=1e-9)
+    assert min(low, 0.0) <= ends[0] <= 0.0 <= ends[1] <= max(high, 0.0)
 
 
 def test_min_max_is_the_range_seen() -> None:

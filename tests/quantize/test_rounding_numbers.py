@@ -77,7 +77,9 @@ def test_the_lowest_code_is_used() -> None:
     weight, step = torch.tensor([[[-130.0, 130.0, -0.6]]]), torch.ones(1, 1, 1)
     assert nearest(weight, step, grid).tolist() == [[[-128.0, 127.0, -1.0]]]
     hessian = torch.eye(3, dtype=torch.float64)[None]
-    assert gptq(weight.double(), step.double(), grid, factored(hessian)).tolist() == [[[-128.0, 127.0, -1.0]]]
+    codes = gptq(weight.double(), step, grid, factored(hessian))
+    assert codes.tolist() == [[[-128.0, 127.0, -1.0]]]
+    assert codes.dtype == torch.float64
 
 
 def test_nearest_codes_are_rounded_halves_to_even() -> None:

@@ -204,6 +204,18 @@ def test_places_that_are_left_over_repeat_levels_in_order() -> None:
     assert grid.zero_point.tolist() == [0] and grid.zero_point.dtype == torch.int32
 
 
+def test_neighbouring_codes_have_levels_of_their_own() -> None:
+    assert palette_grid(on_whole_steps(3.0, 4.0, 5.0), 2, float16_scale=False).levels.tolist() == [3, 4, 5, 127]
+    ends = on_whole_steps(126.0, -126.0, -127.0)
+    assert palette_grid(ends, 2, float16_scale=False).levels.tolist() == [-127, -126, 126, 127]
+
+
+def test_256_places_hold_all_255_codes() -> None:
+    levels = palette_grid(on_whole_steps(*range(-127, 127)), 8, float16_scale=False).levels.tolist()
+    assert len(levels) == 256
+    assert set(levels) == set(range(-127, 128))
+
+
 FILLER = 127 / np.sqrt(2)
 # Two rows in proportion 1 : 3. The first two columns are what counts; the others, whose inputs are zero, set the scales.
 SAME_LARGEST = [[40.0, 100.0, 127.0, 0.0, 0.0], [120.0, 300.0, 381.0, 180.0, 0.0]]
