@@ -88,11 +88,9 @@ class StreamingHistogram:
         while self._exponent < exponent:
             self._merge_pairs()
         width = 2.0**self._exponent
-        # In float32, as `update` scales the values: of the smallest floats nothing remains, and -2^-149 belongs to bin 0 as well.
-        first = math.floor(np.float32(self._low / width))
-        last = math.floor(np.float32(self._high / width))
-        if len(self._counts):
-            first, last = min(first, self._first), max(last, self._first + len(self._counts) - 1)
+        first = math.floor(self._low / width)
+        # In float32, as `update` scales the values, -2^-149 / 2 is zero, and 0.99999999 is one: the bin above counts them.
+        last = max(math.floor(self._high / width), math.floor(np.float32(self._high / width)))
         counts = np.zeros(last - first + 1)
         if len(self._counts):
             counts[self._first - first : self._first - first + len(self._counts)] = self._counts
@@ -105,7 +103,7 @@ class StreamingHistogram:
             counts = np.concatenate([[0.0], counts])
         if len(counts) % 2:
             counts = np.concatenate([counts, [0.0]])
-        self._counts = counts.reshape(-1, 2).sum(axis=1)
+        self._counts = counts[::2] + counts[1::2]
         self._first //= 2
         self._exponent += 1
 

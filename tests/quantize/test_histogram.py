@@ -86,7 +86,16 @@ def test_share_outside_counts_the_clipped_values() -> None:
 @pytest.mark.parametrize("sign", [-1.0, 1.0])
 def test_a_value_that_float32_cannot_scale_is_counted_beside_zero(sign: float) -> None:
     """2^-149, the smallest float32 above zero, halves to zero; from below zero it then leaves the bin that ends there."""
+    tiny = torch.tensor([sign * 2.0**-149])
     for other, bins in ((-8191.0, {0: 1, -4096: 1}), (8191.0, {0: 1, 4095: 1})):
-        result = count([torch.tensor([sign * 2.0**-149, other])]).result()
+        result = count([torch.cat([tiny, torch.tensor([other])])]).result()
         assert result.width == 2.0
         assert {result.first + i: number for i, number in enumerate(result.counts) if number} == bins
+    # By itself it has bins fine enough to be below zero, which merge into the one that ends at zero.
+    assert count([tiny, torch.tensor([8191.0])]).result().counts[[0, -1]].tolist() == [1, 1]
+
+
+def test_a_float64_value_that_float32_rounds_up_is_counted() -> None:
+    values = torch.tensor([0.0, 8191.9999999999], dtype=torch.float64)
+    result = count([values]).result()
+    assert (result.total, result.counts[4096], len(result.counts)) == (2, 1, 4097)

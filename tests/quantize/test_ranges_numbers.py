@@ -323,14 +323,19 @@ def test_a_tensor_of_which_nothing_was_seen_gets_a_grid_without_error(grid: Grid
     assert (choice.scale, choice.zero_point) == (float(np.float32(1e-12)), 0)
 
 
-@pytest.mark.parametrize(("low", "high"), [(0.25, 0.5), (-0.5, -0.25)])
+@pytest.mark.parametrize(("low", "high"), [(0.25, 0.5), (-0.5, -0.25), (6.0, 8.0), (-8.0, -6.0)])
 @pytest.mark.parametrize("estimator", ["mse", "entropy"])
+@pytest.mark.parametrize("grid", [INT8, UINT8])
 def test_a_range_beside_zero_is_searched_between_its_far_end_and_zero(
-    estimator: Estimator, low: float, high: float
+    grid: Grid,
+    estimator: Estimator,
+    low: float,
+    high: float,
 ) -> None:
-    data = Histogram(np.array([3.0, 1.0, 1.0, 2.0]), round(low * 16), 0.0625, low, high)
-    ends = estimate_range(data, estimator, UINT8, 16)
-    assert ends == pytest.approx(searched(data, estimator, UINT8, 16), rel=1e-9)
+    width = (high - low) / 4
+    data = Histogram(np.array([3.0, 1.0, 1.0, 2.0]), round(low / width), width, low, high)
+    ends = estimate_range(data, estimator, grid, 16)
+    assert ends == pytest.approx(searched(data, estimator, grid, 16), rel=1e-9)
     assert min(low, 0.0) <= ends[0] <= 0.0 <= ends[1] <= max(high, 0.0)
 
 
