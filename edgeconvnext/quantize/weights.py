@@ -34,9 +34,11 @@ def weight_grid(
         rows = rows.reshape(-1, block_size)
         importance = None if importance is None else importance.reshape(-1, block_size)
     largest = rows.abs().amax(dim=1).clamp_min(1e-12)
-    shrinks = np.linspace(0.98, 0.5 if limit > 7 else 0.35, 25) if search else np.empty(0)
-    candidates = [_rounded(largest * float(shrink) / limit, float16_scale) for shrink in (1.0, *shrinks)]
-    scale = _best_scale(rows, candidates, limit, importance) if search else candidates[0]
+    scale = _rounded(largest / limit, float16_scale)
+    if search:
+        shrinks = np.linspace(0.98, 0.5 if limit > 7 else 0.35, 25)
+        smaller = [_rounded(largest * float(shrink) / limit, float16_scale) for shrink in shrinks]
+        scale = _best_scale(rows, torch.stack([scale, *smaller]), limit, importance)
     scale = scale.float() if block_size is None else scale.float().view(len(weight), -1)
     return QParams(scale, torch.zeros(scale.shape, dtype=torch.int32), -limit, limit, axis=0)
 
@@ -113,18 +115,18 @@ def _rounded(scale: torch.Tensor, float16: bool) -> torch.Tensor:
     return torch.from_numpy(round_scale(scale.numpy(), float16))
 
 
-def _best_scale(
-    rows: torch.Tensor, candidates: list[torch.Tensor], limit: int, importance: torch.Tensor | None
-) -> torch.Tensor:
-    """Return the candidate scale of each row with the least weighted squared rounding error; of equal ones, the first.
+def _best_scale(rows: torch.Tensor, scales: torch.Tensor, limit: int, importance: torch.Tensor | None) -> torch.Tensor:
+    """Return the scale of each row with the least weighted squared rounding error; of equal ones, the first.
+
+    scales: candidates, (candidates, rows).
 
     A few rows at a time, in float32 and in place, so that what all candidates read and write stays in the cache: the search is
     bound by memory, and is made for every candidate of every layer.
     """
-    best = torch.empty_like(candidates[0])
-    scales = torch.stack(candidates)
-    for start in range(0, len(rows), max(1, CACHED_ELEMENTS // rows.shape[1])):
-        part = slice(start, start + max(1, CACHED_ELEMENTS // rows.shape[1]))
+    best = torch.empty(len(rows), dtype=scales.dtype)
+    rows_at_a_time = max(1, CACHED_ELEMENTS // rows.shape[1])
+    for start in range(0, len(rows), rows_at_a_time):
+        part = slice(start, start + rows_at_a_time)
         values = rows[part].float()
         cost = None if importance is None else importance[part].float()
         work = torch.empty_like(values)

@@ -216,6 +216,16 @@ def test_256_places_hold_all_255_codes() -> None:
     assert set(levels) == set(range(-127, 128))
 
 
+@pytest.mark.parametrize("quiet", [[63, -40, -107], [-56, -71, 81]])
+def test_levels_stay_in_range_where_costs_differ_by_more_than_float64_resolves(quiet: list[int]) -> None:
+    """Codes of a channel 2^-24 as loud cost 2^-48 as much; differences of running sums then give means beyond 127."""
+    loud = [-100.0, 35.0, 60.0] if quiet[0] > 0 else [52.0, -70.0, 69.0]
+    weight = torch.tensor([[127.0, *loud], [127 * 2.0**-24, *(code * 2.0**-24 for code in quiet)]])
+    levels = palette_grid(weight, 3, float16_scale=False).levels.tolist()
+    assert set(loud) | {127.0} <= set(levels)
+    assert max(levels) == 127.0 and min(levels) >= -127.0
+
+
 FILLER = 127 / np.sqrt(2)
 # Two rows in proportion 1 : 3. The first two columns are what counts; the others, whose inputs are zero, set the scales.
 SAME_LARGEST = [[40.0, 100.0, 127.0, 0.0, 0.0], [120.0, 300.0, 381.0, 180.0, 0.0]]
