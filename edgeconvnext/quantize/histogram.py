@@ -49,7 +49,7 @@ class Histogram:
     def rebinned(self, bins: int) -> np.ndarray:
         """Shares of values in `bins` equal bins over low..high, for drawing."""
         if self.high <= self.low:
-            return np.eye(1, bins)[0]
+            return np.eye(bins)[0]
         index = ((self.centers - self.low) / (self.high - self.low) * bins).astype(int).clip(0, bins - 1)
         return np.bincount(index, weights=self.counts, minlength=bins) / max(self.total, 1.0)
 

@@ -123,7 +123,7 @@ def _best_scale(rows: torch.Tensor, scales: torch.Tensor, limit: int, importance
     A few rows at a time, in float32 and in place, so that what all candidates read and write stays in the cache: the search is
     bound by memory, and is made for every candidate of every layer.
     """
-    best = torch.empty(len(rows), dtype=scales.dtype)
+    best = []
     rows_at_a_time = max(1, CACHED_ELEMENTS // rows.shape[1])
     for start in range(0, len(rows), rows_at_a_time):
         part = slice(start, start + rows_at_a_time)
@@ -139,5 +139,5 @@ def _best_scale(rows: torch.Tensor, scales: torch.Tensor, limit: int, importance
                 work.mul_(cost)
             errors.append(work.sum(dim=1))
         chosen = torch.stack(errors).argmin(dim=0)
-        best[part] = scales[:, part].gather(0, chosen[None])[0]
-    return best
+        best.append(scales[:, part].gather(0, chosen[None])[0])
+    return torch.cat(best)

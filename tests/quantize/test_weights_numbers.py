@@ -111,15 +111,15 @@ def test_each_block_of_a_row_has_a_scale_of_its_own() -> None:
     np.testing.assert_allclose(unweighted.scale.numpy(), expected, rtol=2.0**-23)
 
 
-@pytest.mark.parametrize("columns", [30_000, 40_000, 70_000])
-def test_rows_that_do_not_fit_the_cache_together_are_searched_as_well(columns: int) -> None:
-    """Two rows, one row, and less than a row at a time. Every fourth candidate is that of one row."""
-    scales = largest_first(7, 0.35)[[0, 4, 8, 12, 16]]
-    codes = np.random.default_rng(3).integers(-7, 8, (5, columns))
+@pytest.mark.parametrize(("rows", "columns"), [(48, 4096), (5, 30_000), (5, 40_000), (5, 70_000)])
+def test_rows_that_do_not_fit_the_cache_together_are_searched_as_well(rows: int, columns: int) -> None:
+    """Sixteen rows, two rows, one row, and less than a row at a time; each row lies on one of the 26 scales."""
+    scales = largest_first(7, 0.35)[np.arange(0, 4 * rows, 4) % 26]
+    codes = np.random.default_rng(3).integers(-7, 8, (rows, columns))
     codes[:, :3] = 0
     weight = codes * scales[:, None]
     weight[:, 0] = 1.0
-    power = torch.ones(5, columns)
+    power = torch.ones(rows, columns)
     power[:, 0] = 0.0
     grid = weight_grid(torch.from_numpy(weight).float(), 7, float16_scale=False, search=True, power=power)
     np.testing.assert_allclose(grid.scale.numpy(), scales, rtol=1e-6)
