@@ -15,20 +15,16 @@ import stat
 from pathlib import Path
 
 from edgeconvnext.errors import RunDirectoryError
+from edgeconvnext.resources import state_dir
 
 KEY_BYTES = 32
 _PURPOSE = b"edgeconvnext stage record 1\0"
 
 
 def key_file() -> Path | None:
-    """Return where the key lies: $XDG_STATE_HOME or ~/.local/state, edgeconvnext/key; None where there is no home."""
-    state = os.environ.get("XDG_STATE_HOME")
-    if state and Path(state).is_absolute():  # the XDG specification: a relative path is to be ignored
-        return Path(state) / "edgeconvnext" / "key"
-    try:
-        return Path.home() / ".local" / "state" / "edgeconvnext" / "key"
-    except RuntimeError:
-        return None
+    """Return where the key lies; None where there is no home."""
+    folder = state_dir()
+    return None if folder is None else folder / "key"
 
 
 def user_key() -> bytes | None:

@@ -116,7 +116,7 @@ def read_text(path: Path, error: type[EdgeConvNextError], *, most: int = MOST_TE
 
 
 def read_json(path: Path, error: type[EdgeConvNextError], *, most: int = MOST_TEXT_BYTES) -> Any:
-    """Read a JSON file; raises `error` where it is no JSON, too large, or nested deeper than MOST_NESTED."""
+    """Read a JSON file; raises `error` where it is no JSON, too large, not all text, or nested deeper than MOST_NESTED."""
     return parse_json(read_bytes(path, error, most=most), path, error)
 
 
@@ -124,8 +124,7 @@ def parse_json(content: str | bytes, source: Path | str, error: type[EdgeConvNex
     """Parse JSON that came from `source`; raises `error` as `read_json` does."""
     with reading(source, error):
         value = json.loads(content)
-        if _is_too_deep(value):
-            raise RecursionError
+        _walk(value)
     return value
 
 
@@ -134,8 +133,7 @@ def read_toml(path: Path, error: type[EdgeConvNextError], *, most: int = MOST_TE
     text = read_text(path, error, most=most)
     with reading(path, error):
         value = tomllib.loads(text)
-        if _is_too_deep(value):
-            raise RecursionError
+        _walk(value)
     return value
 
 
@@ -154,12 +152,21 @@ def _too_large(path: Path, size: int, most: int) -> str:
     )
 
 
-def _is_too_deep(value: Any) -> bool:
-    """Say whether lists and objects lie more than MOST_NESTED deep in one another; walked without recursion."""
+def _walk(value: Any) -> None:
+    """Walk lists and objects without recursion, since nothing after this may have to.
+
+    Raises RecursionError where they lie more than MOST_NESTED deep in one another, and UnicodeEncodeError for half a character
+    ("\\ud800"), which JSON can say and no file can hold.
+    """
     level = [value]
-    for _ in range(MOST_NESTED + 1):
-        containers = [item for item in level if isinstance(item, dict | list)]
-        if not containers:
-            return False
-        level = [child for item in containers for child in (item.values() if isinstance(item, dict) else item)]
-    return True
+    for depth in range(MOST_NESTED + 1):
+        children: list[Any] = []
+        for item in level:
+            if isinstance(item, str):
+                item.encode()
+            elif isinstance(item, dict | list):
+                if depth == MOST_NESTED:
+                    raise RecursionError
+                children += item.keys() if isinstance(item, dict) else ()
+                children += item.values() if isinstance(item, dict) else item
+        level = children

@@ -69,6 +69,8 @@ def test_the_size_is_looked_at_before_anything_is_read(tmp_path: Path) -> None:
         (b"[" * (MOST_NESTED + 1) + b"]" * (MOST_NESTED + 1), "nested too deeply"),
         (b'{"a": ' + b"9" * 5000 + b"}", "too many digits"),
         (b"\xff\xfe\xfa", "not UTF-8"),
+        (b'{"a": ["\\ud800"]}', "not UTF-8"),
+        (b'{"\\ud800": 1}', "not UTF-8"),
         (b"{", "it is not valid JSON: Expecting property name"),
     ],
 )

@@ -120,7 +120,7 @@ def from_workers(loader: DataLoader, image_set: ImageSet, batch_size: int) -> It
 
 
 def leave_signals_to_the_parent(_worker: int) -> None:
-    """Let the parent end a worker when Ctrl-C or SIGTERM go to the whole group.
+    """Let the parent end a worker when Ctrl-C, SIGTERM or SIGHUP go to the whole group.
 
     A worker that dies of Ctrl-C while it holds a queue's lock would leave the parent waiting; one that dies of SIGTERM raises an
     error in the midst of what the parent computes. The second SIGTERM, which Python sends at its exit, ends it.
@@ -130,6 +130,8 @@ def leave_signals_to_the_parent(_worker: int) -> None:
         signal.signal(number, signal.SIG_DFL)
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, pass_once)
 
 

@@ -112,7 +112,7 @@ class Trainer(Generic[Part]):
         """Train until the end, or until the time to pause, and say whether the end was reached.
 
         stream: the parts of each step from number `steps` on. identity: what the checkpoint belongs to. on_epoch: called behind
-        each epoch. Ctrl-C and SIGTERM end the step that is being computed, save, and raise KeyboardInterrupt.
+        each epoch. Ctrl-C, SIGTERM and SIGHUP end the step that is being computed, save, and raise KeyboardInterrupt.
         """
         started = time.monotonic()
         self._clock = self._now()
@@ -296,7 +296,9 @@ def stop_signal() -> Iterator[threading.Event]:
         stopped.set()
 
     # A shell starts background jobs with Ctrl-C ignored, and so it stays.
-    caught = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
+    names = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP, a closed terminal's
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    caught = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, handle) for number in caught}
     try:
         yield stopped
