@@ -224,6 +224,13 @@ def test_all_mistakes_of_a_file_are_said_at_once(tmp_path: Path) -> None:
     assert "runtime.minimun" in message
 
 
+def test_a_message_stays_short_whatever_the_file_holds(tmp_path: Path) -> None:
+    path = tmp_path / "board.toml"
+    path.write_text(MINIMAL + "".join(f"{'k' * 5000}{number} = 1\n" for number in range(30)))
+    assert len(refusal(str(path))) < 6000
+    assert refusal(str(path)).endswith(" ...")
+
+
 def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "board.toml"
     path.write_bytes(b"\xff\xfe\x00name")
