@@ -57,7 +57,7 @@ def stored(plan: QuantPlan, module: ConvNeXt) -> tuple[QuantPlan, ConvNeXt]:
 numbers = st.floats(1e-6, 1e6)
 grids = st.builds(
     lambda scale, zero_point, bounds: QParams(
-        torch.tensor(scale), torch.tensor(zero_point, dtype=torch.int32), *bounds
+        torch.tensor(scale), torch.tensor(zero_point, dtype=torch.int32).clamp(*bounds), *bounds
     ),
     st.floats(2.0**-20, 1024.0, width=32), st.integers(-128, 65535), st.sampled_from([(-127, 127), (0, 255), (0, 65535)]),
 )  # fmt: skip
