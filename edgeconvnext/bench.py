@@ -183,11 +183,13 @@ def _artifact_of(path: Path) -> Path:
     """Return the artifact of a run directory, or the path itself."""
     if path.is_dir() and path.suffix != ".mlpackage":
         from edgeconvnext.manifest import load_run
+        from edgeconvnext.stored_config import stored_target
 
         run = load_run(path)
-        if run.config["target"]["definition"]["exporter"] == "tensorrt-onnx" and "model.onnx" in run.files:
+        target = stored_target(run)
+        if target.exporter == "tensorrt-onnx" and "model.onnx" in run.files:
             raise RuntimeMissingError(
-                f"{path} is a run for {run.config['target']['name']}, whose engine is built and timed on the board with "
+                f"{path} is a run for {target.name}, whose engine is built and timed on the board with "
                 f"device/build_and_check.py. To time the file itself in onnxruntime, name {path / 'model.onnx'}."
             )
         for name in ("model.engine", "model.mlpackage", "model.onnx"):

@@ -188,7 +188,11 @@ def _with_kept_results(run: RunDirectory, report: Report, target: Target) -> Rep
     kit = Kit.load(run.path / KIT)
     if kept.record.inputs.get("kit") != kit.sha256:
         return report
-    told = read_results(kept.path(KEPT_RESULTS), kit)
+    try:
+        told = read_results(kept.path(KEPT_RESULTS), kit)
+    except DeviceResultsError as error:  # of an earlier format, say: the export is worth no less for it
+        note = f"What the device measured earlier is left out: {error}"
+        return report.model_copy(update={"notes": [*report.notes, note]})
     _keep_results(run, kit.sha256, read_bytes(kept.path(KEPT_RESULTS), RunDirectoryError))
     return merge(report, device_record(told, kit), target)
 

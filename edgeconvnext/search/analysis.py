@@ -7,18 +7,15 @@ the content of analysis.json; docs/analyze.md documents every key.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 
-from edgeconvnext.errors import RunDirectoryError
 from edgeconvnext.model.layers import weighted_layers
 from edgeconvnext.model.network import Network
 from edgeconvnext.quantize.plan import ActivationPlan, QParams, QuantPlan
-from edgeconvnext.quantize.plan_storage import load_plan
 from edgeconvnext.quantize.planning import Calibrator, Effort
 from edgeconvnext.quantize.preparations import Preparation
 from edgeconvnext.quantize.statistics import Statistics, TensorStatistics
@@ -167,17 +164,6 @@ class Analysis(Record):
     agreement: float | None
     layers: list[LayerAnalysis]
     suspicions: list[Suspicion] = Field(default=[])
-
-
-def load_planned(path: Path, folded: Network) -> tuple[QuantPlan, Network]:
-    """Read a plan and the network prepared for it; raises RunDirectoryError where it belongs to another network than `folded`."""
-    try:
-        return load_plan(path, folded)
-    except (AttributeError, RuntimeError) as error:  # a layer that is not there, or of another shape
-        raise RunDirectoryError(
-            f"{path.name} of {path.parent} is the plan of another network than the folded one beside it ({error}). Make the run "
-            "again with edgeconvnext quantize."
-        ) from error
 
 
 def measure(

@@ -14,6 +14,7 @@ from edgeconvnext import pipeline
 from edgeconvnext.errors import DeviceResultsError, RunDirectoryError
 from edgeconvnext.job import Request
 from edgeconvnext.manifest import load_run
+from edgeconvnext.validate import device_results
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +62,15 @@ def test_a_kit_moved_away_and_run_comes_back_into_the_report(run: Path, tmp_path
     with pytest.raises(DeviceResultsError, match="another run"):
         pipeline.merge_device(run, moved / "device.json")
     load_run(run)
+
+    refuse = pytest.MonkeyPatch()
+    refuse.setattr(device_results, "RESULT_FORMAT", device_results.RESULT_FORMAT - 1)
+    try:
+        older = pipeline.validate(run, measure_latency=False)
+    finally:
+        refuse.undo()
+    assert older.report.device is None
+    assert any("measured earlier is left out" in note for note in older.report.notes)
 
 
 @pytest.mark.slow
