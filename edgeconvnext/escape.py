@@ -18,9 +18,13 @@ _MARKDOWN_SPECIALS = re.compile(r"([\\`*_{}\[\]()#+!|~>-])")
 _MARKDOWN_AUTOLINK = re.compile(r"(?i)\b(https?|ftp|mailto)(:)|\b(www)(\.)|(@)")
 
 
-def for_terminal(text: object) -> str:
-    """Return `text` on one line with every control and format character written as an escape, as in \\x1b or \\n."""
-    return "".join(_visible(character) for character in str(text))
+def for_terminal(text: object, most: int | None = None) -> str:
+    """Return `text` on one line with every control and format character written as an escape, as in \\x1b or \\n.
+
+    most: characters; what is longer ends in "...".
+    """
+    shown = "".join(_visible(character) for character in str(text))
+    return shown if most is None or len(shown) <= most else f"{shown[:most]}..."
 
 
 def lines_for_terminal(text: object) -> str:

@@ -318,7 +318,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """Say each problem of a pydantic validation as 'key: what is wrong', with the nearest name for a misspelt one."""
     sentences = []
     for problem in error.errors():
-        key = _short(for_terminal(".".join(str(part) for part in problem["loc"])), 80)
+        key = for_terminal(".".join(str(part) for part in problem["loc"]), 80)
         message, found = problem["msg"], problem["input"]
         if problem["type"] == "extra_forbidden":
             known = _section(model, problem["loc"][:-1]).model_fields
@@ -332,20 +332,15 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
             choices = re.findall(r"'([^']+)'", message) if problem["type"] == "literal_error" else []
             close = nearest(str(found), choices) if choices else ""
             sentence = f"{key}: {message[0].lower()}{message[1:]} (found {_brief(found)}).{close}"
-        sentences.append(_short(sentence, 500))
+        sentences.append(for_terminal(sentence, 500))
     return " ".join(sentences[:_MOST_PROBLEMS]) + (" ..." if len(sentences) > _MOST_PROBLEMS else "")
-
-
-def _short(text: str, most: int) -> str:
-    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def _brief(value: object) -> str:
     try:
-        text = for_terminal(repr(value))
+        return for_terminal(repr(value), 80)
     except ValueError:  # hexadecimal integers of a TOML file may be longer than Python writes out in decimals
         return "a number of too many digits"
-    return _short(text, 80)
 
 
 def _section(model: type[BaseModel], path: tuple[int | str, ...]) -> type[BaseModel]:

@@ -41,6 +41,11 @@ def test_control_and_format_characters_are_written_as_escapes() -> None:
     assert for_terminal("größe 猫 🐈 é") == "größe 猫 🐈 é"
 
 
+def test_what_is_too_long_is_cut_after_it_was_escaped() -> None:
+    assert for_terminal("abcd", 4) == "abcd"
+    assert for_terminal("a\x1bcde", 5) == "a\\x1b..."
+
+
 def test_output_of_several_lines_keeps_its_lines_and_loses_its_control_sequences() -> None:
     assert lines_for_terminal("a\n\tb\x1b[2Jc\r") == "a\n\tb\\x1b[2Jc\\r"
 

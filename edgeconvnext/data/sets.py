@@ -151,11 +151,13 @@ def _find(description: SetFile, roots: list[Path]) -> Path:
                 return candidate
     places = " and ".join(for_terminal(root) for root in roots)
     more = len(description.folders) - _NAMED
-    folders = ", ".join(map(for_terminal, description.folders[:_NAMED])) + (f" and {more} more" if more > 0 else "")
+    folders = ", ".join(for_terminal(name, 200) for name in description.folders[:_NAMED]) + (
+        f" and {more} more" if more > 0 else ""
+    )
     unset = "" if os.environ.get("EDGECONVNEXT_DATA") else " (EDGECONVNEXT_DATA is not set)"
     raise ImageSetError(
-        f"The image set {for_terminal(description.name)} is not on this machine: looked in {places}{unset} for "
-        f"{folders}. {for_terminal(description.how_to_get)}".rstrip()
+        f"The image set {for_terminal(description.name, 200)} is not on this machine: looked in {places}{unset} for "
+        f"{folders}. {for_terminal(description.how_to_get, 500)}".rstrip()
     )
 
 

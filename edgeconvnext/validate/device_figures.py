@@ -156,5 +156,12 @@ def _require_decibels(field: str, told: float | None, computed: float | None) ->
 def _require(field: str, told: float | None, computed: float | None, tolerance: float = 1e-9) -> None:
     if told is None and computed is None:
         return
-    if told is None or computed is None or not math.isclose(told, computed, rel_tol=RELATIVE, abs_tol=tolerance):
+    if told is None or computed is None or not _agree(told, computed, tolerance):
         raise DeviceResultsError(f"device.json, {field}: it says {told}; its raw numbers give {computed}. {_AGAIN}")
+
+
+def _agree(told: float, computed: float, tolerance: float) -> bool:
+    try:
+        return math.isclose(told, computed, rel_tol=RELATIVE, abs_tol=tolerance)
+    except OverflowError:  # an integer beyond every float
+        return False

@@ -126,6 +126,7 @@ def test_a_device_that_says_what_its_numbers_give_is_believed() -> None:
     ("path", "value"),
     [
         ("speedup.value", 100.0),
+        ("check.images", 10**400),
         ("speedup.low", 1.4),
         ("speedup.high", 100.0),
         *((f"latency.artifact.{name}_ms", 0.999) for name in ("median", "mean", "min", "max", "p90", "p95", "p99")),
