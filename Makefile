@@ -19,7 +19,7 @@ EVAL ?= digits_test
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup export target-named test test-fast check fuzz mutants bench clean
+.PHONY: help setup export target-named test test-fast check fuzz crashes mutants bench clean
 
 help:  ## List the goals
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -54,6 +54,9 @@ check: $(INSTALLED)  ## Run ruff and mypy
 
 fuzz: $(INSTALLED)  ## Give hostile files to every loader: SECONDS=600, or CASES=100000
 	$(ONE_THREAD) $(BIN)/python tests/fuzz/run.py $(if $(CASES),--cases $(CASES),--seconds $(or $(SECONDS),600))
+
+crashes: $(INSTALLED)  ## End commands at every stage, run them again and compare, into docs/crashes.md
+	$(ONE_THREAD) $(BIN)/python tests/crashes/run.py
 
 bench: $(INSTALLED)  ## Measure speed, calibration and stages on this machine, into benchmarks/results and benchmarks/README.md
 	$(BIN)/python -m benchmarks.speed --again
