@@ -206,7 +206,6 @@ def test_a_model_of_one_channel_needs_its_own_normalisation(weights: Tensors, co
         ("--sizes", "64,", ("as in 224x320",)),
         ("--sizes", "64x72", ("multiples of 32", "64 or 64x96")),
         ("--crop-pct", "0", ("crop_pct",)),
-        ("--crop-pct", "nan", ("crop_pct",)),
         ("--mean", "0.5", ("one value for each input channel",)),
         ("--mean", "nan,0,0", ("finite",)),
         ("--std", "0,0,0", ("above zero",)),

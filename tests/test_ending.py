@@ -119,7 +119,8 @@ def test_a_bug_is_no_users_error() -> None:
 def test_ending_signals_clean_up_and_say_so(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     cleaned = []
     number = getattr(signal, name)
-    before = signal.getsignal(number)
+    # Under nohup SIGHUP is ignored, and so it stays.
+    before = signal.signal(number, signal.SIG_DFL)
 
     def app() -> None:
         try:
@@ -128,10 +129,13 @@ def test_ending_signals_clean_up_and_say_so(name: str, capsys: pytest.CaptureFix
         finally:
             cleaned.append(True)
 
-    code, printed = ended(app, capsys)
+    try:
+        code, printed = ended(app, capsys)
+        assert signal.getsignal(number) == signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
     assert (code, cleaned) == (128 + number, [True])
     assert printed == f"ended by {name}; run the same command again to go on where it stopped\n"
-    assert signal.getsignal(number) == before
 
 
 def test_a_signal_that_nohup_ignores_stays_ignored(capsys: pytest.CaptureFixture[str]) -> None:

@@ -168,7 +168,7 @@ def _read_grid(name: str, entry: _Grid, tensors: dict[str, torch.Tensor]) -> QPa
     if not inside or not bool(((zero_point >= entry.quant_min) & (zero_point <= entry.quant_max)).all()):
         raise ValueError(f"the zero points of {name} are not on its grid")
     levels = _floats(tensors, f"{name}|levels", 1) if f"{name}|levels" in tensors else None
-    if levels is not None and not (2 <= len(levels) <= 256 and bool((levels.diff() > 0).all())):
+    if levels is not None and not (2 <= len(levels) <= 256 and bool((levels.diff() >= 0).all())):
         raise ValueError(f"the levels of {name} are no palette")
     return QParams(scale, zero_point, entry.quant_min, entry.quant_max, entry.axis, levels)
 

@@ -167,7 +167,7 @@ def test_a_mutant_dies_by_a_failing_test_the_clock_or_the_memory_limit(tmp_path:
         "    assert 'judged' in inspect.getsource(judged_module)\n    judged_module.judged()\n"
     )
     mutated = f"def judged():\n    {line}\n"
-    running = [start(tmp_path, "judged_module", source, mutated, [test], Limits(cpu_s=1, wall_s=100))]
+    running = [start(tmp_path, "judged_module", source, mutated, [test], Limits(cpu_s=4, wall_s=100))]
     ended = []
     while running:
         ended += collect(running)

@@ -15,6 +15,7 @@ import torch
 import edgeconvnext
 from edgeconvnext.data.preprocess import Preprocess
 from edgeconvnext.errors import QuantizationError, RuntimeMissingError
+from edgeconvnext.escape import for_terminal
 from edgeconvnext.model.convnext import ConvNeXt, ConvNeXtConfig
 from edgeconvnext.model.layers import weighted_layers
 from edgeconvnext.quantize.statistics import collect_statistics
@@ -136,7 +137,7 @@ def test_names_cannot_add_keys_to_the_written_file(tmp_path: Path, name: str) ->
     text = placement_toml(result)
     values = tomllib.loads(text)
     assert values["name"] == "onnx-searched"
-    assert values["description"].endswith(f"placement searched for {name}")
+    assert values["description"].endswith(f"placement searched for {for_terminal(name)}")
     assert not set(text) & {"\x1b", "\x00"}
 
 
