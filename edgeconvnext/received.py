@@ -156,14 +156,15 @@ def _walk(value: Any) -> None:
     """Walk lists and objects without recursion, since nothing after this may have to.
 
     Raises RecursionError where they lie more than MOST_NESTED deep in one another, and UnicodeEncodeError for half a character
-    ("\\ud800"), which JSON can say and no file can hold.
+    ("\\ud800"), which JSON can say and no file can hold. Names of files that are not UTF-8 are text: Python writes their bytes as
+    \\udc80 to \\udcff.
     """
     level = [value]
     for depth in range(MOST_NESTED + 1):
         children: list[Any] = []
         for item in level:
             if isinstance(item, str):
-                item.encode()
+                item.encode(errors="surrogateescape")
             elif isinstance(item, dict | list):
                 if depth == MOST_NESTED:
                     raise RecursionError

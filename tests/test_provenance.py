@@ -128,3 +128,8 @@ def test_the_code_is_hmac_sha256_over_purpose_and_content() -> None:
     assert not is_code_of("\u00e9", b"content", b"k" * 32), "a code that is not ASCII is a wrong code, not an error"
     assert not is_code_of(None, b"content", b"k" * 32)
     assert not is_code_of(expected, b"content", None)
+
+
+@pytest.mark.parametrize("code", ["", "\ud800", "\udcff", "é", "0" * 64])
+def test_text_that_is_no_code_is_another_code(code: str) -> None:
+    assert not is_code_of(code, b"content", b"k" * 32)

@@ -81,6 +81,12 @@ def test_json_that_no_parser_takes_is_one_error(tmp_path: Path, content: bytes, 
         read_json(path, ConfigFileError)
 
 
+def test_names_of_files_that_are_not_utf_8_are_text(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text('["bad\\udcff.jpg"]')
+    assert read_json(path, ConfigFileError) == [os.fsdecode(b"bad\xff.jpg")]
+
+
 def test_json_may_be_nested_a_hundred_deep(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_text("[" * MOST_NESTED + "]" * MOST_NESTED)
