@@ -11,6 +11,7 @@ lie in .crashes/results.jsonl; a case whose code has changed runs again.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import multiprocessing
 import os
@@ -34,6 +35,21 @@ FOLDER = CHECKOUT / ".crashes"
 RESULTS = FOLDER / "results.jsonl"
 PAGE = CHECKOUT / "docs" / "crashes.md"
 _SECONDS = 600
+_IMPORTED_ONCE = (
+    "torch",
+    "torch._dynamo",
+    "torch.onnx._internal.exporter._core",
+    "torchao.quantization.pt2e.quantize_pt2e",
+    "onnxscript",
+    "onnxruntime",
+    "sklearn.datasets",
+    "edgeconvnext.api",
+    "edgeconvnext.quantize.program",
+    "edgeconvnext.export.onnx",
+    "edgeconvnext.validate.latency",
+    "edgeconvnext.train.training",
+    "edgeconvnext.report.write",
+)
 
 
 def in_a_process(
@@ -53,6 +69,7 @@ def in_a_process(
             os.dup2(stream.fileno(), 1)
             os.dup2(stream.fileno(), 2)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup leaves it ignored
         prepare()
         sys.argv = ["edgeconvnext", *command.arguments]
         from edgeconvnext.cli import main
@@ -173,10 +190,11 @@ def main() -> int:
     parser.add_argument("--only", help="one command, by its name")
     options = parser.parse_args()
     FOLDER.mkdir(exist_ok=True)
-    import torch  # noqa: F401  imported once, before every fork; no operation of it runs in this process
-
-    from edgeconvnext import api, pipeline  # noqa: F401
     from edgeconvnext.records import code_version
+
+    # Imported once, before every fork. No operation of torch may run in this process: its threads do not survive a fork.
+    for module in _IMPORTED_ONCE:
+        importlib.import_module(module)
 
     results = known()
     version = code_version()
