@@ -12,7 +12,7 @@ from edgeconvnext.claim import is_run
 from edgeconvnext.data.loader import batches
 from edgeconvnext.data.sets import resolve_image_set
 from edgeconvnext.data.subset import split_held_out
-from edgeconvnext.errors import RewriteError, RunDirectoryError
+from edgeconvnext.errors import RewriteError, RunDirectoryError, UnusablePathError
 from edgeconvnext.export.torch_code import check_torch_code_path, write_torch_code
 from edgeconvnext.files import atomic_write
 from edgeconvnext.job import DEFAULT_IMAGES, Request
@@ -27,6 +27,7 @@ from edgeconvnext.quantize.candidates import Rounding
 from edgeconvnext.quantize.planning import Calibrator, Effort
 from edgeconvnext.quantize.precision import ActivationBits, WeightBits
 from edgeconvnext.quantize.preparations import Preparation
+from edgeconvnext.received import user_path
 from edgeconvnext.rewrite.exact import PROOF_IMAGES, FoldResult, fold_exact
 from edgeconvnext.rewrite.prune import PruneResult
 from edgeconvnext.rewrite.prune import prune as prune_network
@@ -85,7 +86,7 @@ def quantize(
             effort=effort,
             weights=weights,
             activations=activations,
-            plan=None if plan is None else Path(plan),
+            plan=None if plan is None else _path(plan),
             preparation=prepare,
             rounding=rounding,
             max_drop=max_drop,
@@ -93,7 +94,7 @@ def quantize(
             resolution=resolution,
             sizes=tuple(sizes),
             reuse_beside=reuse,
-            output=None if output is None else Path(output),
+            output=None if output is None else _path(output),
         )
     )
 
@@ -138,7 +139,7 @@ def export(
             effort=effort,
             weights=weights,
             activations=activations,
-            plan=None if plan is None else Path(plan),
+            plan=None if plan is None else _path(plan),
             preparation=prepare,
             rounding=rounding,
             max_drop=max_drop,
@@ -147,7 +148,7 @@ def export(
             sizes=tuple(sizes),
             reuse_beside=reuse,
             measure_latency=latency,
-            output=None if output is None else Path(output),
+            output=None if output is None else _path(output),
             reuse_from=None if from_run is None else Path(from_run),
         )
     )
@@ -189,7 +190,7 @@ def analyze(
         "effort": effort,
         "weights": weights,
         "activations": activations,
-        "plan": None if plan is None else Path(plan),
+        "plan": None if plan is None else _path(plan),
         "reuse_beside": reuse or None,
     }
     given = {name: value for name, value in asked.items() if value is not None}
@@ -219,11 +220,11 @@ def fold(model: str | Path | LoadedModel, *, calib: str | Path, output: str | Pa
     """
     loaded = model if isinstance(model, LoadedModel) else load_model(model)
     if output is not None:
-        prepare_output(Path(output), loaded)
+        prepare_output(_path(output), loaded)
     images = resolve_image_set(calib).take(PROOF_IMAGES)
     result = fold_exact(loaded.module, (batch.images for batch in batches(images, loaded.preprocess)))
     if output is not None:
-        save_checkpoint(replace(loaded, module=result.module, config=result.module.config), Path(output))
+        save_checkpoint(replace(loaded, module=result.module, config=result.module.config), _path(output))
     return result
 
 
@@ -246,13 +247,13 @@ def compress(
     named = load_target(target)
     checkpoint, record = None, None
     if output is not None:
-        prepare_output(Path(output), loaded)
-        record = check_file(Path(output).with_suffix(".changes.json"))
+        prepare_output(_path(output), loaded)
+        record = check_file(_path(output).with_suffix(".changes.json"))
         if options.recover:
-            checkpoint = check_file(Path(output).with_suffix(".recovery.pt"))
+            checkpoint = check_file(_path(output).with_suffix(".recovery.pt"))
     result = run_compress(loaded, resolve_image_set(calib), options, named, checkpoint=checkpoint)
     if output is not None and record is not None:
-        save_checkpoint(compressed_model(loaded, result), Path(output))
+        save_checkpoint(compressed_model(loaded, result), _path(output))
         atomic_write(record, result.record.model_dump_json(indent=2) + "\n")
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
@@ -282,7 +283,7 @@ def search(
     loaded = model if isinstance(model, LoadedModel) else load_model(model, resolution=resolution)
     require_answers(loaded)
     named = load_target(target)
-    folder = Path("searches") / f"{Path(loaded.name).stem}-{named.name}" if output is None else Path(output)
+    folder = Path("searches") / f"{Path(loaded.name).stem}-{named.name}" if output is None else _path(output)
     images = resolve_image_set(calib).take(num_images)
     found = search_placement(loaded, named, images, folder, budget_minutes=budget_minutes, threads=threads)
     atomic_write(folder / "target.toml", placement_toml(found))
@@ -329,11 +330,11 @@ def prune(
     require_answers(loaded)
     budget = _budget(macs, size, latency, blocks, sparsity)
     if torch_code is not None:
-        check_torch_code_path(Path(torch_code))
+        check_torch_code_path(_path(torch_code))
         if output is None:
             raise RewriteError("--torch-code loads the weights that --output writes; give both.")
     if output is not None:
-        prepare_output(Path(output), loaded)
+        prepare_output(_path(output), loaded)
     named = None if target is None else load_target(target)
     if multiple is None:
         multiple = DEFAULT_MULTIPLE if named is None else named.hidden_multiple
@@ -363,9 +364,9 @@ def prune(
         module = sparse.module
     smaller = replace(loaded, module=module, config=module.config)
     if output is not None:
-        save_checkpoint(smaller, Path(output))
+        save_checkpoint(smaller, _path(output))
         if torch_code is not None:
-            write_torch_code(smaller, Path(output), Path(torch_code))
+            write_torch_code(smaller, _path(output), _path(torch_code))
     return Pruned(module, channels, sparse)
 
 
@@ -399,6 +400,10 @@ def _budget(
             "--blocks, or --sparsity 2:4."
         )
     return named[0] if named else (Budget("macs", 1.0) if blocks else None)
+
+
+def _path(value: str | Path) -> Path:
+    return user_path(value, UnusablePathError)
 
 
 def _text(value: str | Path | None) -> str | None:

@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
+import edgeconvnext
 from edgeconvnext.cli import main
 from edgeconvnext.cli.ending import run_to_its_end
-from edgeconvnext.errors import ImageSetError, RuntimeMissingError, user_error
+from edgeconvnext.errors import ImageSetError, RuntimeMissingError, UnusablePathError, user_error
 
 COMMAND = [sys.executable, "-c", "from edgeconvnext.cli import main; main()"]
 
@@ -217,6 +218,15 @@ def test_a_path_option_expands_the_home_folder(
     assert code == 0, printed
     assert (tmp_path / "home" / "folded.safetensors").is_file()
     assert not (tmp_path / "~").exists()
+
+
+def test_functions_expand_the_home_folder_as_commands_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    edgeconvnext.fold("digits", calib="digits", output="~/folded.safetensors")
+    assert (tmp_path / "folded.safetensors").is_file()
+    with pytest.raises(UnusablePathError, match="does not know"):
+        edgeconvnext.quantize("digits", calib="digits", output="~nosuchuser/x")
 
 
 @pytest.mark.parametrize(
