@@ -175,6 +175,56 @@ def test_a_value_of_another_kind_or_range_is_refused_by_its_field(path: Path, wh
     assert where.partition(".")[0] in refusal(path, changed(whole(), where, value))
 
 
+def entries(count: int, value: object = "") -> dict[str, object]:
+    return {str(index): value for index in range(count)}
+
+
+RAIL = {"idle": 1.0, "artifact": 1.0, "baseline": 1.0}
+GATE = {"name": "min_speedup", "limit": 1.0, "measured": 1.5, "passed": True}
+OUTPUT = {"name": "logits", "fidelity_db": 1.0, "sqnr_db": 1.0}
+LAYER = {"layer": "stages.0"}
+
+
+@pytest.mark.parametrize(
+    ("where", "last", "beyond"),
+    [
+        ("latency.artifact.median_ms", 1e9, 1e9 + 1),
+        ("latency.artifact.cv", 1e12, 1e12 + 1),
+        ("power.rails.CPU.idle", 1e9, 1e9 + 1),
+        ("power.rails.CPU.idle", -1e9, -1e9 - 1),
+        ("latency.artifact.blocks_ms", [[1.0]] * 12_000, [[1.0]] * 12_001),
+        ("latency.artifact.blocks_ms", [[1.0]], []),
+        ("latency.artifact.runs", 1_000_000, 1_000_001),
+        ("latency.artifact.runs", 1, 0),
+        ("latency.batch", 65_536, 65_537),
+        ("latency.batch", 1, 0),
+        ("latency.threads", 4096, 4097),
+        ("latency.threads", 1, 0),
+        ("latency.settings", entries(100), entries(101)),
+        ("power.summed", ["CPU"], []),
+        ("power.summed", ["CPU"] * 100, ["CPU"] * 101),
+        ("power.rails", entries(1, RAIL), {}),
+        ("power.rails", entries(100, RAIL), entries(101, RAIL)),
+        ("layer_fidelity", [LAYER | {"sqnr_db": 1000}], [LAYER | {"sqnr_db": 1001}]),
+        ("layer_fidelity", [LAYER | {"sqnr_db": -1000}], [LAYER | {"sqnr_db": -1001}]),
+        ("check.outputs", [OUTPUT] * 100, [OUTPUT] * 101),
+        ("machine", entries(100), entries(101)),
+        ("machine", {"n" * 300: ""}, {"n" * 301: ""}),
+        ("clocks_before", entries(1000, {}), entries(1001, {})),
+        ("clocks_after", entries(1000, {}), entries(1001, {})),
+        ("messages", [""] * 1000, [""] * 1001),
+        ("saved", [""] * 100, [""] * 101),
+        ("gates", [GATE] * 3, [GATE] * 4),
+        ("kit", "a" * 64, "a" * 65),
+        ("started", "2" * 40, "2" * 41),
+    ],
+)
+def test_the_last_value_of_a_range_is_read_and_the_next_one_refused(where: str, last: object, beyond: object) -> None:
+    device_results.results_of(changed(whole(), where, last), Path("device.json"))
+    with pytest.raises(DeviceResultsError, match=where.partition(".")[0]):
+        device_results.results_of(changed(whole(), where, beyond), Path("device.json"))
+
+
 @pytest.mark.parametrize("key", ["kit", "model", "target", "started", "runtime", "forms"])
 def test_what_every_file_has_is_asked_for(path: Path, key: str) -> None:
     assert f"{key}: Field required" in refusal(path, {name: value for name, value in whole().items() if name != key})
