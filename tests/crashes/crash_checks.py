@@ -7,9 +7,21 @@ import re
 from pathlib import Path
 from typing import Any
 
-# Times, memory and dates differ between two runs of the same command, and what follows from them: the hash of a file that holds
+# Times, memory, dates and the checkout around the folder differ between two runs of the same command, and what follows from them: the hash of a file that holds
 # them. "reused" says whether a stage was made in this run.
-_VARYING = {"seconds", "peak_mib", "finished", "reused", "minutes", "spent_s", "mac", "code", "at", "images_per_second"}
+_VARYING = {
+    "git",
+    "seconds",
+    "peak_mib",
+    "finished",
+    "reused",
+    "minutes",
+    "spent_s",
+    "mac",
+    "code",
+    "at",
+    "images_per_second",
+}
 _TIMED_FILES = ("report.html", "MODEL_CARD.md", "README.md", "curves.svg", "front.svg", "search.json", "measured.jsonl")
 
 

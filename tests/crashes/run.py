@@ -19,8 +19,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +57,14 @@ _IMPORTED_ONCE = (
 def in_a_process(
     folder: Path, command: Command, prepare: Callable[[], None] = lambda: None, output: Path | None = None
 ) -> int:
-    """Run a command in a forked process in `folder`; returns its exit code, negative for the signal that ended it.
+    """Run a command as `start` does; returns its exit code, negative for the signal that ended it."""
+    return ended(start(folder, command, prepare, output))
+
+
+def start(
+    folder: Path, command: Command, prepare: Callable[[], None] = lambda: None, output: Path | None = None
+) -> ForkProcess:
+    """Start a command in a forked process in `folder`.
 
     prepare: called in that process first. output: the file for what it prints; None: output.txt in `folder`.
     """
@@ -78,6 +87,11 @@ def in_a_process(
 
     process = multiprocessing.get_context("fork").Process(target=child)
     process.start()
+    return process
+
+
+def ended(process: ForkProcess) -> int:
+    """Wait for a process; returns its exit code, negative for the signal that ended it, -1000 for one that hangs."""
     process.join(_SECONDS)
     if process.is_alive():
         process.kill()
@@ -158,18 +172,23 @@ def second_writer(command: Command) -> dict[str, Any]:
     folder = FOLDER / "case"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    codes: list[int] = []
     moment = moments_of(command, expected)[0]
 
-    def start_another() -> None:
-        if not codes:
-            codes.append(in_a_process(folder, command, output=folder / "second.txt"))
-            (folder / "second_code.txt").write_text(str(codes[0]))
+    def wait() -> None:
+        (folder / "first_is_there").touch()
+        end = time.monotonic() + _SECONDS
+        while not (folder / "second_is_done").exists() and time.monotonic() < end:
+            time.sleep(0.05)
 
-    first = in_a_process(folder, command, lambda: at_moment(command, moment, start_another))
-    second, said = (folder / "second_code.txt").read_text(), (folder / "second.txt").read_text()
+    # Both are forked here: a process whose torch has computed cannot be forked again.
+    process = start(folder, command, lambda: at_moment(command, moment, wait))
+    while not (folder / "first_is_there").exists() and process.is_alive():
+        time.sleep(0.05)
+    second = in_a_process(folder, command, output=folder / "second.txt")
+    (folder / "second_is_done").touch()
+    first, said = ended(process), (folder / "second.txt").read_text()
     problems = [] if first in (0, 3) else [f"the first ended with {first}"]
-    if second != "1" or "in use" not in said:
+    if second != 1 or "in use" not in said:
         problems.append(f"the second ended with {second}: {said[-300:]}")
     problems += differences(expected / command.output, folder / command.output)
     return {"command": command.name, "moment": moment, "signal": "second writer", "code": first, "problems": problems}
