@@ -46,8 +46,8 @@ COMMANDS = (
     ),
     Command(
         "export, pruned and recovered",
-        ("export", "--target", "onnx", "--model", "digits", *_DIGITS, *_PRUNED, "--effort", "quick", "--no-latency",
-         "--output", "run"),
+        ("export", "--target", "onnx", "--model", "digits", *_DIGITS, *_PRUNED, "--eval", "digits_test", "--effort",
+         "quick", "--no-latency", "--output", "run"),
         "run",
         moments=("step 1 of recovery", "saving recovery's checkpoint"),
         saves_itself=True,

@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-# Times, memory, dates and the checkout around the folder differ between two runs of the same command, and what follows from them: the hash of a file that holds
-# them. "reused" says whether a stage was made in this run.
+# Times, memory, dates and the checkout around the folder differ between two runs, and so do hashes of files that hold them.
+# "reused" says whether a stage was made in this run.
 _VARYING = {
     "git",
     "seconds",
