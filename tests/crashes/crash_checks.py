@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import csv
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +57,7 @@ def _content(path: Path) -> Any:
     if path.suffix == ".json":
         return _without_times(json.loads(path.read_text()))
     if path.suffix == ".csv":
-        return (
-            [re.sub(r"[^,]*$", "", line) for line in path.read_text().splitlines()] if path.name == "log.csv" else None
-        )
+        return [_without_times(row) for row in csv.DictReader(path.read_text().splitlines())]
     if path.suffix == ".ckpt":
         import torch
 

@@ -36,6 +36,15 @@ def test_times_are_left_out_and_values_are_not(tmp_path: Path) -> None:
     assert differences(names[0], names[2]) == ["a.json differs"]
 
 
+def test_times_are_columns_of_a_log(tmp_path: Path) -> None:
+    logs = [folder(tmp_path / name) for name in ("one", "later", "other")]
+    for path, minutes, loss in zip(logs, (1, 2, 2), (5, 5, 6), strict=True):
+        path.mkdir()
+        (path / "log.csv").write_text(f"epoch,minutes,loss\n1,{minutes},{loss}\n")
+    assert differences(logs[0], logs[1]) == []
+    assert differences(logs[0], logs[2]) == ["log.csv differs"]
+
+
 def test_what_is_left_behind_is_named(tmp_path: Path) -> None:
     (tmp_path / "stages").mkdir()
     for name in (".tmp-fold-1", "stages/fold.moving", "stages/fold.json"):
