@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,8 @@ def _content(path: Path) -> Any:
         return _without_times(json.loads(path.read_text()))
     if path.suffix == ".csv":
         return [_without_times(row) for row in csv.DictReader(path.read_text().splitlines())]
+    if path.suffix == ".toml":  # comments tell what was measured
+        return tomllib.loads(path.read_text())
     if path.suffix == ".ckpt":
         import torch
 
