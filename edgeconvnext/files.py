@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from edgeconvnext.errors import EdgeConvNextError, RunDirectoryError
+from edgeconvnext.escape import for_terminal
 
 try:
     import resource
@@ -41,6 +42,11 @@ def atomic_write(path: Path, content: bytes | str) -> None:
         try:
             temporary.write_bytes(content.encode() if isinstance(content, str) else content)
             temporary.replace(path)
+        except FileNotFoundError as error:  # of the folder: /proc, say, or one that was removed meanwhile
+            raise RunDirectoryError(
+                f"{for_terminal(path)} cannot be written: its folder is not there, or takes no files. Choose another one with "
+                "--output."
+            ) from error
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise

@@ -171,6 +171,14 @@ def test_output_on_a_full_disk_is_said() -> None:
     assert result.stderr == "error: The output cannot be used: No space left on device.\n"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of address space are Linux's")
+def test_a_memory_limit_that_is_too_small_to_import_torch_is_said() -> None:
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_AS, (600 << 20,) * 2); " + COMMAND[2]
+    result = subprocess.run([sys.executable, "-c", limited, "inspect", "digits"], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: The memory ran out") and "Traceback" not in result.stderr
+
+
 def test_a_locale_without_letters_prints_escapes() -> None:
     environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     result = subprocess.run([*COMMAND, "inspect", "größe"], env=environment, capture_output=True)
@@ -218,6 +226,15 @@ def test_a_path_option_expands_the_home_folder(
     assert code == 0, printed
     assert (tmp_path / "home" / "folded.safetensors").is_file()
     assert not (tmp_path / "~").exists()
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
+def test_a_folder_that_takes_no_files_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, printed = run(monkeypatch, capsys, "fold", "digits", "--calib", "digits", "--output", "/proc/x.safetensors")
+    assert code == 1
+    assert "cannot be written: its folder is not there, or takes no files" in printed
 
 
 def test_functions_expand_the_home_folder_as_commands_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
