@@ -176,7 +176,7 @@ def test_a_memory_limit_that_is_too_small_to_import_torch_is_said() -> None:
     limited = "import resource; resource.setrlimit(resource.RLIMIT_AS, (600 << 20,) * 2); " + COMMAND[2]
     result = subprocess.run([sys.executable, "-c", limited, "inspect", "digits"], capture_output=True, text=True)
     assert result.returncode == 1
-    assert result.stderr.startswith("error: The memory ran out") and "Traceback" not in result.stderr
+    assert "error: The memory ran out" in result.stderr and "Traceback" not in result.stderr
 
 
 def test_a_locale_without_letters_prints_escapes() -> None:
