@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 
 from edgeconvnext.errors import RunDirectoryError
 from edgeconvnext.escape import for_terminal
@@ -66,7 +67,7 @@ def load_plan(path: Path, folded: Network) -> tuple[QuantPlan, Network]:
     require_regular_file(path, RunDirectoryError)
     with reading(path, RunDirectoryError, "Make the run again with the same command."):
         with safe_open(str(path), framework="pt") as file:
-            metadata = _Metadata.model_validate(parse_json(file.metadata()["plan"], path, RunDirectoryError))
+            metadata = _Metadata.of(parse_json(file.metadata()["plan"], path, RunDirectoryError))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  the file is no mapping
         plan = _read_plan(metadata, tensors)
     try:
@@ -123,34 +124,87 @@ def _with_plan(plan: QuantPlan, tensors: dict[str, torch.Tensor], folded: Networ
     return module
 
 
-class _Grid(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+# Checked by hand: the machine with the GPU that reads plans may have torch, numpy and safetensors alone.
+@dataclass(frozen=True)
+class _Grid:
+    quant_min: int
+    quant_max: int
+    axis: int | None
 
-    quant_min: int = Field(ge=-(2**15), le=0)
-    quant_max: int = Field(ge=1, le=2**16 - 1)
-    axis: Literal[0] | None
+    @classmethod
+    def of(cls, value: Any) -> _Grid:
+        entry = _entry(value, {"quant_min": (int,), "quant_max": (int,), "axis": (int, type(None))})
+        if (
+            not -(2**15) <= entry["quant_min"] <= 0
+            or not 1 <= entry["quant_max"] < 2**16
+            or entry["axis"] not in (0, None)
+        ):
+            raise ValueError("a grid is out of range")
+        return cls(**entry)
 
 
-class _Activation(BaseModel):
+@dataclass(frozen=True)
+class _Activation:
     grid: _Grid
     estimator: str
     mse: float
     signal: float
     candidates: dict[str, float]
 
+    @classmethod
+    def of(cls, value: Any) -> _Activation:
+        kinds = {"grid": (dict,), "estimator": (str,), "mse": _NUMBER, "signal": _NUMBER, "candidates": (dict,)}
+        entry = _entry(value, kinds)
+        return cls(**entry | {"grid": _Grid.of(entry["grid"]), "candidates": _figures(entry["candidates"])})
 
-class _Decision(BaseModel):
+
+@dataclass(frozen=True)
+class _Decision:
     affine: str
     rounding: str
     block_sqnr_db: float
     plain_sqnr_db: float
     candidates: dict[str, float]
 
+    @classmethod
+    def of(cls, value: Any) -> _Decision:
+        texts: dict[str, tuple[type, ...]] = {"affine": (str,), "rounding": (str,)}
+        kinds = texts | {"block_sqnr_db": _NUMBER, "plain_sqnr_db": _NUMBER, "candidates": (dict,)}
+        entry = _entry(value, kinds)
+        return cls(**entry | {"candidates": _figures(entry["candidates"])})
 
-class _Metadata(BaseModel):
+
+@dataclass(frozen=True)
+class _Metadata:
     activations: dict[str, _Activation]
     weights: dict[str, _Grid]
     decisions: dict[str, _Decision]
+
+    @classmethod
+    def of(cls, value: Any) -> _Metadata:
+        entry = _entry(value, {"activations": (dict,), "weights": (dict,), "decisions": (dict,)})
+        return cls(
+            {name: _Activation.of(item) for name, item in entry["activations"].items()},
+            {name: _Grid.of(item) for name, item in entry["weights"].items()},
+            {name: _Decision.of(item) for name, item in entry["decisions"].items()},
+        )
+
+
+_NUMBER: tuple[type, ...] = (int, float)
+
+
+def _entry(value: Any, kinds: Mapping[str, tuple[type, ...]]) -> dict[str, Any]:
+    """Return a JSON object that has exactly these keys with values of these types; raises ValueError for another one."""
+    if not isinstance(value, dict) or value.keys() != kinds.keys():
+        raise ValueError(f"it does not hold {', '.join(kinds)}")
+    for name, types in kinds.items():
+        if type(value[name]) not in types:  # a bool is no int
+            raise ValueError(f"{name} is of another type")
+    return value
+
+
+def _figures(value: dict[str, Any]) -> dict[str, float]:
+    return {name: float(figure) for name, figure in _entry(value, dict.fromkeys(value, _NUMBER)).items()}
 
 
 def _grid(name: str, grid: QParams, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
