@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from functools import cache
-from typing import Any, get_type_hints
+import math
+from contextlib import suppress
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from edgeconvnext.errors import ModelConfigError
 from edgeconvnext.escape import for_terminal
@@ -46,24 +47,43 @@ def config_from_json(text: str) -> NetworkConfig:
     config = {"convnext": ConvNeXtConfig, "resnet": ResNetConfig}.get(kind) if isinstance(kind, str) else None
     if config is None:
         raise ModelConfigError(f"There is no network {for_terminal(kind)[:80]}.")
-    try:
-        checked = _schema(config).model_validate_json(json.dumps(values))
-    except ValidationError as error:
-        problem = error.errors()[0]
-        key = for_terminal(".".join(str(part) for part in problem["loc"]))[:80]
-        raise ModelConfigError(f"{key}: {for_terminal(problem['msg'])}.") from error
-    return config(**{name: getattr(checked, name) for name in type(checked).model_fields})
-
-
-@cache
-def _schema(config: type[NetworkConfig]) -> type[BaseModel]:
-    """Return a model of the fields of `config`, so that no value of another type reaches a layer."""
     types = get_type_hints(config)
-    fields: dict[str, Any] = {
-        item.name: (types[item.name], ... if item.default is dataclasses.MISSING else item.default)
-        for item in dataclasses.fields(config)
-        if item.init
-    }
-    return create_model(
-        config.__name__, __config__=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False), **fields
-    )
+    fields = {item.name: item for item in dataclasses.fields(config) if item.init}
+    for name in values.keys() - fields.keys():
+        raise ModelConfigError(f"{for_terminal(name, 80)}: a configuration has no such key.")
+    checked = {}
+    for name, item in fields.items():
+        if name not in values:
+            if item.default is dataclasses.MISSING:
+                raise ModelConfigError(f"{name}: it is missing.")
+            continue
+        try:
+            checked[name] = _fitting(values[name], types[name])
+        except (ValueError, OverflowError):
+            shown = for_terminal(json.dumps(values[name]), 80)
+            raise ModelConfigError(f"{name}: {shown} is of another type or not among the known values.") from None
+    return config(**checked)
+
+
+def _fitting(value: Any, hint: Any) -> Any:
+    """Return a JSON value as the type hint of a configuration's field wants it; raises ValueError for one that does not fit.
+
+    By hand: the machine with the GPU that reads configurations may have torch, numpy and safetensors alone.
+    """
+    kind, parts = get_origin(hint), get_args(hint)
+    if kind is Literal:
+        if any(type(value) is type(part) and value == part for part in parts):
+            return value
+    elif kind in (Union, UnionType):
+        for part in parts:
+            with suppress(ValueError):
+                return _fitting(value, part)
+    elif kind is tuple:
+        if isinstance(value, list):
+            return tuple(_fitting(item, parts[0]) for item in value)
+    elif hint is float:
+        if type(value) in (int, float) and math.isfinite(value):
+            return float(value)
+    elif type(value) is hint:  # a bool is no int
+        return value
+    raise ValueError
