@@ -374,7 +374,7 @@ LAYER = "stages.0.0.pwconv1"
         (f"{LAYER}|codes", torch.zeros(64, 16), "codes"),
         (f"{LAYER}|codes", torch.zeros(1, 16, dtype=torch.int8), "codes"),
         (f"{LAYER}|bias", torch.zeros(1), "codes"),
-        (f"{LAYER}|levels", torch.ones(16), "palette"),
+        (f"{LAYER}|levels", torch.arange(16.0).flip(0), "palette"),
         (f"{LAYER}|levels", torch.arange(257.0), "palette"),
     ],
 )
