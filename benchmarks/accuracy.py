@@ -37,9 +37,8 @@ from benchmarks.peers.grid import CONFIGURATIONS, RUNTIMES, SUFFIXES, Configurat
 from benchmarks.peers.protocol import Task
 from benchmarks.peers.worker import Worker, WorkerError
 from benchmarks.photographs import use_photographs
+from edgeconvnext.evaluation.timing import BLOCK_S, MIN_BLOCKS, MIN_RUNS, MIN_SECONDS, WARM_UP_S, Samples, speedup
 from edgeconvnext.targets import LayoutSection
-from edgeconvnext.validate.interleaved import BLOCK_S, MIN_BLOCKS, MIN_RUNS, MIN_SECONDS, WARM_UP_S, Samples
-from edgeconvnext.validate.latency import speedup
 
 HERE = Path(__file__).resolve().parent
 CACHE = HERE / ".cache" / "accuracy"
@@ -174,9 +173,9 @@ def export_float(prepared: Prepared, loaded: Any, images: np.ndarray) -> None:
     """Write the FP32 network as ONNX and as a torch.export program. images: what the folds are proven on."""
     import torch
 
-    from edgeconvnext.export.metadata import ArtifactMetadata
-    from edgeconvnext.export.onnx import export_onnx
-    from edgeconvnext.quantize.program import export_program
+    from edgeconvnext.backends.metadata import ArtifactMetadata
+    from edgeconvnext.backends.onnx.write import export_onnx
+    from edgeconvnext.model.program import export_program
     from edgeconvnext.rewrite.exact import fold_exact
 
     module = fold_exact(loaded.module, torch.from_numpy(images)).module if prepared.model.folded else loaded.module
@@ -333,7 +332,8 @@ def artifact_file(prepared: Prepared, row: Row) -> Path:
 
 def _judged(row: Row, prepared: Prepared, reference: np.ndarray, logits: np.ndarray) -> Row:
     """Fill in top-1, drop, agreement and SQNR."""
-    from edgeconvnext.validate.accuracy import agreement, logit_sqnr_db, paired_drop, topk
+    from edgeconvnext.evaluation.accuracy import agreement, paired_drop, topk
+    from edgeconvnext.sqnr import logit_sqnr_db
 
     if logits.shape != reference.shape or not np.isfinite(logits).all():
         row.error = f"logits of shape {logits.shape}, {int((~np.isfinite(logits)).any(1).sum())} rows not finite"
@@ -367,8 +367,8 @@ def _save_images(images: Any, preprocess: Any, path: Path) -> np.ndarray:
 
 def _cpu() -> str:
     """Name the processor, and whether int8 products saturate on it: accuracy depends on that."""
-    from edgeconvnext.validate.device import cpu_name
-    from edgeconvnext.validate.fidelity import products_saturate
+    from edgeconvnext.backends.onnxruntime.saturation import products_saturate
+    from edgeconvnext.machine import cpu_name
 
     return f"{cpu_name()}, {'no VNNI' if products_saturate() else 'int8 products exact'}"
 

@@ -13,7 +13,7 @@ from torch import nn
 from benchmarks.photographs import WEIGHTS
 from benchmarks.v2_atto import OUTPUT as V2_OUTPUT
 from benchmarks.v2_atto import Recipe, make_v2
-from edgeconvnext.model.convnext import Block, ConvNeXt
+from edgeconvnext.model.convnext.network import Block, ConvNeXt
 from edgeconvnext.model.load import find_model, load_model
 
 OUTLIER_SHARE = 0.02

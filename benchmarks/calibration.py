@@ -108,7 +108,7 @@ _Case = tuple[Row, Callable[[], dict[str, Any]]]
 
 def _cases(checkpoint: Path, images: int) -> list[_Case]:
     """Return every row still empty, and what measures it."""
-    from edgeconvnext.validate.device import cpu_name
+    from edgeconvnext.machine import cpu_name
 
     common: dict[str, Any] = {"images": images, "cores": os.cpu_count() or 0, "cpu": cpu_name()}
     own = f"edgeconvnext {edgeconvnext.__version__}"
@@ -184,12 +184,12 @@ def _prepared(checkpoint: Path, images: int) -> tuple[Path, Path, Path]:
     """Write the folded FP32 network as ONNX and program, and the images as an array."""
     import torch
 
+    from edgeconvnext.backends.metadata import ArtifactMetadata
+    from edgeconvnext.backends.onnx.write import export_onnx
     from edgeconvnext.data.loader import batches
     from edgeconvnext.data.sets import resolve_image_set
-    from edgeconvnext.export.metadata import ArtifactMetadata
-    from edgeconvnext.export.onnx import export_onnx
     from edgeconvnext.model.load import load_model
-    from edgeconvnext.quantize.program import export_program
+    from edgeconvnext.model.program import export_program
     from edgeconvnext.rewrite.exact import fold_exact
 
     onnx, program, calibration = CACHE / "fp32.onnx", CACHE / "fp32.pt2", CACHE / f"{images}.npy"

@@ -26,15 +26,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from edgeconvnext.backends.triton.gpu import BATCHES, describe_gpu, describe_versions, require_gpu
+from edgeconvnext.backends.triton.planned import PlannedNetwork
 from edgeconvnext.errors import GATE_MISSED_EXIT_CODE, EdgeConvNextError
-from edgeconvnext.triton.gpu import BATCHES, describe_gpu, describe_versions, require_gpu
-from edgeconvnext.triton.planned import PlannedNetwork
 
 if TYPE_CHECKING:
     from multiprocessing.synchronize import Barrier, Lock
 
-    from edgeconvnext.triton.network import TritonNetwork
-    from edgeconvnext.triton.timing import TimedForm
+    from edgeconvnext.backends.triton.network import TritonNetwork
+    from edgeconvnext.backends.triton.timing import TimedForm
 
 HERE = Path(__file__).resolve().parent
 PACK = HERE.parent / ".gpu"
@@ -118,7 +118,7 @@ def collect(
 
     checks: of each network's folder. times: of each folder and batch; those of a network with other codes are left out.
     """
-    from edgeconvnext.triton.timing import write_csv
+    from edgeconvnext.backends.triton.timing import write_csv
 
     output.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {"device": describe_gpu(), "versions": describe_versions(), "networks": {}}
@@ -154,8 +154,8 @@ def _turn() -> Iterator[None]:
 
 def _check(folder: Path, device: torch.device) -> dict[str, Any]:
     """Return how the codes of a packed network compare, whether that is allowed, and its accuracy where it has photographs."""
-    from edgeconvnext.triton.network import TritonNetwork
-    from edgeconvnext.triton.timing import check_on
+    from edgeconvnext.backends.triton.network import TritonNetwork
+    from edgeconvnext.backends.triton.timing import check_on
 
     try:
         planned = unpack(folder)
@@ -176,8 +176,8 @@ def _check(folder: Path, device: torch.device) -> dict[str, Any]:
 
 
 def _time(folder: Path, device: torch.device, batch: int, seconds: float) -> list[TimedForm]:
-    from edgeconvnext.triton.network import TritonNetwork
-    from edgeconvnext.triton.timing import time_batch
+    from edgeconvnext.backends.triton.network import TritonNetwork
+    from edgeconvnext.backends.triton.timing import time_batch
 
     try:
         planned = unpack(folder)
@@ -193,8 +193,8 @@ def unpack(folder: Path) -> PlannedNetwork:
     from safetensors.torch import load_file
 
     from edgeconvnext.model.build import config_from_json
-    from edgeconvnext.model.convnext import ConvNeXt, ConvNeXtConfig
-    from edgeconvnext.quantize.plan_storage import load_plan
+    from edgeconvnext.model.convnext.network import ConvNeXt, ConvNeXtConfig
+    from edgeconvnext.quantization.plan_storage import load_plan
 
     settings = read_settings(folder)
     config = config_from_json(settings.config)

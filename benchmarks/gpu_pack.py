@@ -35,6 +35,7 @@ from benchmarks.gpu import (
     images_of,
     read_settings,
 )
+from edgeconvnext.backends.triton.planned import PlannedNetwork, load_planned_run
 from edgeconvnext.data.labels import match_labels
 from edgeconvnext.data.sets import resolve_image_set
 from edgeconvnext.errors import EdgeConvNextError, ImageSetError
@@ -42,11 +43,10 @@ from edgeconvnext.files import tree_size
 from edgeconvnext.model.build import config_json
 from edgeconvnext.model.load import load_model
 from edgeconvnext.model.loaded import LoadedModel
-from edgeconvnext.quantize.biases import round_biases
-from edgeconvnext.quantize.fake import quantize_activations
-from edgeconvnext.stages.network import FOLDED
-from edgeconvnext.stages.quantization import PLAN as RUN_PLAN
-from edgeconvnext.triton.planned import PlannedNetwork, load_planned_run
+from edgeconvnext.pipeline.stages.network import FOLDED
+from edgeconvnext.pipeline.stages.quantization import PLAN as RUN_PLAN
+from edgeconvnext.quantization.biases import round_biases
+from edgeconvnext.quantization.fake import quantize_activations
 
 QUALITY = 80
 LARGEST_PACK = 60 * 2**20

@@ -24,7 +24,7 @@ import edgeconvnext
 from benchmarks.accuracy import _cpu
 from benchmarks.csv_rows import Judged, judged_by, read_rows, write_rows
 from benchmarks.photographs import WEIGHTS, use_photographs
-from edgeconvnext.report.schema import NormVerdict
+from edgeconvnext.schema.report import NormVerdict
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "norms.csv"
@@ -123,18 +123,18 @@ def output_of(case: Case) -> Path:
 
 def time_again(case: Case) -> dict[str, float]:
     """Take a case's latencies from what it wrote."""
-    from edgeconvnext.bench import bench_artifact
+    from edgeconvnext.commands.bench import bench_artifact
 
     if case.export:
         timed = bench_artifact(output_of(case))
         before, after = timed.latency.fp32, timed.latency.artifact
         assert before is not None and after is not None and timed.speedup is not None
         return _times(before.median_ms, after.median_ms, timed.speedup.model_dump())
+    from edgeconvnext.backends.onnxruntime.float_latency import compare_latency
     from edgeconvnext.data.sets import resolve_image_set
     from edgeconvnext.model.load import load_model
     from edgeconvnext.rewrite.exact import fold_exact
-    from edgeconvnext.search.compress import read_images
-    from edgeconvnext.validate.float_latency import compare_latency
+    from edgeconvnext.tuning.compress import read_images
 
     original = load_model(WEIGHTS)
     images = next(read_images(original, resolve_image_set("imagenette"), list(range(16)))).contiguous()
@@ -188,8 +188,9 @@ def _checkpoint(path: Path) -> Judged:
     from edgeconvnext.data.labels import match_labels
     from edgeconvnext.data.loader import batches
     from edgeconvnext.data.sets import resolve_image_set
+    from edgeconvnext.evaluation.accuracy import agreement, paired_drop, topk
     from edgeconvnext.model.load import load_model
-    from edgeconvnext.validate.accuracy import agreement, logit_sqnr_db, paired_drop, topk
+    from edgeconvnext.sqnr import logit_sqnr_db
 
     original, changed = load_model(WEIGHTS), load_model(path)
     images = resolve_image_set("imagenette_val")

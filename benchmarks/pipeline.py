@@ -126,7 +126,7 @@ def measure(case: Case) -> Iterator[Row]:
 
 def start() -> Iterator[Row]:
     """Yield the median time of `edgeconvnext --help`, files in memory: it is run once before."""
-    from edgeconvnext.validate.device import cpu_name
+    from edgeconvnext.machine import cpu_name
 
     seconds = []
     for _ in range(STARTS + 1):
@@ -162,8 +162,8 @@ def random_checkpoint(preset: str, folder: Path) -> Path:
     """Write a preset with random weights and return the file."""
     import torch
 
-    from edgeconvnext.model.convnext import ConvNeXt
-    from edgeconvnext.model.presets import get_preset
+    from edgeconvnext.model.convnext.network import ConvNeXt
+    from edgeconvnext.model.convnext.presets import get_preset
 
     torch.manual_seed(0)
     path = folder / f"{preset}.pth"

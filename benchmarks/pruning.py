@@ -32,26 +32,26 @@ from benchmarks.peers.worker import WorkerError, environment
 from benchmarks.photographs import WEIGHTS, use_photographs
 from benchmarks.pruning_page import write_page, write_plot
 from benchmarks.pruning_table import RESULTS, SHARES, PruningRow, PruningTable
-from edgeconvnext.data.image_set import ImageSet
+from edgeconvnext.choices import Score
+from edgeconvnext.data.image_set import ImageSet, split_held_out
 from edgeconvnext.data.loader import batches
 from edgeconvnext.data.sets import resolve_image_set
-from edgeconvnext.data.subset import split_held_out
-from edgeconvnext.export.torch_code import write_torch_code
+from edgeconvnext.evaluation.accuracy import agreement, paired_drop, topk
+from edgeconvnext.machine import cpu_name
 from edgeconvnext.model.checkpoint import save_checkpoint
-from edgeconvnext.model.convnext import ConvNeXt
+from edgeconvnext.model.convnext.network import ConvNeXt
 from edgeconvnext.model.load import load_model
 from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.model.macs import count_macs, count_parameters
+from edgeconvnext.model.torch_code import write_torch_code
 from edgeconvnext.rewrite.exact import fold_layer_scale
 from edgeconvnext.rewrite.prune import prune
-from edgeconvnext.rewrite.prune_budget import Budget
-from edgeconvnext.rewrite.prune_channels import Score
+from edgeconvnext.rewrite.prune_costs import Budget
 from edgeconvnext.rewrite.prune_curves import Curve
 from edgeconvnext.rewrite.sparsity import sparsify
+from edgeconvnext.sqnr import logit_sqnr_db
 from edgeconvnext.train.distill import Distilled, DistillOptions, distill
 from edgeconvnext.train.world import own_device
-from edgeconvnext.validate.accuracy import agreement, logit_sqnr_db, paired_drop, topk
-from edgeconvnext.validate.device import cpu_name
 
 HERE = Path(__file__).resolve().parent
 CACHE = HERE / ".cache" / "pruning"
@@ -311,7 +311,7 @@ def logits_of(module: ConvNeXt, images: torch.Tensor) -> np.ndarray:
 
 def take_times(table: PruningTable, chosen: list[str], again: bool) -> None:
     """Time each of the chosen networks that is kept beside the original, in turns, batch 1, one thread."""
-    from edgeconvnext.validate.float_latency import compare_latency
+    from edgeconvnext.backends.onnxruntime.float_latency import compare_latency
 
     original: LoadedModel = load_model(network_path("original"))
     for row in table.rows:

@@ -21,9 +21,10 @@ from benchmarks.pruning import BATCH, Bench, logits_of, network_path
 from benchmarks.pruning_page import OWN, RECOVERED, write_page
 from benchmarks.pruning_table import CROPS_RESULTS, CropsRow, PruningTable
 from edgeconvnext.data.loader import batches
-from edgeconvnext.model.convnext import ConvNeXt
+from edgeconvnext.evaluation.accuracy import Z95, agreement
+from edgeconvnext.model.convnext.network import ConvNeXt
 from edgeconvnext.model.load import load_model
-from edgeconvnext.validate.accuracy import Z95, agreement, logit_sqnr_db
+from edgeconvnext.sqnr import logit_sqnr_db
 
 SHARES = (0.7, 0.5, 0.35)
 RECOVERY = "30 min"

@@ -28,7 +28,7 @@ from benchmarks.photographs import use_photographs
 from edgeconvnext.data.image_set import ImageSet
 from edgeconvnext.data.sets import resolve_image_set
 from edgeconvnext.model.macs import count_macs, count_parameters
-from edgeconvnext.report.format import points
+from edgeconvnext.schema.format import points
 from edgeconvnext.train.log import Curve, EpochRow, curves_svg
 from edgeconvnext.train.networks import find_architecture, new_model
 from edgeconvnext.train.recipe import Recipe, choose_recipe

@@ -33,7 +33,7 @@ from benchmarks.peers.worker import Worker, WorkerError
 from benchmarks.photographs import use_photographs
 from benchmarks.pipeline import random_checkpoint
 from benchmarks.speed_page import write_page, write_plot
-from edgeconvnext.validate.latency import load_before, speedup
+from edgeconvnext.evaluation.timing import load_before, speedup
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "speed.csv"
@@ -152,12 +152,12 @@ def prepare(subject: Subject) -> Prepared:
     """Write network and images; what is there already is used again."""
     import torch
 
+    from edgeconvnext.backends.metadata import ArtifactMetadata
+    from edgeconvnext.backends.onnx.write import export_onnx
     from edgeconvnext.data.loader import batches
     from edgeconvnext.data.sets import resolve_image_set
-    from edgeconvnext.export.metadata import ArtifactMetadata
-    from edgeconvnext.export.onnx import export_onnx
     from edgeconvnext.model.load import load_model
-    from edgeconvnext.quantize.program import export_program
+    from edgeconvnext.model.program import export_program
     from edgeconvnext.rewrite.exact import fold_exact
 
     folder = CACHE / subject.name
@@ -189,8 +189,9 @@ def prepare(subject: Subject) -> Prepared:
 
 def _artifacts(subject: Subject, prepared: Prepared, tools: list[str], *, again: bool) -> Iterator[Row]:
     """Yield a row for FP32 and for each tool's artifact, judged against FP32 on the same images."""
-    from edgeconvnext.validate.accuracy import agreement, logit_sqnr_db
-    from edgeconvnext.validate.device import cpu_name
+    from edgeconvnext.evaluation.accuracy import agreement
+    from edgeconvnext.machine import cpu_name
+    from edgeconvnext.sqnr import logit_sqnr_db
 
     with Worker("onnxruntime", prepared.folder / "onnxruntime.log") as worker:
         versions = worker.load(prepared.best)
@@ -227,8 +228,8 @@ def _quantise(subject: Subject, prepared: Prepared, case: Configuration | OwnRun
         with Worker(case.peer, prepared.folder / f"{case.peer}.log") as worker:
             worker.quantize(task)
         return
-    from edgeconvnext.job import Request
-    from edgeconvnext.pipeline import export
+    from edgeconvnext.pipeline.commands import export
+    from edgeconvnext.pipeline.job import Request
 
     outcome = export(
         Request(

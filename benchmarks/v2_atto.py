@@ -29,7 +29,7 @@ from edgeconvnext.data.loader import batches
 from edgeconvnext.data.preprocess import Preprocess
 from edgeconvnext.data.sets import resolve_image_set
 from edgeconvnext.model.checkpoint import save_checkpoint
-from edgeconvnext.model.convnext import Block, ConvNeXt
+from edgeconvnext.model.convnext.network import Block, ConvNeXt
 from edgeconvnext.model.load import load_model
 from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.rewrite.exact import fold_layer_scale

@@ -7,42 +7,38 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from edgeconvnext import pipeline
-from edgeconvnext.claim import is_run
+from edgeconvnext.backends.artifact import load_target
+from edgeconvnext.choices import ActivationBits, Calibrator, Effort, Head, Preparation, Rounding, Score, WeightBits
+from edgeconvnext.data.image_set import split_held_out
 from edgeconvnext.data.loader import batches
 from edgeconvnext.data.sets import resolve_image_set
-from edgeconvnext.data.subset import split_held_out
+from edgeconvnext.data.size import Size
 from edgeconvnext.errors import RewriteError, RunDirectoryError, UnusablePathError
-from edgeconvnext.export.torch_code import check_torch_code_path, write_torch_code
 from edgeconvnext.files import atomic_write
-from edgeconvnext.job import DEFAULT_IMAGES, Request
 from edgeconvnext.model.checkpoint import check_file, prepare_output, save_checkpoint
-from edgeconvnext.model.convnext import ConvNeXt
-from edgeconvnext.model.heads import Head, require_answers
-from edgeconvnext.model.input_size import Size
+from edgeconvnext.model.convnext.network import ConvNeXt
+from edgeconvnext.model.heads import require_answers
 from edgeconvnext.model.load import load_model
 from edgeconvnext.model.loaded import LoadedModel
-from edgeconvnext.pipeline import Analyzed, Outcome
-from edgeconvnext.quantize.candidates import Rounding
-from edgeconvnext.quantize.planning import Calibrator, Effort
-from edgeconvnext.quantize.precision import ActivationBits, WeightBits
-from edgeconvnext.quantize.preparations import Preparation
+from edgeconvnext.model.torch_code import check_torch_code_path, write_torch_code
+from edgeconvnext.pipeline import commands as pipeline
+from edgeconvnext.pipeline.commands import Analyzed, Outcome
+from edgeconvnext.pipeline.job import DEFAULT_IMAGES, Request
 from edgeconvnext.received import user_path
 from edgeconvnext.rewrite.exact import PROOF_IMAGES, FoldResult, fold_exact
 from edgeconvnext.rewrite.prune import PruneResult
 from edgeconvnext.rewrite.prune import prune as prune_network
-from edgeconvnext.rewrite.prune_budget import Budget, BudgetKind
-from edgeconvnext.rewrite.prune_channels import Score
+from edgeconvnext.rewrite.prune_costs import Budget, BudgetKind
 from edgeconvnext.rewrite.prune_segments import FEWEST_IMAGES
 from edgeconvnext.rewrite.sparsity import SparseResult, sparsify
-from edgeconvnext.search.compress import Compressed, CompressOptions, compressed_model, read_images
-from edgeconvnext.search.compress import compress as run_compress
-from edgeconvnext.targets import load_target
+from edgeconvnext.run.lock import is_run
+from edgeconvnext.tuning.compress import Compressed, CompressOptions, compressed_model, read_images
+from edgeconvnext.tuning.compress import compress as run_compress
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-    from edgeconvnext.search.placement_search import PlacementFound  # loads torchao, seconds of it
+    from edgeconvnext.schema.placement import PlacementFound
 
 DEFAULT_MULTIPLE = 8
 
@@ -278,7 +274,7 @@ def search(
     """
     from edgeconvnext.report.placement_front import render_front_svg
     from edgeconvnext.report.placement_toml import placement_toml
-    from edgeconvnext.search.placement_search import search_placement
+    from edgeconvnext.tuning.placement_search import search_placement
 
     loaded = model if isinstance(model, LoadedModel) else load_model(model, resolution=resolution)
     require_answers(loaded)

@@ -6,13 +6,13 @@ import os
 from pathlib import Path
 from typing import Literal
 
-_PACKAGE = Path(__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parent
 
 
 def resource_dir(kind: Literal["calib", "targets"]) -> Path:
     """Return the folder of shipped calibration sets or targets: the checkout's top-level one, else the wheel's copy."""
-    installed = _PACKAGE / f"_{kind}"
-    return installed if installed.is_dir() else _PACKAGE.parent / kind
+    installed = PACKAGE / f"_{kind}"
+    return installed if installed.is_dir() else PACKAGE.parent / kind
 
 
 def state_dir() -> Path | None:

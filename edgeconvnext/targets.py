@@ -5,27 +5,16 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from edgeconvnext.errors import ConfigFileError, TargetError, nearest
-from edgeconvnext.escape import for_terminal
-from edgeconvnext.received import read_toml, user_path
+from edgeconvnext.config_file import Section
+from edgeconvnext.model.operators import Operator
 from edgeconvnext.resources import resource_dir
 
-Model = TypeVar("Model", bound=BaseModel)
-_MOST_PROBLEMS = 10
-Operator = Literal["stem", "depthwise", "pointwise1", "pointwise2", "downsample", "head", "conv", "projection"]
-CONVNEXT_OPERATORS: tuple[Operator, ...] = ("stem", "depthwise", "pointwise1", "pointwise2", "downsample", "head")
 GeluForm = Literal["erf", "tanh"]
 Exporter = Literal["onnx", "tensorrt-onnx", "tensorrt-rtx", "tensorrt", "coreml"]
-
-
-class Section(BaseModel):
-    """Base of every table in a target file: unknown keys are errors, values are not coerced."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class InputSection(Section):
@@ -118,8 +107,8 @@ class QuantizeSection(Section):
     """
 
     operators: list[Operator] = Field(min_length=1)
-    outputs: list[Operator] = []
-    float_layers: list[str] = []
+    outputs: list[Operator] = Field(default=[])
+    float_layers: list[str] = Field(default=[])
     activations: ActivationSection = ActivationSection()
     weights: WeightSection = WeightSection()
     prepare: PrepareSection = PrepareSection()
@@ -284,69 +273,3 @@ class Target(Section):
 def target_files() -> dict[str, Path]:
     """Return the shipped targets by name."""
     return {path.stem: path for path in sorted(resource_dir("targets").glob("*.toml"), key=lambda path: path.stem)}
-
-
-def load_target(name_or_path: str) -> Target:
-    """Read a shipped target by name, or a user's own TOML file by path.
-
-    Raises TargetError for an unknown name and ConfigFileError for a file that does not hold.
-    """
-    files = target_files()
-    path = files.get(name_or_path)
-    if path is None:
-        path = user_path(name_or_path, TargetError)
-        if path.suffix != ".toml":
-            raise TargetError(
-                f"There is no target {name_or_path!r}.{nearest(name_or_path, files)} "
-                f"Known targets: {', '.join(files)}; a file of your own is named by its path, ending in .toml."
-            )
-        if not path.is_file():
-            raise TargetError(f"There is no target file {path}. Known targets: {', '.join(files)}.")
-    return parse_toml(path, Target)
-
-
-def parse_toml(path: Path, model: type[Model]) -> Model:
-    """Read a TOML file into a pydantic model, turning every problem into one ConfigFileError that names its key."""
-    values = read_toml(path, ConfigFileError)
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        raise ConfigFileError(f"{path} does not hold: {explain(error, model)}") from error
-
-
-def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """Say each problem of a pydantic validation as 'key: what is wrong', with the nearest name for a misspelt one."""
-    sentences = []
-    for problem in error.errors():
-        key = for_terminal(".".join(str(part) for part in problem["loc"]), 80)
-        message, found = problem["msg"], problem["input"]
-        if problem["type"] == "extra_forbidden":
-            known = _section(model, problem["loc"][:-1]).model_fields
-            sentence = f"unknown key {key}.{nearest(str(problem['loc'][-1]), known)}"
-        elif problem["type"] == "missing":
-            sentence = f"{key} is missing."
-        elif problem["type"] == "value_error":
-            sentence = f"{key + ': ' if key else ''}{problem['ctx']['error']}."
-        else:
-            # "Input should be 'stem', 'head' or 'depthwise'" lists the choices of a Literal between quotes.
-            choices = re.findall(r"'([^']+)'", message) if problem["type"] == "literal_error" else []
-            close = nearest(str(found), choices) if choices else ""
-            sentence = f"{key}: {message[0].lower()}{message[1:]} (found {_brief(found)}).{close}"
-        sentences.append(for_terminal(sentence, 500))
-    return " ".join(sentences[:_MOST_PROBLEMS]) + (" ..." if len(sentences) > _MOST_PROBLEMS else "")
-
-
-def _brief(value: object) -> str:
-    try:
-        return for_terminal(repr(value), 80)
-    except ValueError:  # hexadecimal integers of a TOML file may be longer than Python writes out in decimals
-        return "a number of too many digits"
-
-
-def _section(model: type[BaseModel], path: tuple[int | str, ...]) -> type[BaseModel]:
-    """Return the class of the table at `path` of a file read as `model`."""
-    for part in path:
-        field = model.model_fields.get(str(part))
-        if field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            model = field.annotation
-    return model

@@ -15,7 +15,7 @@ from loopback import server, ssh_config  # noqa: F401  fixtures
 from PIL import Image
 from short_turns import DURATIONS_S
 
-from edgeconvnext.validate import interleaved
+from edgeconvnext.evaluation import timing as interleaved
 
 # Triton's interpreter runs kernels on a CPU, one program after the other, with a GPU's arithmetic. Read when triton is imported.
 os.environ["TRITON_INTERPRET"] = "1"

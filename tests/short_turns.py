@@ -2,7 +2,7 @@
 
 import sys
 
-from edgeconvnext.validate import interleaved
+from edgeconvnext.evaluation import timing
 
 DURATIONS_S = {"WARM_UP_S": 0.01, "MIN_SECONDS": 0.05, "SCREENING_SECONDS": 0.05, "BLOCK_S": 0.005}
 
@@ -14,5 +14,5 @@ if __name__ == "__main__":
 
     del sys.path[0]  # the tests' folder, which a script of it starts with
     for name, seconds in DURATIONS_S.items():
-        setattr(interleaved, name, seconds)
+        setattr(timing, name, seconds)
     main()

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 import edgeconvnext
-from edgeconvnext import pipeline
 from edgeconvnext.cli import main
-from edgeconvnext.job import Request
-from edgeconvnext.manifest import load_run
 from edgeconvnext.model.layers import weighted_layers
+from edgeconvnext.pipeline import commands as pipeline
+from edgeconvnext.pipeline.job import Request
+from edgeconvnext.run.manifest import load_run
 
 QUICK = ("--calib", "digits", "--num-images", "48", "--effort", "quick")
 REQUEST = Request(model="digits", calibration="digits", num_images=48, effort="quick", measure_latency=False)
@@ -173,7 +173,7 @@ def test_the_plan_of_another_network_is_refused(command: Command, run: Path) -> 
 
     from edgeconvnext.files import tree_sha256
     from edgeconvnext.model.checkpoint import save_checkpoint
-    from edgeconvnext.model.convnext import ConvNeXt
+    from edgeconvnext.model.convnext.network import ConvNeXt
     from edgeconvnext.model.load import load_model
 
     folded = load_model(run / "folded.safetensors")

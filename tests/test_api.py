@@ -58,12 +58,12 @@ def test_fold_and_prune_return_networks_and_save_them(tmp_path: Path) -> None:
 
 
 def test_quantize_export_and_validate_chain(tmp_path: Path) -> None:
-    quantized = edgeconvnext.quantize(
+    quantized = edgeconvnext.quantization(
         "digits", calib="digits", eval="digits_test", num_images=60, output=tmp_path / "q"
     )
-    exported = edgeconvnext.export(target="onnx", from_run=quantized.path, latency=False, output=tmp_path / "onnx")
+    exported = edgeconvnext.backends(target="onnx", from_run=quantized.path, latency=False, output=tmp_path / "onnx")
     assert exported.report.accuracy.artifact is not None
-    validated = edgeconvnext.validate(exported.path, data="digits", latency=False)
+    validated = edgeconvnext.evaluation(exported.path, data="digits", latency=False)
     assert validated.report.accuracy.dataset == "digits"
     assert validated.exit_code == 0
 
@@ -74,10 +74,10 @@ def test_a_command_and_the_package_of_its_name_are_both_there(name: str) -> None
     code = f"""
 import inspect, edgeconvnext
 from edgeconvnext import {name} as first
-import edgeconvnext.{name}, edgeconvnext.api, edgeconvnext.validate.gates
+import edgeconvnext.{name}, edgeconvnext.api, edgeconvnext.evaluation.gates
 second = edgeconvnext.{name}
 assert callable(first) and callable(second)
 assert inspect.signature(first) == inspect.signature(second) == inspect.signature(edgeconvnext.api.{name})
-assert callable(edgeconvnext.validate.gates.judge)
+assert callable(edgeconvnext.evaluation.gates.judge)
 """
     subprocess.run([sys.executable, "-c", code], check=True)

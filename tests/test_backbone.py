@@ -12,13 +12,13 @@ import numpy as np
 import onnx
 import pytest
 
-from edgeconvnext import pipeline
 from edgeconvnext.errors import EdgeConvNextError, QuantizationError
-from edgeconvnext.job import Request
 from edgeconvnext.model.checkpoint import save_checkpoint
 from edgeconvnext.model.load import load_model
-from edgeconvnext.pipeline import Outcome
-from edgeconvnext.search.compress import CompressOptions
+from edgeconvnext.pipeline import commands as pipeline
+from edgeconvnext.pipeline.commands import Outcome
+from edgeconvnext.pipeline.job import Request
+from edgeconvnext.tuning.compress import CompressOptions
 
 FEATURES = Request(
     model="digits",
@@ -133,7 +133,7 @@ def test_the_kit_checks_every_output_and_its_results_come_back(features: Outcome
 
 
 def test_large_feature_maps_are_compared_in_part() -> None:
-    from edgeconvnext.export.device_kit import COMPARED_VALUES, compared_values
+    from edgeconvnext.backends.kit.write import COMPARED_VALUES, compared_values
 
     maps = np.arange(2 * 8 * 64 * 64, dtype=np.float32).reshape(2, 8, 64, 64)
     values, (output,) = compared_values(["stage1"], [maps])

@@ -507,8 +507,8 @@ def test_a_read_only_disk_is_said_plainly(command: Command, small_disk: Path) ->
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of quantize, with its report."""
-    from edgeconvnext import pipeline
-    from edgeconvnext.job import Request
+    from edgeconvnext.pipeline import commands as pipeline
+    from edgeconvnext.pipeline.job import Request
 
     output = tmp_path_factory.mktemp("finished") / "run"
     return pipeline.quantize(
@@ -588,12 +588,12 @@ def test_a_run_that_is_not_what_it_was_is_refused_and_can_be_made_again(
 
 INTERRUPTED = {
     "fold": "edgeconvnext.rewrite.exact.fold_exact",
-    "statistics": "edgeconvnext.quantize.statistics.collect_statistics",
-    "plan": "edgeconvnext.quantize.planning.build_plan",
-    "quantized": "edgeconvnext.quantize.program.quantize_program",
-    "artifact": "edgeconvnext.export.onnx.export_onnx",
-    "reference": "edgeconvnext.validate.runners.collect",
-    "manifest": "edgeconvnext.runs.write_manifest",
+    "statistics": "edgeconvnext.quantization.statistics.collect_statistics",
+    "plan": "edgeconvnext.quantization.planning.build_plan",
+    "quantized": "edgeconvnext.quantization.program.quantize_program",
+    "artifact": "edgeconvnext.backends.onnx.write.export_onnx",
+    "reference": "edgeconvnext.evaluation.runner.collect",
+    "manifest": "edgeconvnext.run.directory.write_manifest",
 }
 
 
@@ -627,7 +627,7 @@ def test_ctrl_c_while_layers_are_reconstructed_leaves_none_of_their_files(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("edgeconvnext.quantize.candidates.Candidates.rounded", interrupt)
+    monkeypatch.setattr("edgeconvnext.quantization.candidates.Candidates.rounded", interrupt)
     arguments = [argument for argument in EMBEDDED if argument not in ("--effort", "quick")]
     ended = command("quantize", *arguments, "--output", "run")
     assert ended.code == 130

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from edgeconvnext.cost import CostMeter, give_back_free_memory
+from edgeconvnext.memory import give_back_free_memory
+from edgeconvnext.run.cost import CostMeter
 
 LINUX = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
 
@@ -31,7 +32,7 @@ def test_freed_memory_between_blocks_in_use_goes_back(monkeypatch: pytest.Monkey
     with CostMeter() as full:
         pass
     del blocks
-    monkeypatch.setattr("edgeconvnext.cost._resident_when_given_back", 0.0)
+    monkeypatch.setattr("edgeconvnext.memory._resident_when_given_back", 0.0)
     give_back_free_memory()
     with CostMeter() as trimmed:
         pass
@@ -42,7 +43,7 @@ def test_freed_memory_between_blocks_in_use_goes_back(monkeypatch: pytest.Monkey
 @LINUX
 def test_a_process_that_has_not_grown_is_not_searched(monkeypatch: pytest.MonkeyPatch) -> None:
     searched: list[int] = []
-    monkeypatch.setattr("edgeconvnext.cost._resident_when_given_back", 0.0)
+    monkeypatch.setattr("edgeconvnext.memory._resident_when_given_back", 0.0)
     give_back_free_memory()
     monkeypatch.setattr("gc.collect", lambda: searched.append(1))
     small = bytearray(b"x") * 5_000_000

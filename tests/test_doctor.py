@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from edgeconvnext import doctor
-from edgeconvnext.doctor import Check, diagnose, render
+from edgeconvnext.commands import doctor
+from edgeconvnext.commands.doctor import Check, diagnose, render
 
 
 def by_name(checks: Sequence[Check]) -> dict[str, Check]:
@@ -84,11 +84,11 @@ def test_a_gpu_is_present_only_when_the_driver_shows_one(
 
 
 def test_a_cpu_without_int8_dot_products_is_told_what_follows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgeconvnext.validate.device.instruction_sets", lambda: frozenset({"avx2"}))
+    monkeypatch.setattr("edgeconvnext.machine.instruction_sets", lambda: frozenset({"avx2"}))
     check = by_name(diagnose())["INT8 dot products"]
     assert not check.present
     assert "7 bits" in check.remedy
-    monkeypatch.setattr("edgeconvnext.validate.device.instruction_sets", lambda: frozenset({"avx2", "avx_vnni"}))
+    monkeypatch.setattr("edgeconvnext.machine.instruction_sets", lambda: frozenset({"avx2", "avx_vnni"}))
     assert by_name(diagnose())["INT8 dot products"].found == "avx_vnni"
 
 
@@ -106,7 +106,7 @@ def test_the_embedded_digits_are_always_here_and_absent_photographs_say_how_to_g
 
 def test_the_runtimes_are_not_imported_to_be_looked_at() -> None:
     program = (
-        "import sys; from edgeconvnext.doctor import diagnose; diagnose(); "
+        "import sys; from edgeconvnext.commands.doctor import diagnose; diagnose(); "
         "print({'coremltools', 'tensorrt_rtx', 'tensorrt', 'onnxruntime', 'torchao'} & set(sys.modules))"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -12,12 +12,12 @@ import onnxruntime
 import pytest
 import torch
 
-from edgeconvnext import pipeline
-from edgeconvnext.bench import bench_artifact
+from edgeconvnext.commands.bench import bench_artifact
 from edgeconvnext.errors import ModelConfigError, TargetError
-from edgeconvnext.job import Request
 from edgeconvnext.model.load import load_model
-from edgeconvnext.pipeline import Outcome
+from edgeconvnext.pipeline import commands as pipeline
+from edgeconvnext.pipeline.commands import Outcome
+from edgeconvnext.pipeline.job import Request
 
 SEVERAL = Request(
     model="digits",

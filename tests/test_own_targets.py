@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from edgeconvnext import pipeline
-from edgeconvnext.bench import bench_artifact
+from edgeconvnext.commands.bench import bench_artifact
 from edgeconvnext.errors import RuntimeMissingError
-from edgeconvnext.job import Request
-from edgeconvnext.model.convnext import ConvNeXt, ConvNeXtConfig
-from edgeconvnext.pipeline import Outcome
+from edgeconvnext.model.convnext.network import ConvNeXt, ConvNeXtConfig
+from edgeconvnext.pipeline import commands as pipeline
+from edgeconvnext.pipeline.commands import Outcome
+from edgeconvnext.pipeline.job import Request
 from edgeconvnext.resources import resource_dir
 
 DIGITS = Request(model="digits", calibration="digits", evaluation="digits_test", num_images=60, measure_latency=False)
@@ -98,14 +98,14 @@ def test_eight_bit_weights_fail_where_products_saturate_and_warn_elsewhere(
     target = own_target(tmp_path, "onnx", ("range_bits = 7", "range_bits = 8"))
     asked = replace(DIGITS, target=target, reuse_from=quantized.path)
 
-    monkeypatch.setattr("edgeconvnext.validate.fidelity.instruction_sets", lambda: {"sse2", "avx2"})
+    monkeypatch.setattr("edgeconvnext.backends.onnxruntime.saturation.instruction_sets", lambda: {"sse2", "avx2"})
     outcome = pipeline.export(replace(asked, output=runs / "without-vnni"))
     saturation = check(outcome, "x86 saturation")
     assert not saturation.passed
     assert "range_bits = 7" in saturation.result
     assert outcome.exit_code == 3
 
-    monkeypatch.setattr("edgeconvnext.validate.fidelity.instruction_sets", lambda: {"sse2", "avx_vnni"})
+    monkeypatch.setattr("edgeconvnext.backends.onnxruntime.saturation.instruction_sets", lambda: {"sse2", "avx_vnni"})
     outcome = pipeline.export(replace(asked, output=runs / "with-vnni"))
     saturation = check(outcome, "x86 saturation")
     assert saturation.passed
@@ -117,7 +117,7 @@ def test_eight_bit_weights_fail_where_products_saturate_and_warn_elsewhere(
 def test_a_fixed_batch_is_timed_at_that_batch(
     runs: Path, quantized: Outcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edgeconvnext.validate import latency
+    from edgeconvnext.backends.onnxruntime import latency
 
     monkeypatch.setattr(latency, "onnx_latency", functools.partial(latency.onnx_latency, seconds=0.05))
     target = own_target(tmp_path, "onnx", ("[quantize]\n", "[input]\nbatch = [4, 4, 4]\n\n[quantize]\n"))

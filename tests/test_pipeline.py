@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeconvnext import pipeline
 from edgeconvnext.errors import CheckpointError, LabelMismatchError, QuantizationError, RuntimeMissingError, TargetError
-from edgeconvnext.job import Request
-from edgeconvnext.manifest import load_run
-from edgeconvnext.pipeline import Outcome
+from edgeconvnext.pipeline import commands as pipeline
+from edgeconvnext.pipeline.commands import Outcome
+from edgeconvnext.pipeline.job import Request
+from edgeconvnext.run.manifest import load_run
 
 DIGITS = Request(model="digits", calibration="digits", evaluation="digits_test", num_images=120, measure_latency=False)
 
@@ -82,7 +82,7 @@ def test_the_program_of_a_run_is_rebuilt_and_answers_as_the_run_did(quantized: O
 
 
 def test_one_export_builds_its_quantised_graph_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from edgeconvnext.quantize import program
+    from edgeconvnext.quantization import program
 
     built, build = [], program.quantize_program
     monkeypatch.setattr(program, "quantize_program", lambda *given: built.append(1) or build(*given))
@@ -156,7 +156,7 @@ def test_a_budget_is_noted_in_the_report(runs: Path) -> None:
 
 def test_what_layers_given_back_cost_in_latency_is_timed(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At 4 bits and without any method the digits lose; a budget of zero nats gives every layer more bits."""
-    from edgeconvnext.search import budget as search
+    from edgeconvnext.tuning import budget as search
 
     monkeypatch.setattr(search.HeldOut, "within", lambda self, max_drop, labelled: self.kl < 1e-6)
     asked = request(
@@ -348,7 +348,7 @@ def test_rtx_engine_is_built_without_a_gpu(runs: Path, quantized: Outcome) -> No
 
 
 def test_gpu_target_without_a_gpu_ends_before_any_work(tmp_path: Path) -> None:
-    from edgeconvnext.export.tensorrt import _missing_driver
+    from edgeconvnext.backends.tensorrt.engine import _missing_driver
 
     if _missing_driver() is None:
         pytest.skip("there is an NVIDIA GPU here")

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from edgeconvnext import provenance
 from edgeconvnext.errors import RunDirectoryError
-from edgeconvnext.provenance import code_of, is_code_of, key_file, user_key
+from edgeconvnext.run import provenance
+from edgeconvnext.run.provenance import code_of, is_code_of, key_file, user_key
 
 
 @pytest.fixture

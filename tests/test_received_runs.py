@@ -17,21 +17,21 @@ import numpy as np
 import planted_programs
 import pytest
 import torch
+from edgeconvnext.pipeline.commands.stages import values as stage_values
 from planted_programs import PLACES, planted
 
-from edgeconvnext import job as jobs
-from edgeconvnext import pipeline
 from edgeconvnext.errors import EdgeConvNextError, ExportError, RunDirectoryError
 from edgeconvnext.files import tree_sha256
-from edgeconvnext.job import Request, resolve
-from edgeconvnext.logits import read_logits
-from edgeconvnext.manifest import load_run
 from edgeconvnext.model.load import load_model
-from edgeconvnext.quantize.plan_storage import load_plan
-from edgeconvnext.quantize.statistics import Statistics
-from edgeconvnext.runs import RunDirectory
-from edgeconvnext.stages import values as stage_values
-from edgeconvnext.stored_config import stored_config, stored_target
+from edgeconvnext.pipeline import commands as pipeline
+from edgeconvnext.pipeline.commands import job as jobs
+from edgeconvnext.pipeline.job import Request, resolve
+from edgeconvnext.pipeline.logits import read_logits
+from edgeconvnext.pipeline.stored_config import stored_config, stored_target
+from edgeconvnext.quantization.plan_storage import load_plan
+from edgeconvnext.quantization.statistics import Statistics
+from edgeconvnext.run.directory import RunDirectory
+from edgeconvnext.run.manifest import load_run
 
 ASKED = Request(
     model="digits", calibration="digits", num_images=9, most_evaluated=9, effort="quick", measure_latency=False

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from edgeconvnext import records
-from edgeconvnext.records import (
+from edgeconvnext.run import stage_record as records
+from edgeconvnext.run.stage_record import (
     StageRecord,
     file_sha256,
     is_inside,

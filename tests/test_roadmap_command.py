@@ -15,15 +15,15 @@ import torch
 from resnets import narrow
 from test_cli import fails, run
 
-from edgeconvnext import pipeline
+from edgeconvnext.commands.roadmap import RoadmapRequest, random_network, roadmap
+from edgeconvnext.commands.swin import swin_row
 from edgeconvnext.errors import ModelConfigError
 from edgeconvnext.model.checkpoint import save_checkpoint
 from edgeconvnext.model.load import load_model
-from edgeconvnext.model.roadmap import STEPS, Step
+from edgeconvnext.model.resnet.roadmap import STEPS, Step
+from edgeconvnext.pipeline import commands as pipeline
 from edgeconvnext.report.roadmap_page import as_markdown, write_page
-from edgeconvnext.report.roadmap_records import Roadmap
-from edgeconvnext.roadmap import RoadmapRequest, random_network, roadmap
-from edgeconvnext.swin import swin_row
+from edgeconvnext.schema.roadmap import Roadmap
 
 
 def small(name: str) -> Step:
@@ -109,7 +109,7 @@ def test_weights_of_another_step_are_refused(tmp_path: Path) -> None:
 
 
 def test_swin_is_a_row_where_timm_is_and_a_note_where_it_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgeconvnext.swin.find_spec", lambda _name: None)
+    monkeypatch.setattr("edgeconvnext.commands.swin.find_spec", lambda _name: None)
     assert swin_row(224, 1, measure_latency=False) == (
         None,
         "Swin-T is not compared: timm is not installed (pip install timm).",
@@ -120,7 +120,7 @@ def test_swin_is_a_row_where_timm_is_and_a_note_where_it_is_not(monkeypatch: pyt
     layers.set_fused_attn = lambda _on: None
     monkeypatch.setitem(sys.modules, "timm", timm)
     monkeypatch.setitem(sys.modules, "timm.layers", layers)
-    monkeypatch.setattr("edgeconvnext.swin.find_spec", lambda _name: object())
+    monkeypatch.setattr("edgeconvnext.commands.swin.find_spec", lambda _name: object())
     row, note = swin_row(224, 1, measure_latency=False)
     assert note is None and row is not None
     assert row.macs == 4 * 48 * 56 * 56 + 4 * 56 * 56 * 10

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from edgeconvnext import records
 from edgeconvnext.errors import CheckpointError, RunDirectoryError
 from edgeconvnext.files import atomic_write, tree_sha256, tree_size
-from edgeconvnext.runs import RunDirectory, StageResult, default_run_path, load_run, run_key
+from edgeconvnext.run import stage_record as records
+from edgeconvnext.run.directory import RunDirectory, StageResult, default_run_path, load_run, run_key
 
 CONFIG = {"model": "tiny", "target": "onnx", "images": 256}
 Make = Callable[[Path], dict[str, Any]]
@@ -65,7 +65,7 @@ def test_other_inputs_make_the_stage_again_and_drop_its_old_files(tmp_path: Path
 def test_other_code_makes_the_stage_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = Writer()
     make_once(tmp_path / "run", writer)
-    monkeypatch.setattr("edgeconvnext.runs.code_version", lambda: "another version")
+    monkeypatch.setattr("edgeconvnext.run.directory.code_version", lambda: "another version")
     make_once(tmp_path / "run", writer)
     assert writer.calls == 2
 
@@ -165,7 +165,7 @@ def test_a_failed_stage_leaves_nothing_and_keeps_what_was_finished(tmp_path: Pat
 SLOW_STAGE = """
     import sys, time
     from pathlib import Path
-    from edgeconvnext.runs import RunDirectory
+    from edgeconvnext.run.directory import RunDirectory
 
     def work(folder):
         (folder / "model.onnx").write_text("half")

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from edgeconvnext import runs
 from edgeconvnext.errors import RunDirectoryError
 from edgeconvnext.files import tree_sha256
-from edgeconvnext.records import read_record
-from edgeconvnext.runs import RunDirectory, StageResult, run_key
+from edgeconvnext.run import directory as runs
+from edgeconvnext.run.directory import RunDirectory, StageResult, run_key
+from edgeconvnext.run.stage_record import read_record
 
 CONFIG = {"model": "tiny", "target": "onnx"}
 User = Callable[[str], None]
@@ -478,7 +478,7 @@ LIMITED = """
 import resource, signal, sys
 from pathlib import Path
 from edgeconvnext.errors import RunDirectoryError
-from edgeconvnext.runs import RunDirectory
+from edgeconvnext.run.directory import RunDirectory
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
 
@@ -582,8 +582,8 @@ def test_a_stage_says_which_files_it_wrote(tmp_path: Path, user: User) -> None:
 
 @pytest.mark.parametrize("command", ["quantize", "export", "analyze"])
 def test_reuse_reaches_the_request(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from edgeconvnext import pipeline
     from edgeconvnext.cli.application import app
+    from edgeconvnext.pipeline import commands as pipeline
 
     asked: list[bool] = []
 

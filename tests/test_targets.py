@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from edgeconvnext.backends.artifact import load_target
 from edgeconvnext.errors import ConfigFileError, TargetError
-from edgeconvnext.targets import load_target, target_files
+from edgeconvnext.targets import target_files
 
 MINIMAL = """
 name = "board"

@@ -19,7 +19,7 @@ from torch import nn
 import edgeconvnext
 from edgeconvnext.data.loader import batches
 from edgeconvnext.data.sets import resolve_image_set
-from edgeconvnext.model.convnext import LayerNorm2d
+from edgeconvnext.model.blocks import LayerNorm2d
 from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.model.network import Network
 

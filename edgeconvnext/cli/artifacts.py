@@ -55,8 +55,8 @@ from edgeconvnext.cli.output import finish
 from edgeconvnext.cli.values import path_value
 
 if TYPE_CHECKING:
-    from edgeconvnext.job import Request
-    from edgeconvnext.search.compress import CompressOptions
+    from edgeconvnext.pipeline.job import Request
+    from edgeconvnext.tuning.compress import CompressOptions
 
 
 @app.command()
@@ -97,7 +97,7 @@ def quantize(
     """Quantise to INT8 with real images and measure the simulated graph against FP32."""
     from dataclasses import replace
 
-    from edgeconvnext import pipeline
+    from edgeconvnext.pipeline import commands as pipeline
 
     request = _request(
         *(model, head, calib, eval_set, target, num_images, calibrator, effort),
@@ -160,7 +160,7 @@ def export(
     """Quantise, write the artifact of a target, run it where its runtime is here, and report."""
     from dataclasses import replace
 
-    from edgeconvnext import pipeline
+    from edgeconvnext.pipeline import commands as pipeline
 
     if from_run is not None and not all(given is None for given in (model, resolution, crop_pct, mean, std)):
         raise typer.BadParameter(
@@ -208,7 +208,7 @@ def validate(
     json: JsonOption = False,
 ) -> None:
     """Measure the artifact of a finished run again, or merge what a device measured, and renew its report."""
-    from edgeconvnext import pipeline
+    from edgeconvnext.pipeline import commands as pipeline
 
     if device is not None:
         if data is not None:
@@ -231,7 +231,7 @@ def remote(
     json: JsonOption = False,
 ) -> None:
     """Run a finished run's device kit on a device over ssh, and merge what it measures into the report."""
-    from edgeconvnext import pipeline
+    from edgeconvnext.pipeline import commands as pipeline
 
     def say(text: str) -> None:
         typer.echo(text, err=True)
@@ -255,8 +255,8 @@ def _request(
     std: str | None,
     output: Path | None,
 ) -> Request:
-    from edgeconvnext.job import Request
-    from edgeconvnext.model.input_size import parse_size, parse_sizes
+    from edgeconvnext.data.size import parse_size, parse_sizes
+    from edgeconvnext.pipeline.job import Request
 
     return Request(
         model=model,
@@ -313,7 +313,7 @@ def _compress(
     latency: bool = True,
 ) -> CompressOptions | None:
     """Return what is to be changed before quantization, or None."""
-    from edgeconvnext.search.compress import CompressOptions
+    from edgeconvnext.tuning.compress import CompressOptions
 
     if recover and macs is None and not replace_norm:
         raise typer.BadParameter("--recover makes up for --prune-macs or --replace-norm; give one of them.")

@@ -54,7 +54,7 @@ def analyze(
     from typing import cast
 
     from edgeconvnext.api import analyze as run
-    from edgeconvnext.quantize.precision import ActivationBits, WeightBits
+    from edgeconvnext.choices import ActivationBits, WeightBits
     from edgeconvnext.report.analysis_terminal import render_analysis
 
     check_bits(weights, activations)
@@ -127,7 +127,7 @@ def bench(
             )
         _bench_triton(artifact, batch, seconds, json)
         return
-    from edgeconvnext.bench import bench_artifact, render_bench
+    from edgeconvnext.commands.bench import bench_artifact, render_bench
 
     result = bench_artifact(artifact, against, batch=batch, threads=threads, seconds=seconds, profile=profile)
     if json:
@@ -141,12 +141,12 @@ def _bench_triton(run: Path, batch: int | None, seconds: float, json: bool) -> N
     from dataclasses import asdict
     from json import dumps
 
-    from edgeconvnext.triton.gpu import BATCHES, require_gpu
-    from edgeconvnext.triton.planned import load_planned_run
+    from edgeconvnext.backends.triton.gpu import BATCHES, require_gpu
+    from edgeconvnext.backends.triton.planned import load_planned_run
 
     planned, device = load_planned_run(run), require_gpu()
-    from edgeconvnext.triton.terminal import render_triton_bench
-    from edgeconvnext.triton.timing import CSV_NAME, bench_triton, write_csv
+    from edgeconvnext.backends.triton.terminal import render_triton_bench
+    from edgeconvnext.backends.triton.timing import CSV_NAME, bench_triton, write_csv
 
     bench = bench_triton(planned, device, BATCHES if batch is None else (batch,), seconds)
     if json:

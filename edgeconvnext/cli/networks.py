@@ -39,8 +39,8 @@ def inspect(
     from dataclasses import asdict
     from json import dumps
 
+    from edgeconvnext.data.size import parse_size
     from edgeconvnext.model.describe import describe, render
-    from edgeconvnext.model.input_size import parse_size
     from edgeconvnext.model.load import load_model
 
     size = None if resolution is None else parse_size(resolution)
@@ -77,7 +77,7 @@ def fold(
 ) -> None:
     """Fold layer scale and LayerNorm affines exactly, and with --replace-norm replace the LayerNorms that may go."""
     from edgeconvnext import api
-    from edgeconvnext.search.compress import CompressOptions
+    from edgeconvnext.tuning.compress import CompressOptions
 
     if not recover:
         refuse_without(context, "--recover", "epochs", "budget_minutes")
@@ -190,7 +190,7 @@ def prune(
                 + (f"; leave out {' and '.join(given)}." if given else "; give --macs.")
             )
         from edgeconvnext import api
-        from edgeconvnext.search.compress import CompressOptions
+        from edgeconvnext.tuning.compress import CompressOptions
 
         options = CompressOptions(
             macs=macs, recover=True, epochs=epochs, minutes=budget_minutes, images=num_images, multiple=multiple

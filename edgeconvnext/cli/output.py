@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, NoReturn
 import typer
 
 if TYPE_CHECKING:
-    from edgeconvnext.pipeline import Outcome
-    from edgeconvnext.search.compress import Compressed
+    from edgeconvnext.pipeline.commands import Outcome
+    from edgeconvnext.tuning.compress import Compressed
 
 
 def finish(outcome: Outcome, json: bool) -> NoReturn:

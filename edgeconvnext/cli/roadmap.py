@@ -63,10 +63,10 @@ def roadmap(
     """Take every step from ResNet-50 to ConvNeXt-T to INT8 and time it; finished steps are kept."""
     from json import dumps
 
-    from edgeconvnext.model.roadmap import select_steps
+    from edgeconvnext.commands.roadmap import RoadmapRequest
+    from edgeconvnext.commands.roadmap import roadmap as run
+    from edgeconvnext.model.resnet.roadmap import select_steps
     from edgeconvnext.report.roadmap_page import check_page, render_roadmap, write_page
-    from edgeconvnext.roadmap import RoadmapRequest
-    from edgeconvnext.roadmap import roadmap as run
 
     if page is not None:
         check_page(page)

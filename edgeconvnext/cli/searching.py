@@ -49,7 +49,7 @@ def search(
     Run again, it goes on from what was measured before.
     """
     from edgeconvnext.api import search as run_search
-    from edgeconvnext.model.input_size import parse_size
+    from edgeconvnext.data.size import parse_size
     from edgeconvnext.report.placement_terminal import render_search
 
     found, folder = run_search(

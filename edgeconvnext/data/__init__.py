@@ -1,0 +1,1 @@
+"""Images: sets, decoding, preprocessing, labels."""

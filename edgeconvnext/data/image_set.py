@@ -133,3 +133,18 @@ class ImageSet:
                 line += f"\t{self.reader.stamp(image_id)}"
             digest.update(f"{line}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()
+
+
+def split_held_out(image_set: ImageSet) -> tuple[list[int], list[int]]:
+    """Split a set into the indices to fit on and the third held out from fitting, both ascending.
+
+    Every third image is held out, counted class by class, so that both parts see every class that has enough images. A
+    set of one image cannot be split: it is then in both parts.
+    """
+    order = list(range(len(image_set)))
+    if len(order) == 1:
+        return order, order
+    if image_set.labels is not None:
+        order.sort(key=image_set.labels.__getitem__)
+    held_out = set(order[1::3])
+    return [index for index in range(len(order)) if index not in held_out], sorted(held_out)

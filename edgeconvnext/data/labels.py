@@ -13,7 +13,7 @@ from edgeconvnext.errors import LabelMismatchError
 from edgeconvnext.escape import for_terminal
 
 if TYPE_CHECKING:
-    from edgeconvnext.model.loaded import Labels
+    from edgeconvnext.data.label_names import Labels
 
 IMAGENET_ORDER_NOTE = (
     "the model has 1,000 outputs and names no classes; they are taken to be ImageNet-1k's in their standard order, "

@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 from edgeconvnext.data.image_set import ImageSet
 from edgeconvnext.data.images import BrokenImage
 from edgeconvnext.data.preprocess import Preprocess
+from edgeconvnext.data.size import Size
 from edgeconvnext.errors import ImageSetError
 from edgeconvnext.escape import for_terminal
-from edgeconvnext.model.input_size import Size
 from edgeconvnext.progress import progress_bar
 
 BROKEN_LIMIT = 0.01

@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from edgeconvnext.config_file import Section, parse_toml
 from edgeconvnext.data.folders import SPLIT_NAMES, list_folder
 from edgeconvnext.data.image_set import FolderReader, ImageSet
 from edgeconvnext.data.imagenet import imagenet_classes
@@ -16,7 +17,6 @@ from edgeconvnext.errors import ConfigFileError, ImageSetError, nearest
 from edgeconvnext.escape import for_terminal
 from edgeconvnext.received import MIB, require_regular_file, user_path
 from edgeconvnext.resources import resource_dir
-from edgeconvnext.targets import Section, parse_toml
 
 __all__ = [
     "ImageSet",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from edgeconvnext.data.image_set import ImageSet
+    pass
 
 
 def spread(total: int, count: int, labels: Sequence[int] | None = None) -> list[int]:
@@ -23,21 +23,6 @@ def spread(total: int, count: int, labels: Sequence[int] | None = None) -> list[
         members[label].append(index)
     shares = _shares({label: len(indices) for label, indices in sorted(members.items())}, count)
     return sorted(index for label, share in shares.items() for index in _even(members[label], share))
-
-
-def split_held_out(image_set: ImageSet) -> tuple[list[int], list[int]]:
-    """Split a set into the indices to fit on and the third held out from fitting, both ascending.
-
-    Every third image is held out, counted class by class, so that both parts see every class that has enough images. A
-    set of one image cannot be split: it is then in both parts.
-    """
-    order = list(range(len(image_set)))
-    if len(order) == 1:
-        return order, order
-    if image_set.labels is not None:
-        order.sort(key=image_set.labels.__getitem__)
-    held_out = set(order[1::3])
-    return [index for index in range(len(order)) if index not in held_out], sorted(held_out)
 
 
 def _shares(sizes: dict[int, int], count: int) -> dict[int, int]:

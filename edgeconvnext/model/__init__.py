@@ -9,9 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgeconvnext.model.convnext import ConvNeXt, ConvNeXtConfig
+    from edgeconvnext.data.label_names import Labels
+    from edgeconvnext.model.convnext.network import ConvNeXt, ConvNeXtConfig
     from edgeconvnext.model.load import load_model
-    from edgeconvnext.model.loaded import Labels, LoadedModel
+    from edgeconvnext.model.loaded import LoadedModel
 
 __all__ = ["ConvNeXt", "ConvNeXtConfig", "Labels", "LoadedModel", "load_model"]
 

@@ -13,9 +13,9 @@ import torch
 
 from edgeconvnext.errors import ModelConfigError
 from edgeconvnext.escape import for_terminal
-from edgeconvnext.model.convnext import ConvNeXt, ConvNeXtConfig
+from edgeconvnext.model.convnext.network import ConvNeXt, ConvNeXtConfig
 from edgeconvnext.model.network import Network
-from edgeconvnext.model.resnet import ResNet, ResNetConfig
+from edgeconvnext.model.resnet.network import ResNet, ResNetConfig
 from edgeconvnext.received import parse_json
 
 NetworkConfig = ConvNeXtConfig | ResNetConfig

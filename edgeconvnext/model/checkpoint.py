@@ -13,7 +13,7 @@ from edgeconvnext.errors import CheckpointError, ModelConfigError
 from edgeconvnext.escape import for_terminal
 from edgeconvnext.files import atomic_write, storage_errors
 from edgeconvnext.model.build import NetworkConfig, config_from_json, config_json
-from edgeconvnext.model.infer import listed
+from edgeconvnext.model.convnext.infer import listed
 from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.model.pretrained_config import to_timm_config
 from edgeconvnext.model.torch_file import MOST_DIMENSIONS, TorchFile

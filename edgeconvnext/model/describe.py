@@ -10,13 +10,13 @@ from torch import nn
 
 from edgeconvnext.data.preprocess import Preprocess
 from edgeconvnext.model.build import NetworkConfig
-from edgeconvnext.model.convnext import ConvNeXtConfig
+from edgeconvnext.model.convnext.network import ConvNeXtConfig
+from edgeconvnext.model.convnext.presets import match_preset
 from edgeconvnext.model.layers import weighted_layers
 from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.model.macs import count_macs, count_parameters
-from edgeconvnext.model.presets import match_preset
-from edgeconvnext.model.resnet import ResNet
-from edgeconvnext.model.roadmap import match_step
+from edgeconvnext.model.resnet.network import ResNet
+from edgeconvnext.model.resnet.roadmap import match_step
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

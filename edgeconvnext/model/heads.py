@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
 
+from edgeconvnext.choices import Head
 from edgeconvnext.errors import ModelConfigError
 from edgeconvnext.model.build import build_empty
-from edgeconvnext.model.convnext import ConvNeXtConfig
+from edgeconvnext.model.convnext.network import ConvNeXtConfig
 from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.model.network import EndsWith
 
-Head = Literal["classifier", "features", "none", "gap"]
 _ENDS: dict[Head, EndsWith] = {"features": "stages", "none": "last_stage", "gap": "head"}
 
 

@@ -9,26 +9,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgeconvnext.choices import Head
+from edgeconvnext.data.label_names import Labels
 from edgeconvnext.data.preprocess import Preprocess
+from edgeconvnext.data.size import Size
 from edgeconvnext.errors import CheckpointError, ConfigFileError, ModelConfigError, nearest
 from edgeconvnext.escape import for_terminal
 from edgeconvnext.files import tree_sha256
 from edgeconvnext.model.build import NetworkConfig, build_empty
 from edgeconvnext.model.checkpoint import WEIGHTS_SUFFIXES, Checkpoint, read_checkpoint
-from edgeconvnext.model.convnext import ConvNeXtConfig
+from edgeconvnext.model.convnext.infer import check_tensors, infer_config, listed
+from edgeconvnext.model.convnext.layouts import Renamed, rename
+from edgeconvnext.model.convnext.network import ConvNeXtConfig
+from edgeconvnext.model.convnext.presets import PRESETS, preset_hub_name
 from edgeconvnext.model.foreign import looks_like
-from edgeconvnext.model.heads import Head, with_head
+from edgeconvnext.model.heads import with_head
 from edgeconvnext.model.hub import fetch, parse_hub_name
-from edgeconvnext.model.infer import check_tensors, infer_config, listed
-from edgeconvnext.model.input_size import Size, check_input_size
-from edgeconvnext.model.layouts import Renamed, rename
-from edgeconvnext.model.loaded import Labels, LoadedModel
+from edgeconvnext.model.input_size import check_input_size
+from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.model.network import Network
-from edgeconvnext.model.presets import PRESETS, preset_hub_name
 from edgeconvnext.model.pretrained_config import PretrainedConfig, read_config
-from edgeconvnext.model.resnet import ResNetConfig
-from edgeconvnext.model.resnet_checkpoint import LAYOUT, infer_resnet, own_names, rename_resnet
-from edgeconvnext.model.roadmap import as_convnext
+from edgeconvnext.model.resnet.checkpoint import LAYOUT, infer_resnet, own_names, rename_resnet
+from edgeconvnext.model.resnet.network import ResNetConfig
+from edgeconvnext.model.resnet.roadmap import as_convnext
 from edgeconvnext.received import reading, require_regular_file
 
 _SHOWN = 200

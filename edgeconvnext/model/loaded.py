@@ -4,23 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from edgeconvnext.data.label_names import Labels
 from edgeconvnext.data.preprocess import Preprocess
 from edgeconvnext.model.build import NetworkConfig
 from edgeconvnext.model.network import Network
-
-
-@dataclass(frozen=True)
-class Labels:
-    """What the classes are called, one entry per class, in the order of the logits.
-
-    names: synset ids ("n01440764") or class names. descriptions: text for people ("tench").
-    """
-
-    names: tuple[str, ...]
-    descriptions: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.names)
 
 
 @dataclass(frozen=True)

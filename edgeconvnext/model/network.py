@@ -19,7 +19,7 @@ from edgeconvnext.errors import ModelConfigError
 
 if TYPE_CHECKING:
     from edgeconvnext.model.build import NetworkConfig
-    from edgeconvnext.targets import Operator
+    from edgeconvnext.model.operators import Operator
 
 EndsWith = Literal["head", "last_stage", "stages"]
 

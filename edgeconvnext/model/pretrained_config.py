@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from edgeconvnext.data.label_names import Labels
 from edgeconvnext.data.preprocess import Interpolation
+from edgeconvnext.data.size import LARGEST_SIDE
 from edgeconvnext.errors import CheckpointError, ConfigFileError
 from edgeconvnext.escape import for_terminal
-from edgeconvnext.model.input_size import LARGEST_SIDE
-from edgeconvnext.model.loaded import Labels
 from edgeconvnext.received import MIB, parse_json, read_bytes, reason
 
 if TYPE_CHECKING:

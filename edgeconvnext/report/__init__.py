@@ -1,0 +1,1 @@
+"""Rendering: terminal, HTML pages, model card, charts."""

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edgeconvnext.report import format
 from edgeconvnext.report.axis import Axis, Tick
 from edgeconvnext.report.layer_charts import (
     HISTOGRAM_WIDTH,
@@ -15,8 +14,9 @@ from edgeconvnext.report.layer_charts import (
     marker,
     stage_marks,
 )
-from edgeconvnext.report.schema import LayerError
-from edgeconvnext.search.analysis import LayerAnalysis, TensorAnalysis
+from edgeconvnext.schema import format
+from edgeconvnext.schema.analysis import LayerAnalysis, TensorAnalysis
+from edgeconvnext.schema.report import LayerError
 
 CODES_HEIGHT = 44
 SMALLEST_KL = 1e-9

@@ -7,7 +7,6 @@ import re
 from markupsafe import Markup
 
 from edgeconvnext.escape import for_html
-from edgeconvnext.report import format
 from edgeconvnext.report.analysis_charts import (
     CODES_HEIGHT,
     cost_chart,
@@ -19,7 +18,8 @@ from edgeconvnext.report.axis import NARROW, WIDE
 from edgeconvnext.report.html import Tile, page_environment, page_style
 from edgeconvnext.report.layer_charts import HISTOGRAM_HEIGHT, HISTOGRAM_WIDTH, MARKERS, layer_chart, marker
 from edgeconvnext.report.visible import visible
-from edgeconvnext.search.analysis import Analysis
+from edgeconvnext.schema import format
+from edgeconvnext.schema.analysis import Analysis
 
 SHOWN_TENSORS = 8
 

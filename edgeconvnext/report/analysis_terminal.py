@@ -9,9 +9,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from edgeconvnext.report import format
 from edgeconvnext.report.visible import visible
-from edgeconvnext.search.analysis import Analysis, LayerAnalysis, Suspicion, SuspicionKind
+from edgeconvnext.schema import format
+from edgeconvnext.schema.analysis import Analysis, LayerAnalysis, Suspicion, SuspicionKind
 
 SHOWN_LAYERS = 12
 SHOWN_OF_A_KIND = 3

@@ -8,12 +8,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from edgeconvnext.data.preprocess import Preprocess
 from edgeconvnext.escape import for_markdown, for_terminal
-from edgeconvnext.report import format
 from edgeconvnext.report.device import device_facts
-from edgeconvnext.report.schema import PreprocessRecord, Report
 from edgeconvnext.report.sizes import SIZE_COLUMNS, size_row
 from edgeconvnext.report.verdict import aside, gate_text, missing_results, place, reason, verdict
 from edgeconvnext.report.visible import visible
+from edgeconvnext.schema import format
+from edgeconvnext.schema.report import PreprocessRecord, Report
 from edgeconvnext.targets import Exporter
 
 _BY_SUFFIX: dict[str, Exporter] = {".onnx": "onnx", ".mlpackage": "coreml", ".engine": "tensorrt"}

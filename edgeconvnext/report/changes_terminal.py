@@ -6,9 +6,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from edgeconvnext.report import format
-from edgeconvnext.report.schema import CompressionRecord, HeldOutLoss, NormVerdict
 from edgeconvnext.report.visible import visible
+from edgeconvnext.schema import format
+from edgeconvnext.schema.report import CompressionRecord, HeldOutLoss, NormVerdict
 
 _STYLES = {"replaced": "green", "kept": "yellow", "gone before": "dim"}
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edgeconvnext.report import format
 from edgeconvnext.report.axis import NARROW, Axis, Tick
-from edgeconvnext.report.schema import Accuracy, Latency, LatencyComparison, Sizes
+from edgeconvnext.schema import format
+from edgeconvnext.schema.report import Accuracy, Latency, LatencyComparison, Sizes
 
 _EDGE = 14
 """Pixels left free on either side, so that the outermost tick's label is not cut."""

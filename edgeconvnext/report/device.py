@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-from edgeconvnext.report import format
-from edgeconvnext.report.schema import DeviceLatency, DeviceRecord, Interval, Latency
-
-
-def machine_name(device: DeviceRecord) -> str:
-    """Name the machine: "Raspberry Pi 5 Model B Rev 1.0"; with its GPU where that has a name of its own."""
-    gpu = device.machine.get("gpu")
-    name = device.machine.get("name") or device.machine.get("architecture") or "an unnamed machine"
-    return f"{name}, {gpu}" if gpu and gpu not in name else name
+from edgeconvnext.schema import format
+from edgeconvnext.schema.report import DeviceLatency, DeviceRecord, Interval, Latency, machine_name
 
 
 def device_facts(device: DeviceRecord) -> list[tuple[str, str | None]]:

@@ -12,7 +12,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from edgeconvnext.escape import for_html
-from edgeconvnext.report import format
 from edgeconvnext.report.axis import NARROW, WIDE
 from edgeconvnext.report.changes_terminal import change_facts
 from edgeconvnext.report.charts import accuracy_chart, latency_chart, size_chart
@@ -25,10 +24,11 @@ from edgeconvnext.report.layer_charts import (
     layer_chart,
     marker,
 )
-from edgeconvnext.report.schema import Accuracy, ClassChange, Flip, LayerError, Report
 from edgeconvnext.report.sizes import SIZE_COLUMNS, size_row
 from edgeconvnext.report.verdict import gate_text, missing_results, place, reason, verdict, worst_output
 from edgeconvnext.report.visible import visible
+from edgeconvnext.schema import format
+from edgeconvnext.schema.report import Accuracy, ClassChange, Flip, LayerError, Report
 
 WORST_LAYERS = 8
 SHOWN_FLIPS = 48

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from edgeconvnext.report import format
 from edgeconvnext.report.axis import Axis, Tick
-from edgeconvnext.report.schema import LayerError
+from edgeconvnext.schema import format
+from edgeconvnext.schema.report import LayerError
 
 MARKERS = {
     "stem": "M{x} {y}m-5 0a5 5 0 1 0 10 0a5 5 0 1 0 -10 0z",

@@ -6,7 +6,7 @@ import math
 
 from edgeconvnext.escape import for_html
 from edgeconvnext.report.axis import Axis
-from edgeconvnext.search.placement_search import PlacementFound, front
+from edgeconvnext.schema.placement import PlacementFound, front
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 440, 80, 24, 60, 60
 TRIED, START, BEST, GRID = "#8a8a8a", "#1f77b4", "#d62728", "#dddddd"

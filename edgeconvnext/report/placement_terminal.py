@@ -8,7 +8,7 @@ from rich.text import Text
 
 from edgeconvnext.report.placement_toml import reasons
 from edgeconvnext.report.visible import visible
-from edgeconvnext.search.placement_search import PlacementFound
+from edgeconvnext.schema.placement import PlacementFound
 
 
 def render_search(found: PlacementFound) -> RenderableType:

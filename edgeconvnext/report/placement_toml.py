@@ -12,7 +12,7 @@ from tomlkit.items import Array, Table
 from edgeconvnext.report.visible import visible
 
 if TYPE_CHECKING:
-    from edgeconvnext.search.placement_search import PlacementFound
+    from edgeconvnext.schema.placement import PlacementFound
 
 _WIDTH = 120
 # A list whose text is longer is written with one item a line.

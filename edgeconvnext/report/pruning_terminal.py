@@ -8,7 +8,7 @@ from rich.text import Text
 
 from edgeconvnext.escape import for_terminal
 from edgeconvnext.rewrite.prune import PruneResult
-from edgeconvnext.rewrite.prune_budget import BudgetKind
+from edgeconvnext.rewrite.prune_costs import BudgetKind
 from edgeconvnext.rewrite.sparsity import SparseResult
 
 _UNITS: dict[BudgetKind, tuple[float, str]] = {"macs": (1e6, "M"), "size": (1e6, "MB"), "latency": (1, "ms")}

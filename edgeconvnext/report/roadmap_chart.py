@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgeconvnext.escape import for_html
 from edgeconvnext.report.axis import Axis
-from edgeconvnext.report.roadmap_records import Roadmap, RoadmapStep
+from edgeconvnext.schema.roadmap import Roadmap, RoadmapStep
 
 ROW, TOP, BOTTOM, LABELS, PANEL, GAP = 26, 58, 40, 190, 210, 40
 FP32, INT8, GREY, GRID = "#1f77b4", "#d62728", "#555555", "#dddddd"

@@ -13,10 +13,10 @@ from rich.text import Text
 from edgeconvnext.errors import RunDirectoryError
 from edgeconvnext.escape import for_markdown
 from edgeconvnext.files import atomic_write
-from edgeconvnext.report import format
 from edgeconvnext.report.roadmap_chart import render_roadmap_svg
-from edgeconvnext.report.roadmap_records import Roadmap, RoadmapStep
 from edgeconvnext.report.visible import visible
+from edgeconvnext.schema import format
+from edgeconvnext.schema.roadmap import Roadmap, RoadmapStep
 
 JSON_FILE = "roadmap.json"
 NOT_MEASURED = "-"

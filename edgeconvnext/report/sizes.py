@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from edgeconvnext.model.input_size import size_text
-from edgeconvnext.report import format
-from edgeconvnext.report.schema import SizeRecord
+from edgeconvnext.data.size import size_text
+from edgeconvnext.schema import format
+from edgeconvnext.schema.report import SizeRecord
 
 SIZE_COLUMNS = ("size", "images", "top-1", "drop", "SQNR", "simulated", "fidelity")
 

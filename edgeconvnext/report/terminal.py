@@ -6,13 +6,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from edgeconvnext.report import format
 from edgeconvnext.report.changes_terminal import render_changes
 from edgeconvnext.report.device import device_facts
-from edgeconvnext.report.schema import BudgetRecord, DeviceRecord, Interval, Latency, Report, TopK
 from edgeconvnext.report.sizes import SIZE_COLUMNS, size_row
 from edgeconvnext.report.verdict import Outcome, aside, gate_text, missing_results, reason, verdict
 from edgeconvnext.report.visible import visible
+from edgeconvnext.schema import format
+from edgeconvnext.schema.report import BudgetRecord, DeviceRecord, Interval, Latency, Report, TopK
 
 _STYLES: dict[Outcome, str] = {"passed": "bold green", "missed": "bold red", "open": "bold yellow"}
 _RESULTS: dict[Outcome, str] = {"passed": "met", "missed": "MISSED", "open": "not measured"}

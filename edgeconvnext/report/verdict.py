@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from edgeconvnext.report import format
-from edgeconvnext.report.schema import REFERENCE_EVALUATOR, Accuracy, Gate, OutputRecord, Report
+from edgeconvnext.schema import format
+from edgeconvnext.schema.report import REFERENCE_EVALUATOR, Accuracy, Gate, OutputRecord, Report
 
 Outcome = Literal["passed", "missed", "open"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from edgeconvnext.files import atomic_write
 from edgeconvnext.report.card import render_card
 from edgeconvnext.report.html import render_html
-from edgeconvnext.report.schema import Report
+from edgeconvnext.schema.report import Report
 
 
 def write_report(report: Report, directory: Path, labels: Sequence[str] | None = None) -> list[Path]:

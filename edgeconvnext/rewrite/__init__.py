@@ -1,0 +1,1 @@
+"""Changes of the float network: folds, scaling, pruning, norms, sparsity."""

@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from edgeconvnext.model.resnet import ResNet
+from edgeconvnext.model.resnet.network import ResNet
 
 
 def fold_batch_norm(module: ResNet) -> ResNet:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from edgeconvnext.model.convnext import ConvNeXt
+from edgeconvnext.model.convnext.network import ConvNeXt
 
 
 class ChannelNorm(nn.Module):

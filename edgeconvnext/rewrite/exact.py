@@ -18,9 +18,9 @@ from torch import nn
 from edgeconvnext.data.loader import images_at_once
 from edgeconvnext.data.preprocess import Preprocess, ValueRange, to_value_range
 from edgeconvnext.errors import RewriteError
-from edgeconvnext.model.convnext import Block, ConvNeXt, ConvNeXtConfig
+from edgeconvnext.model.convnext.network import Block, ConvNeXt, ConvNeXtConfig
 from edgeconvnext.model.network import Network
-from edgeconvnext.model.resnet import ResNet
+from edgeconvnext.model.resnet.network import ResNet
 from edgeconvnext.rewrite.batch_norm import fold_batch_norm
 
 Rewrite = Callable[[Any], Network]

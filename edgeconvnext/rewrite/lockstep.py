@@ -13,7 +13,7 @@ import torch
 
 from edgeconvnext.model.network import Network
 from edgeconvnext.model.units import Unit
-from edgeconvnext.tensor_file import TensorFile, pairs_of
+from edgeconvnext.rewrite.tensor_file import TensorFile, pairs_of
 
 Compute = Callable[[torch.Tensor], torch.Tensor]
 

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from edgeconvnext.errors import RewriteError
-from edgeconvnext.model.convnext import Block, ConvNeXt
+from edgeconvnext.model.convnext.network import Block, ConvNeXt
 from edgeconvnext.model.units import Unit, units_of
 from edgeconvnext.rewrite.least_squares import RIDGES, FittedLinear, LinearFit
 from edgeconvnext.rewrite.lockstep import Lockstep, StoredImages

@@ -19,13 +19,15 @@ from pathlib import Path
 
 import torch
 
+from edgeconvnext.choices import Score
 from edgeconvnext.errors import RewriteError
-from edgeconvnext.model.convnext import ConvNeXt
+from edgeconvnext.model.convnext.network import ConvNeXt
 from edgeconvnext.model.macs import count_macs, count_parameters
 from edgeconvnext.rewrite.exact import fold_layer_scale
 from edgeconvnext.rewrite.lockstep import StoredImages
-from edgeconvnext.rewrite.prune_budget import Budget, allocate, costs_of, interpolated
-from edgeconvnext.rewrite.prune_channels import Score, taylor_scores
+from edgeconvnext.rewrite.prune_budget import allocate, costs_of, interpolated
+from edgeconvnext.rewrite.prune_channels import taylor_scores
+from edgeconvnext.rewrite.prune_costs import Budget
 from edgeconvnext.rewrite.prune_curves import Curve, measure_curves
 from edgeconvnext.rewrite.prune_depth import Removal, remove_blocks
 from edgeconvnext.rewrite.prune_rebuild import rebuild
@@ -154,7 +156,7 @@ def prune(
     _, pruned, errors = best
     times: tuple[float, float] | None = None
     if budget.kind == "latency":
-        from edgeconvnext.validate.float_latency import compare_latency
+        from edgeconvnext.backends.onnxruntime.float_latency import compare_latency
 
         timed = compare_latency(reference, pruned, (reference.config.in_channels, *input_size))
         times = timed.before_ms, timed.after_ms

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
+from edgeconvnext.choices import Score
 from edgeconvnext.errors import RewriteError
-from edgeconvnext.model.convnext import Block, ConvNeXt
+from edgeconvnext.model.convnext.network import Block, ConvNeXt
 from edgeconvnext.rewrite.lockstep import StoredImages
 from edgeconvnext.rewrite.prune_segments import hidden_widths
 
-Score = Literal["auto", "elimination", "magnitude", "energy", "taylor"]
 SINGLE_SCORES: tuple[Score, ...] = ("elimination", "magnitude", "energy", "taylor")
 
 RIDGE = 1e-3

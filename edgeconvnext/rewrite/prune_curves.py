@@ -9,17 +9,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from edgeconvnext.model.convnext import ConvNeXt
+from edgeconvnext.choices import Score
+from edgeconvnext.model.convnext.network import ConvNeXt
 from edgeconvnext.progress import progress_bar
 from edgeconvnext.rewrite.lockstep import StoredImages, TwoStreams
-from edgeconvnext.rewrite.prune_channels import (
-    SINGLE_SCORES,
-    ChannelMoments,
-    MomentSums,
-    Score,
-    refit,
-    removal_order,
-)
+from edgeconvnext.rewrite.prune_channels import SINGLE_SCORES, ChannelMoments, MomentSums, refit, removal_order
 from edgeconvnext.rewrite.prune_segments import Segment, enter_stage, logit_kl
 
 SHARES = (1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8)

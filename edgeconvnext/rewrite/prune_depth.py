@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from edgeconvnext.errors import RewriteError
-from edgeconvnext.model.convnext import ConvNeXt
+from edgeconvnext.model.convnext.network import ConvNeXt
 from edgeconvnext.progress import progress_bar
 from edgeconvnext.rewrite.lockstep import StoredImages, TwoStreams
 from edgeconvnext.rewrite.prune_curves import fitted_layer, measured_kl, segment_moments

@@ -9,10 +9,10 @@ from typing import cast
 import numpy as np
 from torch import nn
 
-from edgeconvnext.model.convnext import Block, ConvNeXt
+from edgeconvnext.backends.onnxruntime.float_latency import float_graph, time_graphs
+from edgeconvnext.model.convnext.network import Block, ConvNeXt
 from edgeconvnext.progress import progress_bar
-from edgeconvnext.rewrite.prune_budget import Costs
-from edgeconvnext.validate.float_latency import float_graph, time_graphs
+from edgeconvnext.rewrite.prune_costs import Costs
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
 NETWORK = "network"

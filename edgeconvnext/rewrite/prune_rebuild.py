@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from edgeconvnext.model.convnext import Block, ConvNeXt
+from edgeconvnext.choices import Score
+from edgeconvnext.model.convnext.network import Block, ConvNeXt
 from edgeconvnext.progress import progress_bar
 from edgeconvnext.rewrite.lockstep import StoredImages, TwoStreams
-from edgeconvnext.rewrite.prune_channels import MomentSums, Score, refit, removal_order
+from edgeconvnext.rewrite.prune_channels import MomentSums, refit, removal_order
 from edgeconvnext.rewrite.prune_segments import Segment, enter_stage
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from edgeconvnext.errors import RewriteError
-from edgeconvnext.model.convnext import Block, ConvNeXt, ConvNeXtConfig
+from edgeconvnext.model.convnext.network import Block, ConvNeXt, ConvNeXtConfig
 from edgeconvnext.rewrite.lockstep import StoredImages
 
 FEWEST_IMAGES = 3

@@ -18,14 +18,15 @@ import torch
 from torch import nn
 
 from edgeconvnext.errors import RewriteError
-from edgeconvnext.model.convnext import Block, ConvNeXt
+from edgeconvnext.model.convnext.network import Block, ConvNeXt
+from edgeconvnext.model.two_of_four import GROUP, KEPT
 from edgeconvnext.model.units import Unit, units_of
 from edgeconvnext.progress import progress_bar
 from edgeconvnext.rewrite.exact import fold_layer_scale
 from edgeconvnext.rewrite.lockstep import Lockstep, StoredImages
 from edgeconvnext.rewrite.prune_channels import MomentSums
 from edgeconvnext.rewrite.prune_segments import check_images, logit_kl, run_held_out
-from edgeconvnext.rewrite.two_of_four import GROUP, KEPT, masked_fit
+from edgeconvnext.rewrite.two_of_four import masked_fit
 
 LINEARS = ("pwconv1", "pwconv2")
 DAMPING = 1e-3

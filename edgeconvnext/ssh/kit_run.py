@@ -17,18 +17,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgeconvnext.backends.kit.description import KitDescription
+from edgeconvnext.backends.kit.known import Kit
+from edgeconvnext.backends.kit.record import device_record
+from edgeconvnext.backends.kit.results import DeviceResults, read_results
+from edgeconvnext.backends.kit.write import KIT_FILE, RESULTS_FILE, SCRIPTS, Script, assemble_script
 from edgeconvnext.errors import DeviceResultsError, RemoteError, RuntimeMissingError
 from edgeconvnext.escape import for_terminal
-from edgeconvnext.export.device_kit import KIT_FILE, RESULTS_FILE, SCRIPTS, Script, assemble_script
-from edgeconvnext.export.kit_description import KitDescription
 from edgeconvnext.files import TEMPORARY_PREFIX, storage_errors, tree_sha256
 from edgeconvnext.progress import progress_bar
 from edgeconvnext.received import MOST_TEXT_BYTES, parse_json, require_regular_file
 from edgeconvnext.ssh.connection import Answer, Connection, Unbounded, reconnecting, transfer_bounds
 from edgeconvnext.ssh.exchange import MIB, Bounds
-from edgeconvnext.validate.device_results import DeviceResults, read_results
-from edgeconvnext.validate.known_kit import Kit
-from edgeconvnext.validate.on_device import device_record
 
 FOLDER_PREFIX = "edgeconvnext-"
 DEFAULT_WORKDIR = "~/.cache/edgeconvnext"
@@ -41,7 +41,7 @@ KIT_RUNS = Bounds(output_bytes=16 * MIB, seconds=6 * 3600, silent_seconds=2 * 36
 MOST_LINE = 2000
 REFUSED_FILE = "device.refused.json"
 
-_MODULES = {"on_onnxruntime.py": "onnxruntime", "on_coreml.py": "coremltools"}
+_MODULES = {"onnxruntime": "onnxruntime", "coreml": "coremltools"}
 
 Say = Callable[[str], None]
 

@@ -23,13 +23,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from edgeconvnext.data.digits import CLASS_NAMES, digits_set
 from edgeconvnext.data.image_set import ImageSet
+from edgeconvnext.data.label_names import Labels
 from edgeconvnext.data.preprocess import Preprocess
+from edgeconvnext.evaluation.accuracy import wilson
 from edgeconvnext.files import atomic_write
 from edgeconvnext.model.checkpoint import save_checkpoint
-from edgeconvnext.model.convnext import ConvNeXt, ConvNeXtConfig
-from edgeconvnext.model.loaded import Labels, LoadedModel
+from edgeconvnext.model.convnext.network import ConvNeXt, ConvNeXtConfig
+from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.model.macs import count_macs, count_parameters
-from edgeconvnext.validate.accuracy import wilson
 
 CONFIG = ConvNeXtConfig(depths=(1, 1, 2, 1), dims=(16, 32, 64, 128), num_classes=10)
 # Mean and standard deviation of the training images at 32x32, rounded.

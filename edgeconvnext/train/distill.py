@@ -18,9 +18,9 @@ from edgeconvnext.data.image_set import ImageSet
 from edgeconvnext.data.loader import batches
 from edgeconvnext.data.preprocess import Preprocess
 from edgeconvnext.errors import RewriteError
-from edgeconvnext.model.convnext import ConvNeXt
+from edgeconvnext.model.convnext.network import ConvNeXt
 from edgeconvnext.model.units import Unit, units_of
-from edgeconvnext.records import json_sha256
+from edgeconvnext.run.stage_record import json_sha256
 from edgeconvnext.train.loop import LoopSettings, Trainer
 from edgeconvnext.train.networks import weights_sha256
 from edgeconvnext.train.optimizer import recovery_optimizers

@@ -9,16 +9,17 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from edgeconvnext.data.label_names import Labels
 from edgeconvnext.data.preprocess import Preprocess
 from edgeconvnext.errors import CheckpointError, ModelConfigError, nearest
 from edgeconvnext.model.build import NetworkConfig, build
+from edgeconvnext.model.convnext.presets import PRESETS, find_preset
 from edgeconvnext.model.input_size import check_input_size
 from edgeconvnext.model.load import load_model, shipped_models
-from edgeconvnext.model.loaded import Labels, LoadedModel
+from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.model.network import Network
-from edgeconvnext.model.presets import PRESETS, find_preset
-from edgeconvnext.model.resnet import ResNetConfig
-from edgeconvnext.model.roadmap import RESNET_ATTO, STEPS
+from edgeconvnext.model.resnet.network import ResNetConfig
+from edgeconvnext.model.resnet.roadmap import RESNET_ATTO, STEPS
 from edgeconvnext.train.recipe import Recipe
 
 ARCHITECTURES: dict[str, NetworkConfig] = {

@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal
 import tomlkit
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from edgeconvnext.config_file import Section, explain, parse_toml
 from edgeconvnext.errors import ConfigFileError, TrainingError, nearest
 from edgeconvnext.received import MIB, require_regular_file
-from edgeconvnext.targets import Section, explain, parse_toml
 
 Optimizer = Literal["adamw", "sgd"]
 Schedule = Literal["cosine", "step"]

@@ -24,6 +24,7 @@ from edgeconvnext.data.labels import match_labels
 from edgeconvnext.data.sets import resolve_image_set
 from edgeconvnext.errors import TrainingError
 from edgeconvnext.escape import for_markdown, for_terminal
+from edgeconvnext.evaluation.accuracy import wilson
 from edgeconvnext.files import atomic_write
 from edgeconvnext.model.checkpoint import save_checkpoint
 from edgeconvnext.model.load import load_model
@@ -32,7 +33,6 @@ from edgeconvnext.model.macs import count_macs, count_parameters
 from edgeconvnext.received import read_text, reading
 from edgeconvnext.train.recipe import Recipe, read_recipe, recipe_toml
 from edgeconvnext.train.training import LOG_FILE, MODEL_FILE, RECIPE_FILE, count_right
-from edgeconvnext.validate.accuracy import wilson
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from pydantic import TypeAdapter
 from torch.nn.parallel import DistributedDataParallel
 
-from edgeconvnext.claim import claim_folder, hold
 from edgeconvnext.data.image_set import ImageSet
+from edgeconvnext.data.label_names import Labels
 from edgeconvnext.data.labels import match_labels
 from edgeconvnext.data.loader import batches
 from edgeconvnext.data.preprocess import Preprocess
@@ -25,10 +25,11 @@ from edgeconvnext.errors import TrainingError
 from edgeconvnext.files import atomic_write
 from edgeconvnext.model.build import config_json
 from edgeconvnext.model.checkpoint import save_checkpoint
-from edgeconvnext.model.loaded import Labels, LoadedModel
+from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.progress import without_bars
 from edgeconvnext.received import reading
-from edgeconvnext.records import json_sha256
+from edgeconvnext.run.lock import claim_folder, hold
+from edgeconvnext.run.stage_record import json_sha256
 from edgeconvnext.train.average import WeightAverage
 from edgeconvnext.train.log import Curve, EpochRow, curves_svg, log_csv
 from edgeconvnext.train.loop import LoopSettings, Trainer

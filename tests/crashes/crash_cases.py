@@ -87,9 +87,10 @@ def send_at(command: Command, moment: str, number: int) -> None:
 
 def at_moment(command: Command, moment: str, act: Callable[[], None]) -> None:
     """Call `act` at a moment, in the function that is running then."""
-    from edgeconvnext import manifest, runs
-    from edgeconvnext.search import placement_trials
+    from edgeconvnext.run import directory as runs
+    from edgeconvnext.run import manifest
     from edgeconvnext.train import loop
+    from edgeconvnext.tuning import placement_trials
 
     what, _, name = moment.partition(" ")
     if what == "making":

@@ -47,9 +47,9 @@ _IMPORTED_ONCE = (
     "onnxruntime",
     "sklearn.datasets",
     "edgeconvnext.api",
-    "edgeconvnext.quantize.program",
-    "edgeconvnext.export.onnx",
-    "edgeconvnext.validate.latency",
+    "edgeconvnext.quantization.program",
+    "edgeconvnext.backends.onnx.write",
+    "edgeconvnext.backends.onnxruntime.latency",
     "edgeconvnext.train.training",
     "edgeconvnext.report.write",
 )
@@ -71,7 +71,7 @@ def start(
     """
 
     def child() -> None:
-        from edgeconvnext.validate import interleaved
+        from edgeconvnext.evaluation import timing
 
         os.setsid()
         os.chdir(folder)
@@ -83,7 +83,7 @@ def start(
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup leaves it ignored
         for name, seconds in DURATIONS_S.items():  # how fast a network is does not matter here
-            setattr(interleaved, name, seconds)
+            setattr(timing, name, seconds)
         prepare()
         sys.argv = ["edgeconvnext", *command.arguments]
         from edgeconvnext.cli import main
@@ -200,7 +200,7 @@ def second_writer(command: Command) -> dict[str, Any]:
 
 
 def known() -> dict[tuple[str, str, str], dict[str, Any]]:
-    from edgeconvnext.records import code_version
+    from edgeconvnext.run.stage_record import code_version
 
     if not RESULTS.exists():
         return {}
@@ -214,7 +214,7 @@ def main() -> int:
     parser.add_argument("--only", help="one command, by its name")
     options = parser.parse_args()
     FOLDER.mkdir(exist_ok=True)
-    from edgeconvnext.records import code_version
+    from edgeconvnext.run.stage_record import code_version
 
     # Imported once, before every fork. No operation of torch may run in this process: its threads do not survive a fork.
     for module in _IMPORTED_ONCE:

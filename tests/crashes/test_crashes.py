@@ -62,8 +62,8 @@ def test_every_stage_of_a_run_is_a_moment_twice(tmp_path: Path) -> None:
 
 
 def test_a_moment_is_met_inside_the_function_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from edgeconvnext import runs
-    from edgeconvnext.runs import RunDirectory
+    from edgeconvnext.run import directory as runs
+    from edgeconvnext.run.directory import RunDirectory
 
     monkeypatch.setattr(RunDirectory, "_commit", RunDirectory._commit)  # put back after the test
     monkeypatch.setattr(runs, "_move", runs._move)

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from edgeconvnext.data.folders import list_folder
+from edgeconvnext.data.label_names import Labels
 from edgeconvnext.data.labels import match_labels
 from edgeconvnext.data.loader import SkippedImage, check_broken
 from edgeconvnext.data.sets import data_roots, resolve_image_set
 from edgeconvnext.errors import ConfigFileError, EdgeConvNextError, ImageSetError, LabelMismatchError
-from edgeconvnext.model.loaded import Labels
 
 
 @pytest.fixture

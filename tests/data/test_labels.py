@@ -11,9 +11,9 @@ import pytest
 from edgeconvnext.data import labels
 from edgeconvnext.data.image_set import FolderReader, ImageSet
 from edgeconvnext.data.imagenet import imagenet_classes
+from edgeconvnext.data.label_names import Labels
 from edgeconvnext.data.labels import assumes_imagenet_order, match_labels
 from edgeconvnext.errors import LabelMismatchError
-from edgeconvnext.model.loaded import Labels
 
 TEN = {
     "n01440764": "tench",

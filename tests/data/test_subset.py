@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeconvnext.data.digits import digits_set, split_indices
-from edgeconvnext.data.subset import split_held_out, spread
+from edgeconvnext.data.image_set import split_held_out
+from edgeconvnext.data.subset import spread
 from edgeconvnext.errors import ImageSetError
 
 

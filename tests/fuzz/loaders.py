@@ -165,7 +165,7 @@ def _trainer() -> Trainer:
     import torch
 
     from edgeconvnext.errors import TrainingError
-    from edgeconvnext.model.convnext import ConvNeXt, ConvNeXtConfig
+    from edgeconvnext.model.convnext.network import ConvNeXt, ConvNeXtConfig
     from edgeconvnext.train.loop import LoopSettings, Trainer
     from edgeconvnext.train.world import World
 
@@ -229,11 +229,11 @@ def _images(work: Path) -> list[Loader]:
 def _texts(work: Path) -> list[Loader]:
     from PIL import Image
 
+    from edgeconvnext.backends.artifact import load_target
     from edgeconvnext.data.sets import resolve_image_set
-    from edgeconvnext.quantize.precision import read_plan
-    from edgeconvnext.search.placement_trials import _remembered
-    from edgeconvnext.targets import load_target
+    from edgeconvnext.quantization.precision import read_plan
     from edgeconvnext.train.recipe import Recipe, read_recipe, recipe_toml
+    from edgeconvnext.tuning.placement_trials import _remembered
 
     labelled = work / "labelled"
     labelled.mkdir(exist_ok=True)
@@ -290,13 +290,13 @@ def _unpack(path: Path) -> object:
 
 
 def _runs(base: Path, work: Path) -> list[Loader]:
-    from edgeconvnext.export.onnx import read_metadata
-    from edgeconvnext.manifest import load_run
+    from edgeconvnext.backends.kit.record import Kit, device_record, read_results
+    from edgeconvnext.backends.onnx.write import read_metadata
     from edgeconvnext.model.load import load_model
-    from edgeconvnext.quantize.plan_storage import load_plan
-    from edgeconvnext.quantize.statistics import Statistics
-    from edgeconvnext.runs import RunDirectory
-    from edgeconvnext.validate.on_device import Kit, device_record, read_results
+    from edgeconvnext.quantization.plan_storage import load_plan
+    from edgeconvnext.quantization.statistics import Statistics
+    from edgeconvnext.run.directory import RunDirectory
+    from edgeconvnext.run.manifest import load_run
 
     run = work / "run"
     shutil.rmtree(run, ignore_errors=True)

@@ -10,8 +10,8 @@ from rich.console import Console
 
 from edgeconvnext.data.preprocess import Preprocess
 from edgeconvnext.model import ConvNeXt, ConvNeXtConfig, LoadedModel
+from edgeconvnext.model.convnext.presets import PRESETS
 from edgeconvnext.model.describe import Description, describe, render
-from edgeconvnext.model.presets import PRESETS
 from edgeconvnext.rewrite.exact import fold_layer_scale, fold_norm_affine
 
 CONFIG = ConvNeXtConfig(depths=(1, 2), dims=(8, 16), num_classes=3)

@@ -10,14 +10,14 @@ import torch
 
 from edgeconvnext.errors import ModelConfigError
 from edgeconvnext.model.checkpoint import save_checkpoint
-from edgeconvnext.model.convnext import ConvNeXtConfig
+from edgeconvnext.model.convnext.network import ConvNeXtConfig
 from edgeconvnext.model.describe import describe
 from edgeconvnext.model.heads import require_answers, with_head
 from edgeconvnext.model.layers import weighted_layers
 from edgeconvnext.model.load import load_model
 from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.model.macs import layer_macs
-from edgeconvnext.model.resnet import ResNet, ResNetConfig
+from edgeconvnext.model.resnet.network import ResNet, ResNetConfig
 from edgeconvnext.model.units import units_of
 
 IMAGES = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))

@@ -15,7 +15,7 @@ from edgeconvnext.errors import CheckpointError, ConfigFileError, EdgeConvNextEr
 from edgeconvnext.model import ConvNeXt, ConvNeXtConfig, hub, load_model
 from edgeconvnext.model.build import config_from_json, config_json
 from edgeconvnext.model.hub import parse_hub_name
-from edgeconvnext.model.resnet import ResNetConfig
+from edgeconvnext.model.resnet.network import ResNetConfig
 
 CONFIG = ConvNeXtConfig(depths=(1, 1, 1, 1), dims=(8, 16, 16, 24), num_classes=3)
 SIZES = {"depths": [1, 1, 1, 1], "dims": [8, 16, 16, 24], "num_classes": 3}
@@ -75,7 +75,7 @@ def test_stored_configurations_are_refused_before_they_are_built(
     content, words = CONFIGS[config]
     text = content if isinstance(content, str) else json.dumps(content)
     (tmp_path / "model.safetensors").write_bytes(save(state, {"edgeconvnext.config": text}))
-    monkeypatch.setattr("edgeconvnext.model.infer.build_empty", lambda config: pytest.fail("it was built"))
+    monkeypatch.setattr("edgeconvnext.model.convnext.infer.build_empty", lambda config: pytest.fail("it was built"))
     with pytest.raises(CheckpointError) as caught:
         load_model(tmp_path / "model.safetensors")
     message = str(caught.value)

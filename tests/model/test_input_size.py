@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from edgeconvnext.data.size import parse_size, size_text
 from edgeconvnext.errors import ModelConfigError
-from edgeconvnext.model.convnext import ConvNeXtConfig
-from edgeconvnext.model.input_size import check_input_size, parse_size, size_text
+from edgeconvnext.model.convnext.network import ConvNeXtConfig
+from edgeconvnext.model.input_size import check_input_size
 
 CONFIG = ConvNeXtConfig(depths=(1, 1, 1, 1), dims=(8, 8, 8, 8))
 

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeconvnext.model.convnext import ConvNeXt, ConvNeXtConfig
-from edgeconvnext.model.layouts import LAYOUTS, Layout, rename
+from edgeconvnext.model.convnext.layouts import LAYOUTS, Layout, rename
+from edgeconvnext.model.convnext.network import ConvNeXt, ConvNeXtConfig
 
 # Ours to theirs: stem, second downsampling, second block of the third stage, head. As the libraries' own checkpoints have them.
 OURS = (

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from edgeconvnext.errors import CheckpointError
 from edgeconvnext.model import ConvNeXtConfig, load_model
-from edgeconvnext.model.layouts import rename
-from edgeconvnext.model.resnet import ResNetConfig
+from edgeconvnext.model.convnext.layouts import rename
+from edgeconvnext.model.resnet.network import ResNetConfig
 
 FOLDER = Path(__file__).parent.parent / "fixtures" / "layouts"
 SMALL = ConvNeXtConfig(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32), num_classes=11)
@@ -100,7 +100,7 @@ def test_pruned_widths_are_read_per_block() -> None:
     state[f"{block}.pwconv1.weight"] = state[f"{block}.pwconv1.weight"][:40]
     state[f"{block}.pwconv1.bias"] = state[f"{block}.pwconv1.bias"][:40]
     state[f"{block}.pwconv2.weight"] = state[f"{block}.pwconv2.weight"][:, :40]
-    from edgeconvnext.model.infer import check_tensors, infer_config
+    from edgeconvnext.model.convnext.infer import check_tensors, infer_config
 
     renamed = rename({name: tensor.float() for name, tensor in state.items()})
     assert renamed is not None

@@ -10,8 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from edgeconvnext.errors import ModelConfigError
 from edgeconvnext.model import ConvNeXt, ConvNeXtConfig
+from edgeconvnext.model.convnext.presets import PRESETS, find_preset, get_preset, match_preset, preset_hub_name
 from edgeconvnext.model.macs import count_macs, count_parameters, layer_macs
-from edgeconvnext.model.presets import PRESETS, find_preset, get_preset, match_preset, preset_hub_name
 
 V1 = {f"convnext_{size}" for size in ["atto", "femto", "pico", "nano", "tiny", "small", "base", "large", "xlarge"]}
 V2 = {f"convnextv2_{size}" for size in ["atto", "femto", "pico", "nano", "tiny", "base", "large", "huge"]}

@@ -18,12 +18,12 @@ from edgeconvnext.errors import CheckpointError, ModelConfigError
 from edgeconvnext.model import ConvNeXt, LoadedModel, load_model
 from edgeconvnext.model.build import build_empty
 from edgeconvnext.model.checkpoint import save_checkpoint
+from edgeconvnext.model.convnext.presets import PRESETS
 from edgeconvnext.model.describe import describe
 from edgeconvnext.model.layers import weighted_layers
 from edgeconvnext.model.macs import count_macs, count_parameters, layer_macs
-from edgeconvnext.model.presets import PRESETS
-from edgeconvnext.model.resnet import ResNet, ResNetConfig
-from edgeconvnext.model.roadmap import RESNET50, RESNEXT50, STEPS, as_convnext, match_step, select_steps
+from edgeconvnext.model.resnet.network import ResNet, ResNetConfig
+from edgeconvnext.model.resnet.roadmap import RESNET50, RESNEXT50, STEPS, as_convnext, match_step, select_steps
 from edgeconvnext.model.units import units_of
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "layouts"

@@ -86,7 +86,7 @@ def import_libraries() -> None:
     for name in (
         "torchao",
         "torch.utils._pytree",
-    ):  # as edgeconvnext.quantize does: remarks on GPU kernels of other builds
+    ):  # as edgeconvnext.quantization does: remarks on GPU kernels of other builds
         logging.getLogger(name).setLevel(logging.ERROR)
     for name in LIBRARIES:
         with suppress(ImportError):

@@ -26,8 +26,8 @@ MODULES: dict[str, tuple[str, ...]] = {
     "validate/gates": (),
     "validate/fidelity": (),
     "validate/on_device": (),
-    "validate/device_figures": ("tests/validate/test_on_device_figures.py",),
-    "validate/device_results": ("tests/validate/test_on_device_results.py",),
+    "validate/device_figures": ("tests/evaluation/test_on_device_figures.py",),
+    "validate/device_results": ("tests/evaluation/test_on_device_results.py",),
     "runs": (),
     "records": ("tests/test_runs.py",),
 }
@@ -41,7 +41,7 @@ def source_path(root: Path, module: str) -> Path:
 
 
 def import_name(module: str) -> str:
-    """Return "edgeconvnext.quantize.ranges"."""
+    """Return "edgeconvnext.quantization.ranges"."""
     return f"edgeconvnext.{module.replace('/', '.')}"
 
 

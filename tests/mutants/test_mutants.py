@@ -185,7 +185,7 @@ def checkout(tmp_path: Path) -> Path:
     (tmp_path / "tests").mkdir()
     (tmp_path / "edgeconvnext" / "runs.py").write_text("def clipped(x: int) -> int:\n    return min(x, 100)\n")
     (tmp_path / "tests" / "test_runs.py").write_text(
-        "from edgeconvnext.runs import clipped\n\n\ndef test_clipped():\n"
+        "from edgeconvnext.run.directory import clipped\n\n\ndef test_clipped():\n"
         "    assert clipped(5) == 5\n    assert clipped(1000) >= 100\n"
     )
     return tmp_path
@@ -260,8 +260,8 @@ def test_survivors_are_listed_and_a_second_run_judges_only_what_has_no_result(ch
 
 def test_the_files_that_judge_a_module_are_named_after_it() -> None:
     names = [path.relative_to(ROOT).as_posix() for path in judging_files(ROOT, "quantize/ranges")]
-    assert names[:2] == ["tests/quantize/test_ranges_numbers.py", "tests/quantize/test_ranges.py"]
-    assert all(name.startswith("tests/quantize/test_ranges") for name in names)
+    assert names[:2] == ["tests/quantization/test_ranges_numbers.py", "tests/quantization/test_ranges.py"]
+    assert all(name.startswith("tests/quantization/test_ranges") for name in names)
 
 
 def test_own_operators_leave_the_source_tree_as_it_is() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from sample_reports import sample_report, unmeasured_report
 
-from edgeconvnext.report.schema import Report
+from edgeconvnext.schema.report import Report
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import math
 import numpy as np
 from PIL import Image
 
-from edgeconvnext.report.schema import (
+from edgeconvnext.schema.report import (
     Accuracy,
     BudgetMove,
     BudgetRecord,

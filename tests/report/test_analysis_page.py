@@ -14,14 +14,7 @@ from test_report_json import keys_of
 from edgeconvnext.report.analysis_charts import SMALLEST_KL, cost_chart, tensor_chart
 from edgeconvnext.report.analysis_page import render_analysis_html
 from edgeconvnext.report.analysis_terminal import SHOWN_LAYERS, SHOWN_OF_A_KIND, render_analysis
-from edgeconvnext.search.analysis import (
-    Analysis,
-    LayerAnalysis,
-    Setting,
-    Suspicion,
-    TensorAnalysis,
-    WeightAnalysis,
-)
+from edgeconvnext.schema.analysis import Analysis, LayerAnalysis, Setting, Suspicion, TensorAnalysis, WeightAnalysis
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "analyze.md"
 
@@ -128,7 +121,7 @@ def test_every_key_is_documented() -> None:
 def test_every_kind_of_suspicion_is_explained() -> None:
     from typing import get_args
 
-    from edgeconvnext.search.analysis import SuspicionKind
+    from edgeconvnext.schema.analysis import SuspicionKind
 
     text = DOCUMENT.read_text(encoding="utf-8")
     assert set(re.findall(r"^### `([a-z-]+)`", text, re.MULTILINE)) == set(get_args(SuspicionKind))

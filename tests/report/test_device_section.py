@@ -10,9 +10,9 @@ from sample_reports import sample_device, unmeasured_report
 
 from edgeconvnext.report.card import render_card
 from edgeconvnext.report.html import render_html
-from edgeconvnext.report.schema import DeviceRecord, Report
 from edgeconvnext.report.terminal import render_summary
 from edgeconvnext.report.verdict import missing_results
+from edgeconvnext.schema.report import DeviceRecord, Report
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from rich.console import Console, RenderableType
 from sample_reports import sample_device, sample_report
 from test_analysis_page import layer_of
 
+from edgeconvnext.backends.artifact import load_target
 from edgeconvnext.report.analysis_page import render_analysis_html
 from edgeconvnext.report.analysis_terminal import render_analysis
 from edgeconvnext.report.card import render_card
@@ -35,8 +36,11 @@ from edgeconvnext.report.placement_terminal import render_search
 from edgeconvnext.report.placement_toml import placement_toml
 from edgeconvnext.report.roadmap_chart import render_roadmap_svg
 from edgeconvnext.report.roadmap_page import as_csv, as_markdown, render_roadmap
-from edgeconvnext.report.roadmap_records import Roadmap, RoadmapStep
-from edgeconvnext.report.schema import (
+from edgeconvnext.report.terminal import render_summary
+from edgeconvnext.report.visible import visible
+from edgeconvnext.schema.analysis import Analysis, Setting, Suspicion
+from edgeconvnext.schema.placement import Measured, PlacementFound, Trial
+from edgeconvnext.schema.report import (
     CompressionRecord,
     HeldOutLoss,
     Interval,
@@ -47,12 +51,7 @@ from edgeconvnext.report.schema import (
     Report,
     SizeRecord,
 )
-from edgeconvnext.report.terminal import render_summary
-from edgeconvnext.report.visible import visible
-from edgeconvnext.search.analysis import Analysis, Setting, Suspicion
-from edgeconvnext.search.placement_search import PlacementFound, Trial
-from edgeconvnext.search.placement_trials import Measured
-from edgeconvnext.targets import load_target
+from edgeconvnext.schema.roadmap import Roadmap, RoadmapStep
 
 PACKAGE = Path(__file__).resolve().parents[2] / "edgeconvnext"
 

@@ -10,7 +10,7 @@ import pytest
 from sample_reports import layer_names, sample_report
 
 from edgeconvnext.report.html import SHOWN_FLIPS, candidates, changed_classes, flip_cards, render_html
-from edgeconvnext.report.schema import Report
+from edgeconvnext.schema.report import Report
 
 HOSTILE = "<script>alert('&\"')</script> | `x` *y* [red]z[/red] {{ 7 * 7 }}"
 VOID = {"meta", "img", "br", "wbr", "link", "input", "hr"}

@@ -12,8 +12,8 @@ from typing import Annotated, Union, get_args, get_origin
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from edgeconvnext.report.schema import Report
 from edgeconvnext.report.write import write_report
+from edgeconvnext.schema.report import Report
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "report.md"
 

@@ -12,11 +12,11 @@ from rich.console import Console
 from sample_reports import sample_report
 
 from edgeconvnext.data.preprocess import Preprocess
-from edgeconvnext.report import format
 from edgeconvnext.report.card import exporter, markdown_code, render_card
-from edgeconvnext.report.schema import Gate, Interval, PreprocessRecord, Report
 from edgeconvnext.report.terminal import render_summary
 from edgeconvnext.report.verdict import gate_text, missing_results, reason, verdict
+from edgeconvnext.schema import format
+from edgeconvnext.schema.report import Gate, Interval, PreprocessRecord, Report
 
 
 def printed(report: Report, width: int = 80) -> str:

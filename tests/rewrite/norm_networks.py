@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from edgeconvnext.model.convnext import ConvNeXt, ConvNeXtConfig
+from edgeconvnext.model.convnext.network import ConvNeXt, ConvNeXtConfig
 from edgeconvnext.rewrite.exact import fold_layer_scale, fold_norm_affine
 
 SMALL = {"depths": (1, 2), "dims": (8, 16), "num_classes": 5, "layer_scale": False}

@@ -14,8 +14,8 @@ from edgeconvnext.data.preprocess import Preprocess
 from edgeconvnext.errors import RewriteError
 from edgeconvnext.model.layers import weighted_layers
 from edgeconvnext.rewrite.batch_norm import fold_batch_norm
+from edgeconvnext.rewrite.channel_scaling import Affine, absorbed, place_affine
 from edgeconvnext.rewrite.exact import fold_exact, fold_input_normalization
-from edgeconvnext.rewrite.prepare import Affine, absorbed, place_affine
 
 IMAGES = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(2))
 WITH_BATCH_NORM = [name for name, config in CONFIGS.items() if config.norm == "batch"]

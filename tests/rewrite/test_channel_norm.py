@@ -6,7 +6,7 @@ import pytest
 import torch
 from norm_networks import CONFIGS, folded_network
 
-from edgeconvnext.model.convnext import ConvNeXt
+from edgeconvnext.model.convnext.network import ConvNeXt
 from edgeconvnext.rewrite.channel_norm import (
     ChannelNorm,
     fold_batch_norms,

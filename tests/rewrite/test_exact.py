@@ -14,7 +14,7 @@ from torch import nn
 
 from edgeconvnext.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess, to_value_range
 from edgeconvnext.errors import RewriteError
-from edgeconvnext.model.convnext import Block, ConvNeXt, ConvNeXtConfig
+from edgeconvnext.model.convnext.network import Block, ConvNeXt, ConvNeXtConfig
 from edgeconvnext.model.layers import weighted_layers
 from edgeconvnext.rewrite.exact import (
     EXACT_LIMIT,

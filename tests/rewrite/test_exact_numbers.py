@@ -15,8 +15,8 @@ from torch import nn
 
 from edgeconvnext.data.preprocess import Preprocess
 from edgeconvnext.errors import RewriteError
-from edgeconvnext.model.convnext import ConvNeXt, ConvNeXtConfig
-from edgeconvnext.model.resnet import ResNet, ResNetConfig
+from edgeconvnext.model.convnext.network import ConvNeXt, ConvNeXtConfig
+from edgeconvnext.model.resnet.network import ResNet, ResNetConfig
 from edgeconvnext.rewrite import exact
 
 SIZES = {"depths": (1, 2), "dims": (4, 6), "num_classes": 3, "hidden": ((5,), (7, 3))}

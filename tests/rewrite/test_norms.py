@@ -14,7 +14,7 @@ from torch import nn
 
 from edgeconvnext.errors import ModelConfigError, RewriteError
 from edgeconvnext.model.checkpoint import save_checkpoint
-from edgeconvnext.model.convnext import ConvNeXt, ConvNeXtConfig
+from edgeconvnext.model.convnext.network import ConvNeXt, ConvNeXtConfig
 from edgeconvnext.model.load import load_model
 from edgeconvnext.rewrite.exact import fold_exact
 from edgeconvnext.rewrite.lockstep import StoredImages

@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 
-from edgeconvnext.model.convnext import ConvNeXt, ConvNeXtConfig
+from edgeconvnext.model.convnext.network import ConvNeXt, ConvNeXtConfig
 from edgeconvnext.model.layers import weighted_layers
-from edgeconvnext.rewrite.prepare import Affine, absorbed, norm_before, place_affine, takes_shift
+from edgeconvnext.rewrite.channel_scaling import Affine, absorbed, norm_before, place_affine, takes_shift
 
 
 def network(version: int = 1, stem: str = "patch", head_norm: str = "after_pool") -> ConvNeXt:

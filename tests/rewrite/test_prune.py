@@ -16,22 +16,23 @@ import torch
 
 import edgeconvnext
 from edgeconvnext.data.digits import digits_set
+from edgeconvnext.data.image_set import split_held_out
 from edgeconvnext.data.loader import batches
-from edgeconvnext.data.subset import split_held_out
 from edgeconvnext.errors import EdgeConvNextError, RewriteError
+from edgeconvnext.evaluation.timing import Samples
 from edgeconvnext.model import load_model
 from edgeconvnext.model.checkpoint import save_checkpoint
-from edgeconvnext.model.convnext import Block, ConvNeXt, ConvNeXtConfig
+from edgeconvnext.model.convnext.network import Block, ConvNeXt, ConvNeXtConfig
 from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.model.macs import count_macs
 from edgeconvnext.rewrite import prune_channels, prune_latency
 from edgeconvnext.rewrite.exact import fold_exact
 from edgeconvnext.rewrite.lockstep import StoredImages
 from edgeconvnext.rewrite.prune import PruneResult, prune
-from edgeconvnext.rewrite.prune_budget import Budget, Costs, allocate, costs_of
+from edgeconvnext.rewrite.prune_budget import allocate, costs_of
 from edgeconvnext.rewrite.prune_channels import elimination_order
+from edgeconvnext.rewrite.prune_costs import Budget, Costs
 from edgeconvnext.rewrite.prune_segments import logit_kl
-from edgeconvnext.validate.interleaved import Samples
 
 SIZE = (32, 32)
 Images = tuple[list[torch.Tensor], list[torch.Tensor]]

@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import gelu
 
 from edgeconvnext.errors import RewriteError
-from edgeconvnext.model.convnext import Block, ConvNeXt, ConvNeXtConfig
+from edgeconvnext.model.convnext.network import Block, ConvNeXt, ConvNeXtConfig
 from edgeconvnext.rewrite import prune_channels
 from edgeconvnext.rewrite.prune_channels import (
     ChannelMoments,

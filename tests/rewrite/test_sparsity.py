@@ -11,15 +11,16 @@ from networks import small_network
 from reconstructions import photographs, reconstructed, target_with
 
 import edgeconvnext
+from edgeconvnext.backends.onnx.sparse import sparse_linears, sparsity_checks
 from edgeconvnext.errors import RewriteError
-from edgeconvnext.export.sparse_onnx import sparse_linears, sparsity_checks
-from edgeconvnext.model.convnext import ConvNeXt, ConvNeXtConfig
+from edgeconvnext.model.convnext.network import ConvNeXt, ConvNeXtConfig
 from edgeconvnext.model.load import load_model
-from edgeconvnext.quantize.plan import QParams
-from edgeconvnext.quantize.rounding import factored, gptq, refit
+from edgeconvnext.model.two_of_four import is_two_of_four, zero_mask
+from edgeconvnext.quantization.plan import QParams
+from edgeconvnext.quantization.rounding import factored, gptq, refit
 from edgeconvnext.rewrite.exact import fold_exact
 from edgeconvnext.rewrite.sparsity import sparse_weight, sparsify
-from edgeconvnext.rewrite.two_of_four import is_two_of_four, masked_fit, zero_mask
+from edgeconvnext.rewrite.two_of_four import masked_fit
 
 
 def test_the_pattern_is_two_of_each_four_neighbours_along_the_inputs() -> None:
@@ -139,7 +140,7 @@ def test_the_pattern_is_in_the_exported_files(tmp_path: Path) -> None:
     pruned = edgeconvnext.prune("digits", calib="digits", num_images=60, sparsity="2:4", output=weights)
     assert pruned.sparse is not None
     layers = [layer.name for layer in pruned.sparse.layers]
-    run = edgeconvnext.export(
+    run = edgeconvnext.backends(
         str(weights), target="onnx", calib="digits", num_images=30, latency=False, output=tmp_path / "run"
     )
     path = run.path / "model.onnx"
@@ -160,7 +161,8 @@ def test_engines_are_built_with_the_sparse_flag_where_layers_are_sparse(
 ) -> None:
     from types import SimpleNamespace
 
-    from edgeconvnext.export import sparse_onnx, tensorrt
+    from edgeconvnext.backends.onnx import sparse as sparse_onnx
+    from edgeconvnext.backends.tensorrt import engine as tensorrt
 
     flags: list[str] = []
     config = SimpleNamespace(set_flag=flags.append)

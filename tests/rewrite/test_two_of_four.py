@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse.linalg import LinearOperator, cg
 
-from edgeconvnext.rewrite.two_of_four import GROUP, KEPT, is_two_of_four, masked_fit, zero_mask
+from edgeconvnext.model.two_of_four import GROUP, KEPT, is_two_of_four, zero_mask
+from edgeconvnext.rewrite.two_of_four import masked_fit
 
 
 def test_a_group_of_four_holds_at_most_two_weights() -> None:

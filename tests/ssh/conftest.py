@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from edgeconvnext import pipeline
-from edgeconvnext.export import device_kit
-from edgeconvnext.job import Request
+from edgeconvnext.backends.kit import write as device_kit
+from edgeconvnext.pipeline import commands as pipeline
+from edgeconvnext.pipeline.job import Request
 from edgeconvnext.ssh import kit_run
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from kit_folders import write_kit
 
+from edgeconvnext.backends.kit.known import Kit
 from edgeconvnext.errors import (
     DeviceResultsError,
     EdgeConvNextError,
@@ -24,7 +25,6 @@ from edgeconvnext.errors import (
 from edgeconvnext.ssh import connection, kit_run
 from edgeconvnext.ssh.connection import Connection
 from edgeconvnext.ssh.exchange import Bounds
-from edgeconvnext.validate.known_kit import Kit
 
 CONTROL = "\x1b[2J\x1b]0;owned\x07"
 # A kit's script that measured the answers of the simulation.
@@ -309,10 +309,10 @@ def test_the_module_of_a_kit_is_one_of_ours(board: Board) -> None:
 def test_every_kind_of_kit_has_its_script(board: Board) -> None:
     about = Kit.load(board.kit).about
     names = {
-        (None, "model.onnx"): "on_onnxruntime.py",
-        (None, "model.mlpackage"): "on_coreml.py",
-        ("tensorrt", "model.onnx"): "on_tensorrt.py",
-        ("tensorrt_rtx", "model.engine"): "on_tensorrt.py",
+        (None, "model.onnx"): "onnxruntime",
+        (None, "model.mlpackage"): "coreml",
+        ("tensorrt", "model.onnx"): "tensorrt",
+        ("tensorrt_rtx", "model.engine"): "tensorrt",
     }
     for (module, artifact), part in names.items():
         changed = about.model_copy(update={"module": module, "artifact": artifact})

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 from loopback import Server
 
-from edgeconvnext import pipeline
 from edgeconvnext.errors import RemoteError, RunDirectoryError, RuntimeMissingError
-from edgeconvnext.job import Request
-from edgeconvnext.manifest import load_run
+from edgeconvnext.pipeline import commands as pipeline
+from edgeconvnext.pipeline.job import Request
+from edgeconvnext.run.manifest import load_run
 from edgeconvnext.ssh import connection, kit_run
 from edgeconvnext.ssh.connection import Connection
 

@@ -11,8 +11,8 @@ from PIL import Image
 
 from edgeconvnext.data.preprocess import Preprocess
 from edgeconvnext.model.build import build
-from edgeconvnext.model.convnext import ConvNeXtConfig
-from edgeconvnext.model.roadmap import RESNET_ATTO
+from edgeconvnext.model.convnext.network import ConvNeXtConfig
+from edgeconvnext.model.resnet.roadmap import RESNET_ATTO
 from edgeconvnext.train.augment import augment, erase, image_generator, random_crop
 from edgeconvnext.train.mixing import mix, smooth_targets
 from edgeconvnext.train.networks import set_drop_path

@@ -13,7 +13,7 @@ import torch
 from edgeconvnext.data.digits import digits_set
 from edgeconvnext.data.image_set import ImageSet
 from edgeconvnext.errors import RewriteError
-from edgeconvnext.model.convnext import ConvNeXt
+from edgeconvnext.model.convnext.network import ConvNeXt
 from edgeconvnext.model.load import load_model
 from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.rewrite.exact import fold_layer_scale

@@ -11,9 +11,9 @@ import torch
 
 from edgeconvnext.data.digits import digits_set
 from edgeconvnext.data.image_set import ImageSet
+from edgeconvnext.data.label_names import Labels
 from edgeconvnext.errors import ModelConfigError
 from edgeconvnext.model.load import load_model
-from edgeconvnext.model.loaded import Labels
 from edgeconvnext.train.networks import with_classes
 from edgeconvnext.train.recipe import Recipe, choose_recipe
 from edgeconvnext.train.training import TrainRequest, count_right, train_model

@@ -13,10 +13,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from edgeconvnext.triton.depthwise import _depthwise_norm_kernel
-from edgeconvnext.triton.linear import _int8_linear_kernel
-from edgeconvnext.triton.norms import _norm_rows_kernel
-from edgeconvnext.triton.quantize import _quantize_kernel
+from edgeconvnext.backends.triton.depthwise import _depthwise_norm_kernel
+from edgeconvnext.backends.triton.linear import _int8_linear_kernel
+from edgeconvnext.backends.triton.norms import _norm_rows_kernel
+from edgeconvnext.backends.triton.quantize import _quantize_kernel
 
 POINTERS = {
     "x_ptr": "*i8", "weight_ptr": "*i8", "start_ptr": "*i32", "residual_ptr": "*fp16", "floats_ptr": "*fp16", "codes_ptr": "*i8"

@@ -17,9 +17,9 @@ import torch
 import edgeconvnext
 from benchmarks.gpu import accuracy, collect, images_of, measure, read_photographs, read_settings, unpack
 from benchmarks.gpu_pack import pack
+from edgeconvnext.backends.triton.planned import load_planned_run
 from edgeconvnext.errors import ImageSetError
 from edgeconvnext.files import tree_size
-from edgeconvnext.triton.planned import load_planned_run
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("packed") / "run"
-    edgeconvnext.quantize("digits", calib="digits", target="rtx", num_images=30, effort="quick", output=path)
+    edgeconvnext.quantization("digits", calib="digits", target="rtx", num_images=30, effort="quick", output=path)
     return path
 
 
@@ -56,7 +56,7 @@ def test_photographs_travel_with_their_classes_and_logits(packed: Path) -> None:
 
 def test_the_kernels_classify_packed_photographs_as_the_simulation_does(packed: Path) -> None:
     pytest.importorskip("triton", reason="the kernels need Triton: pip install 'edgeconvnext[triton]'")
-    from edgeconvnext.triton.network import TritonNetwork
+    from edgeconvnext.backends.triton.network import TritonNetwork
 
     photographs = read_photographs(packed)
     few = replace(
@@ -85,7 +85,7 @@ def test_a_network_with_other_codes_has_no_times(packed: Path, tmp_path: Path) -
 
 def test_what_was_timed_is_written_though_another_batch_failed(packed: Path, tmp_path: Path) -> None:
     pytest.importorskip("triton", reason="the kernels need Triton: pip install 'edgeconvnext[triton]'")
-    from edgeconvnext.triton.timing import TimedForm
+    from edgeconvnext.backends.triton.timing import TimedForm
 
     check: Future[dict[str, Any]] = Future()
     check.set_result({"right": True, "codes": []})

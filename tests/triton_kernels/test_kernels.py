@@ -8,11 +8,11 @@ import torch.nn.functional as F
 
 pytest.importorskip("triton", reason="the kernels need Triton: pip install 'edgeconvnext[triton]'")
 
-from edgeconvnext.triton.depthwise import depthwise_norm
-from edgeconvnext.triton.grids import DepthwiseWeights, Int8Grid, LinearWeights, patches
-from edgeconvnext.triton.linear import int8_linear
-from edgeconvnext.triton.norms import Norm, norm_rows
-from edgeconvnext.triton.quantize import quantize
+from edgeconvnext.backends.triton.depthwise import depthwise_norm
+from edgeconvnext.backends.triton.grids import DepthwiseWeights, Int8Grid, LinearWeights, patches
+from edgeconvnext.backends.triton.linear import int8_linear
+from edgeconvnext.backends.triton.norms import Norm, norm_rows
+from edgeconvnext.backends.triton.quantize import quantize
 
 
 def random_codes(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -11,16 +11,17 @@ from reconstructions import photographs, reconstructed, target_with
 
 pytest.importorskip("triton", reason="the kernels need Triton: pip install 'edgeconvnext[triton]'")
 
-from edgeconvnext.model.convnext import ConvNeXt, ConvNeXtConfig
+from edgeconvnext.backends.triton.network import TritonNetwork
+from edgeconvnext.backends.triton.reference import CodeDifference, network_differences, simulate, unit_differences
+from edgeconvnext.model.convnext.network import ConvNeXt, ConvNeXtConfig
 from edgeconvnext.model.layers import weighted_layers
 from edgeconvnext.model.load import load_model
-from edgeconvnext.quantize.precision import BitPlan, LayerEntry
-from edgeconvnext.quantize.program import export_program, quantize_program
-from edgeconvnext.quantize.reconstruct import Reconstructed
-from edgeconvnext.quantize.simulate import simulator
+from edgeconvnext.model.program import export_program
+from edgeconvnext.quantization.precision import BitPlan, LayerEntry
+from edgeconvnext.quantization.program import quantize_program
+from edgeconvnext.quantization.reconstruct import Reconstructed
+from edgeconvnext.quantization.simulate import simulator
 from edgeconvnext.rewrite.exact import fold_exact
-from edgeconvnext.triton.network import TritonNetwork
-from edgeconvnext.triton.reference import CodeDifference, network_differences, simulate, unit_differences
 
 CPU = torch.device("cpu")
 
@@ -143,7 +144,7 @@ def test_the_simulation_is_computed_where_the_images_are(
     plan_of: Callable[..., Reconstructed], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # No GPU is needed to see that: tensors without content lie on a device of their own, which mixes with no other.
-    monkeypatch.setattr("edgeconvnext.quantize.fake.round_activation", lambda x, qparams: x + 0)
+    monkeypatch.setattr("edgeconvnext.quantization.fake.round_activation", lambda x, qparams: x + 0)
     result = plan_of(small_network())
     simulation = simulate(result.module, result.plan, photographs(2).to("meta"), torch.float16)
     found = [simulation.logits, *simulation.codes.values(), *simulation.inputs.values()]

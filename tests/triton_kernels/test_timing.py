@@ -14,16 +14,16 @@ import torch
 from networks import small_network
 
 import edgeconvnext
+from edgeconvnext.backends.triton.gpu import Peaks, require_gpu
+from edgeconvnext.backends.triton.planned import PlannedNetwork, load_planned_run
+from edgeconvnext.backends.triton.roofline import Work, block_work, network_work
 from edgeconvnext.cli import main
 from edgeconvnext.errors import QuantizationError, RunDirectoryError, RuntimeMissingError
-from edgeconvnext.model.convnext import ConvNeXtConfig
+from edgeconvnext.evaluation.timing import Samples
+from edgeconvnext.model.convnext.network import ConvNeXtConfig
 from edgeconvnext.model.macs import layer_macs
-from edgeconvnext.quantize.plan import QuantPlan
+from edgeconvnext.quantization.plan import QuantPlan
 from edgeconvnext.rewrite.exact import fold_exact
-from edgeconvnext.triton.gpu import Peaks, require_gpu
-from edgeconvnext.triton.planned import PlannedNetwork, load_planned_run
-from edgeconvnext.triton.roofline import Work, block_work, network_work
-from edgeconvnext.validate.interleaved import Samples
 
 ROOT = Path(__file__).resolve().parents[2]
 PEAKS = Peaks(bytes_per_s=3e12, int8_ops=1.5e15, float_ops=5e13)
@@ -33,7 +33,7 @@ PEAKS = Peaks(bytes_per_s=3e12, int8_ops=1.5e15, float_ops=5e13)
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of the embedded network for target rtx, without its artifact."""
     path = tmp_path_factory.mktemp("triton") / "run"
-    edgeconvnext.quantize("digits", calib="digits", target="rtx", num_images=30, effort="quick", output=path)
+    edgeconvnext.quantization("digits", calib="digits", target="rtx", num_images=30, effort="quick", output=path)
     return path
 
 
@@ -95,14 +95,14 @@ def test_what_bench_cannot_take_is_said_before_the_gpu_is_looked_for(
 
 def test_a_run_whose_network_takes_raw_pixels_is_refused_with_the_way_out(tmp_path: Path) -> None:
     path = tmp_path / "run"
-    edgeconvnext.quantize("digits", calib="digits", target="coreml", num_images=30, effort="quick", output=path)
+    edgeconvnext.quantization("digits", calib="digits", target="coreml", num_images=30, effort="quick", output=path)
     with pytest.raises(QuantizationError, match="--target rtx --from"):
         load_planned_run(path)
 
 
 def test_a_backbone_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "run"
-    edgeconvnext.quantize(
+    edgeconvnext.quantization(
         "digits", calib="digits", target="rtx", num_images=30, effort="quick", head="features", output=path
     )
     with pytest.raises(QuantizationError, match="without a head"):
@@ -139,7 +139,7 @@ def test_the_int8_operations_of_a_network_are_its_macs() -> None:
 
 def test_forms_with_and_without_layer_scale_compute_the_same() -> None:
     pytest.importorskip("triton", reason="the kernels need Triton: pip install 'edgeconvnext[triton]'")
-    from edgeconvnext.triton.forms import with_layer_scale
+    from edgeconvnext.backends.triton.forms import with_layer_scale
 
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     folded = fold_exact(small_network(), images).module
@@ -151,7 +151,7 @@ def test_forms_with_and_without_layer_scale_compute_the_same() -> None:
 
 def test_times_become_lines_of_a_csv(tmp_path: Path) -> None:
     pytest.importorskip("triton", reason="the kernels need Triton: pip install 'edgeconvnext[triton]'")
-    from edgeconvnext.triton.timing import BASELINE, timed_forms, write_csv
+    from edgeconvnext.backends.triton.timing import BASELINE, timed_forms, write_csv
 
     network = fold_exact(small_network(), torch.randn(2, 3, 32, 32)).module
     planned = PlannedNetwork("net for rtx", network, network, QuantPlan({}, {}), torch.float16, (32, 32))
@@ -183,13 +183,13 @@ def version(name):
         raise metadata.PackageNotFoundError(name)
     return installed(name)
 metadata.version = version
-import benchmarks.gpu, edgeconvnext.quantize.plan_storage, edgeconvnext.model.build, edgeconvnext.data.preprocess
+import benchmarks.gpu, edgeconvnext.quantization.plan_storage, edgeconvnext.model.build, edgeconvnext.data.preprocess
 try:
     import triton
 except ImportError:
     print("without triton")
 else:
-    import edgeconvnext.triton.timing
+    import edgeconvnext.backends.triton.timing
     print("with triton")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

@@ -1,0 +1,1 @@
+"""Artifacts and the runtimes that execute them, one folder per runtime."""

@@ -1,0 +1,1 @@
+"""Core ML: ML programs, and a reference evaluator of them."""

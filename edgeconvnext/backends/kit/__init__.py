@@ -1,0 +1,1 @@
+"""The device kit: written, described, run on a board, its results read."""

@@ -1,0 +1,1 @@
+"""ONNX: what the backends that write it share."""

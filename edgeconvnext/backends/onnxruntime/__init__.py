@@ -1,0 +1,1 @@
+"""onnxruntime: ONNX files in the forms it fuses."""

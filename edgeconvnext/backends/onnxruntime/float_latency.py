@@ -1,0 +1,80 @@
+"""Float networks and parts of them, timed in onnxruntime on this machine, batch 1, in turns with each other."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from edgeconvnext.backends.onnxruntime.runner import onnx_session
+from edgeconvnext.evaluation import timing
+from edgeconvnext.evaluation.timing import Samples, speedup, time_interleaved
+from edgeconvnext.schema.report import FloatLatency
+
+OPSET = 20
+
+
+def compare_latency(
+    before: nn.Module, after: nn.Module, input_shape: tuple[int, int, int], *, threads: int = 1
+) -> FloatLatency:
+    """Time two networks that take images of (C, H, W); return their medians and the speed-up with its interval."""
+    networks = {"before": before, "after": after}
+    samples = time_graphs(((name, float_graph(each, input_shape)) for name, each in networks.items()), threads=threads)
+    ratio = speedup(samples["before"], samples["after"])
+    first, second = (float(np.median(samples[name].times_ms)) for name in networks)
+    return FloatLatency(before_ms=first, after_ms=second, speedup=ratio.value, low=ratio.low, high=ratio.high)
+
+
+def float_graph(module: nn.Module, input_shape: tuple[int, int, int]) -> bytes:
+    """Return the ONNX graph of a network or a part of one that takes (N, C, H, W), laid out as the artifacts are.
+
+    Raises ExportError where the weights exceed what one ONNX graph can hold.
+    """
+    import onnx_ir as ir
+
+    from edgeconvnext.backends.onnx.write import build_onnx, refuse_too_large
+    from edgeconvnext.model.program import export_program
+    from edgeconvnext.targets import LayoutSection
+
+    program = export_program(module, torch.zeros(1, *input_shape), max_batch=16)
+    graph = build_onnx(program, opset=OPSET, layout=LayoutSection())
+    refuse_too_large(graph, "The float network's graph")
+    return ir.to_proto(graph).SerializeToString()
+
+
+def time_graphs(
+    graphs: Iterable[tuple[str, bytes]],
+    *,
+    threads: int = 1,
+    seconds: float | None = None,
+    warm_up_s: float | None = None,
+) -> dict[str, Samples]:
+    """Time each ONNX graph by name, at least `seconds` of each (None: SCREENING_SECONDS), on a picture of its own input's size.
+
+    graphs: opened one after the other, through a file: a session that gets bytes keeps them beside its own weights.
+    """
+    calls: dict[str, Callable[[], None]] = {}
+    with tempfile.TemporaryDirectory(prefix="edgeconvnext-") as folder:
+        path = Path(folder) / "graph.onnx"
+        for name, graph in graphs:
+            path.write_bytes(graph)
+            calls[name] = _call(onnx_session(path, threads))
+    return time_interleaved(calls, timing.SCREENING_SECONDS if seconds is None else seconds, warm_up_s)
+
+
+def _call(session: Any) -> Callable[[], None]:
+    """Return a run on values that rise over the image: what float layers cost does not depend on them."""
+    image = session.get_inputs()[0]
+    channels, height, width = image.shape[1:]
+    rising = np.linspace(-2, 2, height * width, dtype=np.float32).reshape(1, 1, height, width)
+    inputs = {image.name: np.ascontiguousarray(np.repeat(rising, channels, axis=1))}
+
+    def call() -> None:
+        session.run(None, inputs)
+
+    return call

@@ -1,0 +1,29 @@
+"""Choices that options, plans and records name; types alone, so that every package may use them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Calibrator = Literal["auto", "minmax", "percentile", "entropy", "mse", "output"]
+
+Effort = Literal["quick", "default", "best"]
+
+
+Preparation = Literal["auto", "none", "force"]
+
+
+Rounding = Literal["auto", "nearest", "gptq", "adaround"]
+
+
+WeightBits = Literal[4, 8]
+
+ActivationBits = Literal[8, 16]
+
+
+NormScope = Literal["all", "blocks"]
+
+
+Head = Literal["classifier", "features", "none", "gap"]
+
+
+Score = Literal["auto", "elimination", "magnitude", "energy", "taylor"]

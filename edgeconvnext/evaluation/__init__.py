@@ -1,0 +1,1 @@
+"""Measuring: accuracy, outputs, timing, and the gates they are judged by."""

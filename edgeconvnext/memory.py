@@ -1,0 +1,49 @@
+"""Memory of this process, and giving back what is free."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import resource
+import sys
+from pathlib import Path
+
+_PROC = Path("/proc")
+
+_WORTH_COLLECTING_MIB = 32.0
+
+_resident_when_given_back = 0.0
+
+
+def give_back_free_memory() -> None:
+    """Return memory that was freed, and that the C library keeps, to the system: it would count in the next stage's peak.
+
+    Nothing is done where this process has grown by less than 32 MiB since the last time: looking through every object of a
+    process that holds torch takes longer than a stage of a small network.
+    """
+    global _resident_when_given_back
+    resident = _resident_mib()
+    if resident - _resident_when_given_back < _WORTH_COLLECTING_MIB:
+        _resident_when_given_back = min(_resident_when_given_back, resident)
+        return
+    gc.collect()
+    trim_heap()
+    _resident_when_given_back = _resident_mib()
+
+
+def trim_heap() -> None:
+    """Return what the C library keeps of freed memory to the system, as far as it can."""
+    with contextlib.suppress(OSError, AttributeError):  # other C libraries have no such call
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _resident_mib() -> float:
+    """Return this process's resident memory now, or its high-water mark where /proc is absent."""
+    try:
+        pages = int((_PROC / "self/statm").read_text().split()[1])
+    except OSError:
+        # ru_maxrss counts bytes on macOS and KiB elsewhere.
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+    return pages * resource.getpagesize() / 2**20

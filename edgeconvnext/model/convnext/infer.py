@@ -1,0 +1,211 @@
+"""From named tensors to the architecture they belong to, and a complaint that names every tensor that does not fit."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+import torch
+
+from edgeconvnext.errors import CheckpointError, ModelConfigError
+from edgeconvnext.escape import for_terminal
+from edgeconvnext.model.build import NetworkConfig, build_empty
+from edgeconvnext.model.convnext.layouts import Renamed
+from edgeconvnext.model.convnext.network import ConvNeXtConfig, Stem, tiered_stem_width
+from edgeconvnext.received import reason
+
+Shape = tuple[int, ...]
+_LISTED = 8
+"""How many tensor names an error lists before it counts the rest."""
+
+
+def infer_config(renamed: Renamed, source: str) -> ConvNeXtConfig:
+    """Read sizes, version, stem and classes off the shapes.
+
+    Where tensors contradict each other the majority decides, so that `check_tensors` can name the odd one. Raises
+    CheckpointError where whole stages or blocks are absent or the sizes make no ConvNeXt.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in renamed.tensors.items()}
+    depths = _depths(shapes, source)
+    dims = tuple(_width(shapes, stage, depth, source) for stage, depth in enumerate(depths))
+    hidden = tuple(
+        tuple(_hidden(shapes, f"stages.{stage}.{block}.", dim) for block in range(depth))
+        for stage, (depth, dim) in enumerate(zip(depths, dims, strict=True))
+    )
+    plain = all(width == 4 * dim for widths, dim in zip(hidden, dims, strict=True) for width in widths)
+    timm = renamed.layout.name.startswith("timm")
+    stem, patch_size = _stem(shapes, dims[0], timm, source)
+    version_2 = any(".grn." in name for name in shapes)
+    eps = _norm_eps(timm, depths, dims)
+    try:
+        return ConvNeXtConfig(
+            depths=depths,
+            dims=dims,
+            num_classes=_vote(_axis(shapes, [("head.weight", 0), ("head.bias", 0)]), default=0),
+            in_channels=_vote(_axis(shapes, [("downsample_layers.0.0.weight", 1)]), default=3),
+            version=2 if version_2 else 1,
+            stem=stem,
+            patch_size=patch_size,
+            kernel_size=_vote((s[-1] for name, s in shapes.items() if name.endswith("dwconv.weight") and s), default=7),
+            head_norm=renamed.layout.head_norm,
+            layer_scale=any(re.fullmatch(r"stages\.\d+\.\d+\.gamma", name) for name in shapes),
+            hidden=None if plain else hidden,
+            norm_eps=eps,
+            head_norm_eps=eps if eps != 1e-6 else renamed.layout.head_norm_eps,
+        )
+    except ModelConfigError as error:
+        raise CheckpointError(
+            f"{source} has the tensor names of a ConvNeXt, but sizes that make none: {reason(error)}"
+        ) from error
+
+
+def check_tensors(renamed: Renamed, config: NetworkConfig, source: str) -> None:
+    """Raise CheckpointError naming every missing, unexpected and misshapen tensor, under the file's own names."""
+    empty = build_empty(config).state_dict()
+    expected = {name: tuple(tensor.shape) for name, tensor in empty.items()}
+    found = {name: tuple(tensor.shape) for name, tensor in renamed.tensors.items()}
+    theirs = renamed.theirs
+    missing = [theirs.get(name, name) for name in expected if name not in found]
+    unexpected = [*renamed.unexpected, *(theirs.get(name, name) for name in found if name not in expected)]
+    misshapen = [
+        f"{theirs.get(name, name)} is {found[name]}, expected {shape}"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
+    ]
+    floats = {
+        name
+        for name, tensor in renamed.tensors.items()
+        if tensor.dtype in (torch.float32, empty.get(name, tensor).dtype)
+    }
+    problems = [
+        f"{len(names)} {kind}: {listed(names)}"
+        for kind, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("misshapen", misshapen),
+            (
+                "not floating-point (already quantised?)",
+                [theirs.get(name, name) for name in found if name not in floats],
+            ),
+        )
+        if names
+    ]
+    if problems:
+        kind, version = "ResNet", ""
+        if isinstance(config, ConvNeXtConfig):
+            kind, version = "ConvNeXt", f", version {config.version}"
+        raise CheckpointError(
+            f"{source} does not fit the {kind} its tensors describe (read as {renamed.layout.name} layout{version}"
+            f", depths {list(config.depths)}, dims {list(config.dims)}). Tensors {'; '.join(problems)}."
+            f"{_hint(missing, unexpected)}"
+        )
+
+
+def _depths(shapes: Mapping[str, Shape], source: str) -> tuple[int, ...]:
+    """Blocks per stage, from the largest index that occurs; gaps are errors."""
+    present: dict[int, set[int]] = {}
+    for name in shapes:
+        if match := re.match(r"stages\.(\d+)\.(\d+)\.", name):
+            present.setdefault(int(match[1]), set()).add(int(match[2]))
+    stages = max(present) + 1
+    gaps = [f"stage {s}" for s in range(stages) if s not in present]
+    gaps += [
+        f"block {b} of stage {s}"
+        for s, blocks in sorted(present.items())
+        for b in range(max(blocks))
+        if b not in blocks
+    ]
+    if gaps:
+        raise CheckpointError(
+            f"{source} is an incomplete ConvNeXt: it has no tensors for {listed(gaps)}. "
+            "Save the whole state dict again, or load the original file."
+        )
+    return tuple(max(present[stage]) + 1 for stage in range(stages))
+
+
+def _width(shapes: Mapping[str, Shape], stage: int, depth: int, source: str) -> int:
+    axes = [
+        (f"stages.{stage}.{block}.{part}", axis)
+        for block in range(depth)
+        for part, axis in (
+            ("dwconv.weight", 0),
+            ("norm.weight", 0),
+            ("norm.bias", 0),
+            ("dwconv.bias", 0),
+            ("pwconv2.bias", 0),
+        )
+    ]
+    width = _vote(_axis(shapes, axes), default=0)
+    if not width:
+        raise CheckpointError(
+            f"{source} is an incomplete ConvNeXt: stage {stage} has neither depthwise convs nor norms. "
+            "Save the whole state dict again, or load the original file."
+        )
+    return width
+
+
+def _hidden(shapes: Mapping[str, Shape], block: str, dim: int) -> int:
+    axes = [(f"{block}pwconv1.weight", 0), (f"{block}pwconv1.bias", 0), (f"{block}pwconv2.weight", 1)]
+    return _vote(_axis(shapes, axes), default=4 * dim)
+
+
+def _stem(shapes: Mapping[str, Shape], dim: int, timm: bool, source: str) -> tuple[Stem, int]:
+    """Kind of stem and its patch size. Two convs mean timm's overlapping stem; where its two kinds agree, "overlap"."""
+    first = shapes.get("downsample_layers.0.0.weight", ())
+    if len(shapes.get("downsample_layers.0.1.weight", ())) != 4:
+        patch_size = first[2] if len(first) == 4 else 4
+        if timm and patch_size >= 8:
+            raise CheckpointError(
+                f"{source} is a timm model with {patch_size}x{patch_size} patches: timm then dilates the convs of the "
+                "last stage instead of downsampling. This variant is not supported."
+            )
+        return "patch", patch_size
+    middle = first[0] if first else dim
+    if middle == dim:
+        return "overlap", 4
+    if middle == tiered_stem_width(dim):
+        return "overlap_tiered", 4
+    raise CheckpointError(
+        f"{source} has a stem of two convs with {middle} channels between them; a ConvNeXt with {dim} channels in its "
+        f"first stage has {dim} (overlap) or {tiered_stem_width(dim)} (overlap_tiered) there. "
+        "This variant is not supported."
+    )
+
+
+def _norm_eps(timm: bool, depths: tuple[int, ...], dims: tuple[int, ...]) -> float:
+    """1e-6, but 1e-5 for timm's xxlarge, which no tensor shows; it is known by its sizes."""
+    xxlarge = (depths, dims) == ((3, 4, 30, 3), (384, 768, 1536, 3072))
+    return 1e-5 if xxlarge and timm else 1e-6
+
+
+def _axis(shapes: Mapping[str, Shape], axes: Iterable[tuple[str, int]]) -> Iterable[int]:
+    """Lengths of the given axes, of those tensors that are there and have them."""
+    return (shapes[name][axis] for name, axis in axes if len(shapes.get(name, ())) > axis)
+
+
+def _vote(values: Iterable[int], default: int) -> int:
+    counted = Counter(values)
+    return counted.most_common(1)[0][0] if counted else default
+
+
+def listed(names: list[str]) -> str:
+    """Join the first few names and count the rest."""
+    rest = len(names) - _LISTED
+    return ", ".join(for_terminal(name)[:200] for name in names[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _hint(missing: list[str], unexpected: list[str]) -> str:
+    """Say which known variant explains the mismatch, if one does."""
+    if any("pre_logits" in name for name in unexpected):
+        return " The classifier has a hidden layer (timm's convnext_large_mlp): this variant is not supported."
+    if any(name.startswith("stem.3.") for name in unexpected):
+        return " The stem has an activation between its convs (timm's overlap_act): this variant is not supported."
+    if any(name.startswith("stages.0.downsample.") for name in unexpected):
+        return " The first stage downsamples as well (timm's patch_size=2): this variant is not supported."
+    biases = [name for name in missing if "norm" in name and name.endswith("bias")]
+    if biases and len(biases) >= len(missing) - 1 and len(biases) > 4:
+        return " Norms without a bias are RMS norms (timm's `_rms` models): this variant is not supported."
+    if {name.split(".")[-2] for name in missing} <= {"norm", "layernorm", "norm_pre"} and missing:
+        return " Without a head norm these look like pretraining weights (FCMAE); use a fine-tuned checkpoint."
+    return ""

@@ -1,0 +1,1 @@
+"""Runs: what is asked, the stages, and their order."""

@@ -1,0 +1,423 @@
+"""What a run is asked to do, with every name resolved: model, target, images, labels."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgeconvnext.backends.artifact import load_target
+from edgeconvnext.choices import ActivationBits, Calibrator, Effort, Head, Preparation, Rounding, WeightBits
+from edgeconvnext.data.image_set import ImageSet, split_held_out
+from edgeconvnext.data.labels import IMAGENET_ORDER_NOTE, assumes_imagenet_order, match_labels
+from edgeconvnext.data.sets import resolve_image_set, set_files
+from edgeconvnext.data.size import Size
+from edgeconvnext.errors import CheckpointError, LabelMismatchError, QuantizationError, TargetError
+from edgeconvnext.model.input_size import SizeRange, check_input_size
+from edgeconvnext.model.load import load_model
+from edgeconvnext.model.loaded import LoadedModel
+from edgeconvnext.pipeline.stored_config import stored_config
+from edgeconvnext.quantization.candidates import DEFAULT_ADAROUND_MINUTES, ReconstructionOptions
+from edgeconvnext.quantization.precision import BitPlan, read_plan
+from edgeconvnext.run.manifest import load_run
+from edgeconvnext.targets import Target
+from edgeconvnext.tuning.compress import CompressOptions
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+DEFAULT_MODEL = "convnext_tiny"
+MODEL_VARIABLE = "EDGECONVNEXT_MODEL"
+DEFAULT_IMAGES = 256
+# Settings of the method that a run remembers and --from takes over, beside calibrator, effort and bits.
+KEPT_METHOD = ("preparation", "rounding", "bias_correction", "adaround_minutes", "max_drop")
+# Without an evaluation set, so many of the calibration set's other images are evaluated on.
+EVALUATED_OF_CALIBRATION_SET = 1000
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for, before any name is looked up.
+
+    model: None takes EDGECONVNEXT_MODEL, else the hub's convnext_tiny. head: what the network ends with; all but "classifier" make
+    a backbone of it, which is judged by its outputs and needs no labels. calibration, evaluation: a set's name or a folder.
+    num_images: calibration images in all, a third of which is held out. weights, activations: bits; None takes the plan file's,
+    then the target's. plan: a plan file with bits by layer. preparation, rounding, bias_correction, adaround_minutes: see
+    `ReconstructionOptions`. max_drop: points of top-1 (of agreement without labels) that may be lost on held-out calibration
+    images; the costliest layers stay float until that holds. compress: what is changed before quantization; None: nothing.
+    sizes: further input sizes that the artifact takes, beside the network's own.
+    reuse_from: a run whose model, images and finished stages are used again; stored_bits: that run's; model_from_copy: its folded
+    copy is the model. reuse_beside: data that others' runs beside this one hold is used, too; this user's own is in any case.
+    measure_latency: False leaves timings out (CI). most_evaluated: images that are evaluated where no evaluation set is named.
+    """
+
+    model: str | None = None
+    head: Head = "classifier"
+    target: str | Target = "onnx"
+    calibration: str | None = None
+    evaluation: str | None = None
+    num_images: int = DEFAULT_IMAGES
+    calibrator: Calibrator = "auto"
+    effort: Effort = "default"
+    weights: WeightBits | None = None
+    activations: ActivationBits | None = None
+    plan: Path | None = None
+    preparation: Preparation = "auto"
+    rounding: Rounding = "auto"
+    bias_correction: bool = True
+    adaround_minutes: float = DEFAULT_ADAROUND_MINUTES
+    max_drop: float | None = None
+    compress: CompressOptions | None = None
+    resolution: int | Size | None = None
+    sizes: tuple[Size, ...] = ()
+    crop_pct: float | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    measure_latency: bool = True
+    most_evaluated: int = EVALUATED_OF_CALIBRATION_SET
+    threads: int = 1
+    output: Path | None = None
+    reuse_from: Path | None = None
+    reuse_beside: bool = False
+    stored_bits: BitPlan | None = None
+    model_from_copy: bool = False
+
+    @property
+    def reconstruction_options(self) -> ReconstructionOptions:
+        """How the layers are reconstructed."""
+        names = ("calibrator", "effort", "preparation", "rounding", "bias_correction", "adaround_minutes")
+        return ReconstructionOptions(**{name: getattr(self, name) for name in names})
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The images accuracy is measured on. labels: the model's class of each image, or None with the reason."""
+
+    images: ImageSet
+    labels: np.ndarray | None
+    unlabelled_reason: str | None
+    description: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """A resolved request. fit, held_out: positions in `calibration` that ranges are fitted and judged on.
+
+    bits: what the command line and the plan file ask for. calibration_labels: the model's class of each calibration image, where
+    a budget is to be judged by them and they are known. whole_set: the set that `calibration` was taken from. programs: quantised
+    graphs built so far, by the key of their plan.
+    """
+
+    request: Request
+    model: LoadedModel
+    target: Target
+    calibration: ImageSet
+    fit: list[int]
+    held_out: list[int]
+    evaluation: Evaluation
+    bits: BitPlan = field(default_factory=BitPlan)
+    calibration_labels: np.ndarray | None = None
+    notes: tuple[str, ...] = field(default=())
+    whole_set: ImageSet | None = None
+    programs: dict[str, ExportedProgram] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def sizes(self) -> tuple[Size, ...]:
+        """Further input sizes of the artifact, the smallest first; () where it is fixed to the network's own."""
+        own = self.model.preprocess.input_size
+        return tuple(sorted({*self.request.sizes} - {own}, key=lambda size: (size[0] * size[1], size)))
+
+    @property
+    def size_range(self) -> SizeRange | None:
+        """What the graph's free height and width span; None where they are fixed."""
+        return SizeRange.of([self.model.preprocess.input_size, *self.sizes], self.model.config.total_stride)
+
+    @property
+    def profile_sizes(self) -> tuple[Size, ...]:
+        """Smallest, typical and largest input of an artifact that takes several sizes, else ()."""
+        span = self.size_range
+        return () if span is None else (span.smallest, self.model.preprocess.input_size, span.largest)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What was asked, as resolved: goes into the manifest, and a later run can be asked for with it."""
+        request = self.request
+        return {
+            "model": {
+                "name": self.model.name,
+                "head": request.head,
+                "source": _from_anywhere(self.model.source),
+                "sha256": self.model.sha256,
+                "input_size": list(self.model.preprocess.input_size),
+                "crop_pct": self.model.preprocess.crop_pct,
+                "mean": list(self.model.preprocess.mean),
+                "std": list(self.model.preprocess.std),
+                "sizes": [list(size) for size in self.sizes],
+            },
+            "target": {
+                "name": self.target.name,
+                "sha256": self.target.sha256,
+                "definition": self.target.model_dump(mode="json"),
+            },
+            "calibration": {
+                "set": _from_anywhere(request.calibration),
+                "images": len(self.calibration),
+                "list_sha256": self.calibration.list_sha256,
+            },
+            "evaluation": {
+                "set": _from_anywhere(request.evaluation),
+                "images": len(self.evaluation.images),
+                "list_sha256": self.evaluation.images.list_sha256,
+            },
+            "calibrator": request.calibrator,
+            "effort": request.effort,
+            "bits": self.bits.model_dump(),
+            **{name: getattr(request, name) for name in KEPT_METHOD},
+            "compress": None if request.compress is None else asdict(request.compress),
+        }
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """What the classes are called in reports and artifacts."""
+        return None if self.model.labels is None else self.model.labels.descriptions
+
+
+def resolve(request: Request) -> Job:
+    """Look up everything a request names; raises the error of the first thing that is not there."""
+    if request.num_images < 3:
+        raise QuantizationError(
+            f"--num-images is {request.num_images}; calibration needs at least 3 images (a third is held out), better 100 or more."
+        )
+    target = named_target(request)
+    notes: list[str] = []
+    if request.reuse_from is not None:
+        request, model = _from_run(request, request.reuse_from, notes)
+    else:
+        model = _named_model(request)
+    if request.calibration is None:
+        raise QuantizationError(
+            "No calibration images were named. Give a set's name or a folder with --calib, for example --calib imagenet_1k_subset."
+        )
+    bits = _bits(request)
+    _check_method(request, target)
+    if not model.config.num_classes:
+        _check_backbone(request, model)
+    for size in request.sizes:
+        check_input_size(model.config, size)
+    if request.sizes and target.exporter == "coreml":
+        raise TargetError(
+            f"Target {target.name} writes Core ML packages of one input size. Leave out --sizes, and export one package for each "
+            "size with --resolution."
+        )
+    if request.compress is not None:
+        request.compress.check()
+        if request.evaluation is None:
+            raise QuantizationError(
+                "Pruning, replacing LayerNorms and recovery use the calibration set beyond --num-images, so none of it is left to "
+                "evaluate on. Name evaluation images with --eval."
+            )
+    whole = resolve_image_set(request.calibration)
+    calibration = whole.take(request.num_images)
+    fit, held_out = split_held_out(calibration)
+    evaluation = _evaluation(request, model, whole, calibration, fit)
+    notes = [*notes, *model.notes, *calibration.notes, *(evaluation.images.notes if request.evaluation else ())]
+    if evaluation.labels is not None and assumes_imagenet_order(model.labels, model.config.num_classes):
+        notes.append(IMAGENET_ORDER_NOTE)
+    labels = (
+        None
+        if request.max_drop is None
+        else _calibration_labels(calibration, model, len(held_out), request.max_drop, notes)
+    )
+    return Job(
+        request, model, target, calibration, fit, held_out, evaluation, bits, labels, tuple(dict.fromkeys(notes)), whole
+    )
+
+
+def _bits(request: Request) -> BitPlan:
+    """Return the bits of the plan file with those of the command line over them."""
+    plan = BitPlan() if request.plan is None else read_plan(request.plan)
+    own = {"weights": request.weights, "activations": request.activations}
+    merged = plan.model_copy(update={key: bits for key, bits in own.items() if bits is not None})
+    return merged if request.stored_bits is None or request.plan is not None else merged.over(request.stored_bits)
+
+
+def _check_method(request: Request, target: Target) -> None:
+    """Refuse settings that contradict each other, before any image is read."""
+    if request.rounding == "adaround" and target.quantize.weights.palette_bits is not None:
+        raise QuantizationError(
+            f"--rounding adaround moves weights to the next code, which the palettes of target {target.name} do not hold; leave "
+            "it out, or take --rounding gptq."
+        )
+    if request.max_drop is not None and not 0 < request.max_drop <= 100:
+        raise QuantizationError(
+            f"--max-drop is {request.max_drop:g}; it takes points of top-1 that may be lost, above 0 and at most 100, as in 0.5."
+        )
+    if not 0 < request.adaround_minutes <= 24 * 60:
+        raise QuantizationError(
+            f"--adaround-minutes is {request.adaround_minutes:g}; give a time above 0 and below a day."
+        )
+    if request.effort == "quick":
+        asked = [
+            name
+            for name, value in (("--rounding", request.rounding), ("--prepare", request.preparation))
+            if value not in ("auto", "nearest", "none")
+        ]
+        if request.max_drop is not None:
+            asked.append("--max-drop")
+        if asked:
+            raise QuantizationError(
+                f"--effort quick looks at each tensor by itself and has no {' and no '.join(asked)}; leave out --effort quick."
+            )
+
+
+def _check_backbone(request: Request, model: LoadedModel) -> None:
+    """Refuse what is judged by answers, which a network without classifier does not give."""
+    ends = ", ".join(model.module.output_names)
+    if request.max_drop is not None:
+        raise QuantizationError(
+            f"--max-drop counts points of top-1, and this network ends with {ends}. Find the layers that need more bits with the "
+            "classifier, and give its run's plan.toml with --plan."
+        )
+    if request.compress is not None:
+        raise QuantizationError(
+            f"Pruning, replacing LayerNorms and recovery are judged by a classifier's logits, and this network ends with {ends}. "
+            "Change the classifier first (edgeconvnext prune, or fold --replace-norm), and give the file it writes with --model."
+        )
+
+
+def _calibration_labels(
+    calibration: ImageSet, model: LoadedModel, held_out: int, max_drop: float, notes: list[str]
+) -> np.ndarray | None:
+    """Return the classes of the calibration images for a budget, or None, with a note on what is judged instead."""
+    labels: np.ndarray | None = None
+    try:
+        labels = _labels_of(calibration, model)
+    except LabelMismatchError:
+        notes.append(
+            f"The budget of {max_drop:g} points is judged by agreement with FP32 on {held_out} held-out calibration images: "
+            f"the labels of {calibration.name} are not the model's."
+        )
+    if 100 / held_out > max_drop:
+        notes.append(
+            f"{held_out} held-out calibration images resolve {100 / held_out:.2f} points, and the budget is {max_drop:g}; with "
+            f"--num-images {int(np.ceil(300 / max_drop))} one image would not decide it alone."
+        )
+    return labels
+
+
+def named_target(request: Request) -> Target:
+    """Look up the target of a request; a run that is measured again brings its own."""
+    return request.target if isinstance(request.target, Target) else load_target(request.target)
+
+
+def _named_model(request: Request) -> LoadedModel:
+    """Load the model the user named on the command line or in the environment, else the default one from the hub."""
+    named = request.model or os.environ.get(MODEL_VARIABLE)
+    try:
+        return load_model(
+            named or DEFAULT_MODEL,
+            head=request.head,
+            resolution=request.resolution,
+            crop_pct=request.crop_pct,
+            mean=request.mean,
+            std=request.std,
+        )
+    except CheckpointError as error:
+        if named:
+            raise
+        raise CheckpointError(
+            f"No model was named, so {DEFAULT_MODEL} was looked for on the hub. {error} Name a model with --model or "
+            f"{MODEL_VARIABLE}."
+        ) from error
+
+
+def _evaluation(
+    request: Request, model: LoadedModel, whole: ImageSet, calibration: ImageSet, fit: list[int]
+) -> Evaluation:
+    """Take the evaluation set; without one, the calibration set's images that no range was fitted on.
+
+    Labels that do not match the model are an error where the user asked for this evaluation, else a reason. A network without
+    classifier needs none.
+    """
+    unlabelled = None if model.config.num_classes else "the network has no classifier; see outputs"
+    if request.evaluation is not None:
+        images = resolve_image_set(request.evaluation)
+        return Evaluation(images, None if unlabelled else _labels_of(images, model), unlabelled, images.name)
+    fitted = {calibration.ids[index] for index in fit}
+    rest = [index for index, image_id in enumerate(whole.ids) if image_id not in fitted]
+    images = whole.select(rest).take(request.most_evaluated) if rest else calibration
+    description = f"{whole.name} (images that ranges were not fitted on)"
+    if unlabelled:
+        return Evaluation(images, None, unlabelled, description)
+    try:
+        return Evaluation(images, _labels_of(images, model), None, description)
+    except LabelMismatchError as error:
+        return Evaluation(images, None, str(error), description)
+
+
+def _labels_of(images: ImageSet, model: LoadedModel) -> np.ndarray:
+    classes = match_labels(images, model.labels, model.config.num_classes)
+    assert images.labels is not None
+    return classes[np.array(images.labels, dtype=np.int64)]
+
+
+def _from_run(request: Request, path: Path, notes: list[str]) -> tuple[Request, LoadedModel]:
+    """Take model and images from a finished run; what the request names itself comes first."""
+    finished = load_run(path)
+    config = stored_config(finished)
+    stored = config.model
+    preprocessing: dict[str, Any] = {"crop_pct": stored.crop_pct, "mean": stored.mean, "std": stored.std}
+    size, head = stored.input_size, stored.head
+    if request.head not in ("classifier", head):
+        raise QuantizationError(
+            f"{path} was made with --head {head}, and --from takes the head over with the model. Leave out --head "
+            f"{request.head}, or name the model with --model."
+        )
+    source = stored.source
+    model_from_copy = False
+    try:
+        # A hub source ends in @commit; a path may hold an @ of its own.
+        name = source if Path(source).exists() else source.partition("@")[0]
+        model = load_model(name, head=head, resolution=size, **preprocessing)
+        if model.sha256 != stored.sha256:
+            raise CheckpointError(f"{source} has changed since {path} was made")
+    except CheckpointError as error:
+        if "folded.safetensors" not in finished.files:
+            raise
+        copy = load_model(path / "folded.safetensors", resolution=size, **preprocessing)
+        model = replace(copy, name=stored.name, source=source, sha256=stored.sha256)
+        model_from_copy = True
+        notes.append(
+            f"The checkpoint that {path.name} was made from is not available ({error}); FP32 figures are those of its exactly "
+            "folded copy in the run."
+        )
+    merged = replace(
+        request,
+        head=head,
+        sizes=request.sizes or stored.sizes,
+        calibration=request.calibration or config.calibration.set,
+        evaluation=request.evaluation or config.evaluation.set,
+        num_images=_own(request.num_images, DEFAULT_IMAGES, config.calibration.images),
+        calibrator=_own(request.calibrator, "auto", config.calibrator),
+        effort=_own(request.effort, "default", config.effort),
+        stored_bits=config.bits,
+        **{name: _own(getattr(request, name), getattr(Request(), name), getattr(config, name)) for name in KEPT_METHOD},
+        compress=request.compress or config.compress,
+        model_from_copy=model_from_copy,
+    )
+    return merged, model
+
+
+def _from_anywhere(name: str | None) -> str | None:
+    """Return a path as an absolute one, so that the run can be taken up from another folder; names stay as they are."""
+    if name is None or name in set_files() or not Path(name).expanduser().exists():
+        return name
+    return str(Path(name).expanduser().absolute())
+
+
+def _own(asked: Any, default: Any, stored: Any) -> Any:
+    """Return what the request asks for itself; what the run was made with where the request says no more than usual."""
+    return stored if asked == default else asked

@@ -1,0 +1,93 @@
+"""What a finished run says it was asked for, checked: a run of others may claim anything."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from edgeconvnext.choices import Calibrator, Effort, Head, Preparation, Rounding
+from edgeconvnext.data.size import Size
+from edgeconvnext.errors import RunDirectoryError
+from edgeconvnext.escape import for_terminal
+from edgeconvnext.quantization.precision import BitPlan
+from edgeconvnext.run.manifest import FinishedRun
+from edgeconvnext.targets import Target
+from edgeconvnext.tuning.compress import CompressOptions
+
+_Model = TypeVar("_Model", bound=BaseModel)
+_Name = Annotated[str, Field(max_length=4096)]
+_Statistic = Annotated[tuple[float, ...], Field(min_length=1, max_length=64)]
+
+
+class _Stored(BaseModel):
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+
+class StoredModel(_Stored):
+    """The network: where it came from and how its images are prepared. input_size: (height, width)."""
+
+    name: _Name
+    head: Head = "classifier"
+    source: _Name
+    sha256: _Name
+    input_size: Size
+    crop_pct: float
+    mean: _Statistic
+    std: _Statistic
+    sizes: tuple[Size, ...] = Field(default=(), max_length=64)
+
+
+class StoredTarget(_Stored):
+    """The target with its whole definition."""
+
+    name: _Name
+    definition: Target
+
+
+class StoredImages(_Stored):
+    """An image set by name or path. images: how many of it; list_sha256: hash of their names."""
+
+    set: _Name | None
+    images: int = Field(ge=1, le=10**9)
+    list_sha256: _Name
+
+
+class StoredConfig(_Stored):
+    """What `Job.config` wrote."""
+
+    model: StoredModel
+    target: StoredTarget
+    calibration: StoredImages
+    evaluation: StoredImages
+    calibrator: Calibrator
+    effort: Effort
+    bits: BitPlan
+    preparation: Preparation
+    rounding: Rounding
+    bias_correction: bool
+    adaround_minutes: float
+    max_drop: float | None
+    compress: CompressOptions | None = None
+
+
+def stored_config(run: FinishedRun) -> StoredConfig:
+    """Return what a finished run was asked for; raises RunDirectoryError where its manifest says something else."""
+    return _checked(StoredConfig, run.config, run)
+
+
+def stored_target(run: FinishedRun) -> Target:
+    """Return the target of a finished run, as it was when the run was made."""
+    return _checked(StoredTarget, run.config.get("target"), run).definition
+
+
+def _checked(kind: type[_Model], value: Any, run: FinishedRun) -> _Model:
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise RunDirectoryError(
+            f"The manifest of {for_terminal(run.path)} does not say what this version needs of a run: "
+            f"{for_terminal(f'{where}: ' if where else '')}{for_terminal(first['msg'])}. Make the run again with the same command."
+        ) from error

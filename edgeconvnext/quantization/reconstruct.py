@@ -1,0 +1,320 @@
+"""The accuracy engine: layer by layer, with later layers seeing the quantised earlier ones, every choice by held-out error.
+
+For each layer, in forward order, one pass over the calibration images gathers what reaches it in the quantised network and what
+it should answer according to the float network (`layer_problem`). Then compete, on held-out images:
+
+  preparation   a scale and shift per channel in front of the quantizer, taken back exactly behind it (`preparations`)
+  range         five estimators (`ranges`)
+  rounding      nearest, GPTQ, GPTQ of weights re-fitted to the quantised inputs (`rounding`), AdaRound of a block (`adaround`)
+
+each with the bias corrected by the output's measured shift; zeros of a 2:4 sparse layer stay zeros in all of them
+(`candidates`). The first two are ranked by the error of the layer's own output, the finalists and the rounding by the error of
+the block's output. What wins is put into a copy of the network, whose weights then lie on their grids: exporting it with the
+plan's Q/DQ pairs changes nothing any more.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from edgeconvnext.data.preprocess import Preprocess
+from edgeconvnext.errors import QuantizationError
+from edgeconvnext.model.macs import layer_macs
+from edgeconvnext.model.network import Network
+from edgeconvnext.model.units import Unit, units_of
+from edgeconvnext.progress import progress_bar
+from edgeconvnext.quantization.candidates import (
+    Candidate,
+    Candidates,
+    ReconstructionOptions,
+    layer_weight,
+    prepared_histogram,
+    step_of,
+)
+from edgeconvnext.quantization.fake import quantize_input, quantize_output
+from edgeconvnext.quantization.histogram import StreamingHistogram
+from edgeconvnext.quantization.layer_problem import LayerProblem, gather, weight_rows
+from edgeconvnext.quantization.plan import ActivationPlan, LayerDecision, QParams, QuantPlan
+from edgeconvnext.quantization.planning import (
+    SEARCH_STEPS,
+    activation_grid,
+    estimators_for,
+    plan_activation,
+)
+from edgeconvnext.quantization.precision import Precision
+from edgeconvnext.quantization.ranges import Grid, quantization_mse
+from edgeconvnext.quantization.statistics import Statistics, TensorStatistics
+from edgeconvnext.rewrite.channel_scaling import norm_before, place_affine
+from edgeconvnext.rewrite.lockstep import Lockstep, StoredImages
+from edgeconvnext.targets import Target
+
+# Multiply-adds of one evaluation of a block on held-out images; between these two numbers of images.
+EVALUATION_MACS = 1e9
+FEWEST_EVALUATED, MOST_EVALUATED = 12, 96
+
+
+@dataclass(frozen=True)
+class Reconstructed:
+    """The network with its weights on their grids and affines in place, the plan of its Q/DQ pairs, and what was seen.
+
+    statistics: histograms of the prepared inputs, and how many images were fitted on and held out.
+    """
+
+    module: Network
+    plan: QuantPlan
+    statistics: Statistics
+
+
+class _State(Lockstep):
+    """The float network and the one under work. hooks: what quantises activations of the latter, by tensor."""
+
+    def __init__(self, reference: Network, working: Network, images: StoredImages, folder: Path) -> None:
+        super().__init__(reference, working, images, folder)
+        self.hooks: dict[str, RemovableHandle] = {}
+
+
+@torch.no_grad()
+def reconstruct(
+    module: Network,
+    target: Target,
+    precisions: dict[str, Precision],
+    fit: Iterable[torch.Tensor],
+    held_out: Iterable[torch.Tensor],
+    *,
+    preprocess: Preprocess,
+    folder: Path,
+    options: ReconstructionOptions | None = None,
+) -> Reconstructed:
+    """Quantise `module` layer by layer; it is left as it is.
+
+    module: exactly folded, for the target's input range. precisions: bits of every layer that is quantised. fit, held_out: batches
+    of images (N, C, H, W) as the module takes them; each is read once. preprocess: the checkpoint's own. folder: where block
+    inputs are kept meanwhile, 8 bytes an element.
+
+    Raises QuantizationError when there are no images, or an activation is NaN or infinite.
+    """
+    options = options or ReconstructionOptions()
+    with (
+        StoredImages(folder, fit, held_out) as images,
+        _State(module, copy.deepcopy(module).eval(), images, folder) as state,
+    ):
+        counts = (images.fit_images, images.held_out_images)
+        if not all(counts):
+            raise QuantizationError(
+                f"Calibration needs images to fit ranges on and images to judge them on; there are {counts[0]} and {counts[1]}. "
+                "Give at least 3 images, better 100 or more."
+            )
+        engine = _Engine(state, target, precisions, preprocess, options)
+        total = len(precisions) + len(target.quantize.outputs)
+        with progress_bar("Quantising layer by layer", total) as advance:
+            for unit in units_of(module):
+                engine.solve(unit, advance)
+                if unit.name != "head":
+                    state.advance(unit)
+        for handle in state.hooks.values():
+            handle.remove()
+        statistics = Statistics(engine.tensors, *counts)
+        return Reconstructed(state.working, QuantPlan(engine.activations, engine.weights, engine.decisions), statistics)
+
+
+class _Engine:
+    """Chooses for one layer after the other; what was chosen so far is in `activations`, `weights` and the working network."""
+
+    def __init__(
+        self,
+        state: _State,
+        target: Target,
+        precisions: dict[str, Precision],
+        preprocess: Preprocess,
+        options: ReconstructionOptions,
+    ) -> None:
+        self.state = state
+        self.target = target
+        self.precisions = precisions
+        self.options = options
+        self.candidates = Candidates(state.reference, target, preprocess, options)
+        self.macs = layer_macs(state.reference.config, preprocess.input_size)
+        self.activations: dict[str, ActivationPlan] = {}
+        self.weights: dict[str, QParams] = {}
+        self.decisions: dict[str, LayerDecision] = {}
+        self.tensors: dict[str, TensorStatistics] = {}
+        self.adaround_seconds = 60 * options.adaround_minutes
+
+    def solve(self, unit: Unit, advance: Callable[[int], None]) -> None:
+        """Quantise the layers of one unit, in forward order."""
+        if not unit.layers:
+            return
+        evaluation = _Evaluation(self.state, unit, sum(self.macs[layer] for layer in unit.layers))
+        for layer in unit.layers:
+            if layer in self.precisions:
+                self._solve_layer(unit, layer, evaluation)
+                advance(1)
+            if self.target.quantize.takes_output(layer, self.candidates.kinds[layer]):
+                self._solve_output(unit, layer)
+                advance(1)
+        # AdaRound moves codes to the next whole number, which a palette may not hold.
+        chosen = [layer for layer in unit.layers if layer in self.weights and self.weights[layer].levels is None]
+        if self.options.adaround and chosen:
+            self._adaround(unit, chosen, evaluation)
+
+    def _solve_layer(self, unit: Unit, layer: str, evaluation: _Evaluation) -> None:
+        state, precision = self.state, self.precisions[layer]
+        images = (state.fit_images, state.held_out_images)
+        problem = gather(state.reference, state.working, unit, layer, state.fit, state.held_out, images)
+        weight = weight_rows(state.reference.get_submodule(layer), layer_weight(state.reference, layer).double())
+        grid = None if precision.activations is None else activation_grid(self.target, precision.activations)
+        finalists = self.candidates.prepared(layer, problem, weight, grid, precision)
+        plain = self.candidates.plain(layer, problem, weight, grid, precision)
+        before = self._error(layer, plain, evaluation)
+        scored: dict[str, tuple[float, Candidate]] = {}
+        if self.options.rounding in ("auto", "nearest") and self.options.preparation != "force":
+            scored["none, nearest"] = (before, plain)
+        for affine, qparams, estimator in finalists:
+            for candidate in self.candidates.rounded(layer, problem, weight, affine, qparams, estimator, precision):
+                name = f"{affine.name}, {candidate.rounding}"
+                scored[name] = (self._error(layer, candidate, evaluation), candidate)
+        best = min(scored, key=lambda name: scored[name][0])
+        error, chosen = scored[best]
+        self._install(layer, chosen)
+        self._record(layer, problem, chosen)
+        self.decisions[layer] = LayerDecision(
+            chosen.affine,
+            chosen.rounding,
+            evaluation.sqnr_db(error),
+            evaluation.sqnr_db(before),
+            {name: evaluation.sqnr_db(value) for name, (value, _) in scored.items()},
+        )
+
+    def _install(self, layer: str, candidate: Candidate) -> None:
+        """Put a candidate into the working network, in place of whatever was there."""
+        state = self.state
+        name = f"{layer}:input"
+        if name in state.hooks:
+            state.hooks.pop(name).remove()
+        _restore(state.reference, state.working, layer)
+        if not candidate.affine.is_identity:
+            place_affine(state.working, layer, candidate.affine)
+        found = state.working.get_submodule(layer)
+        weight = cast(torch.Tensor, found.weight)
+        rows = candidate.codes * step_of(candidate.grid, candidate.codes)
+        weight.data.copy_(rows.view_as(weight))
+        cast(torch.Tensor, found.bias).data.copy_(candidate.bias)
+        if candidate.input is not None:
+            state.hooks[name] = quantize_input(state.working, layer, candidate.input)
+
+    def _error(self, layer: str, candidate: Candidate, evaluation: _Evaluation) -> float:
+        self._install(layer, candidate)
+        return evaluation.error()
+
+    def _record(self, layer: str, problem: LayerProblem, chosen: Candidate) -> None:
+        """Note the layer's grids, and the statistics of its prepared input."""
+        self.weights[layer] = chosen.grid
+        if chosen.input is None:
+            return
+        name = f"{layer}:input"
+        _, fit = prepared_histogram(problem, chosen.affine, problem.fit)
+        _, held_out = prepared_histogram(problem, chosen.affine, problem.held_out, extremes=False)
+        low = chosen.affine.apply(problem.channel_low).float()
+        high = chosen.affine.apply(problem.channel_high).float()
+        self.tensors[name] = TensorStatistics(fit, held_out, low.numpy(), high.numpy())
+        grid = Grid(chosen.input.quant_min, chosen.input.quant_max, False)
+        scale, zero_point = (
+            chosen.input.scale.double().view(1).numpy(),
+            chosen.input.zero_point.double().view(1).numpy(),
+        )
+        mse = float(quantization_mse(held_out, scale, zero_point, grid)[0])
+        assert chosen.estimator is not None
+        self.activations[name] = ActivationPlan(name, chosen.input, chosen.estimator, mse, held_out.mean_square())
+
+    def _solve_output(self, unit: Unit, layer: str) -> None:
+        """Choose the grid of a layer's output, for targets that want a Q/DQ pair there."""
+        state, name = self.state, f"{layer}:output"
+        histograms = (StreamingHistogram(), StreamingHistogram())
+        lows: list[torch.Tensor] = []
+        highs: list[torch.Tensor] = []
+
+        def watch(output: torch.Tensor, histogram: StreamingHistogram) -> None:
+            channel_first = output if output.dim() == 4 and isinstance(found, nn.Conv2d) else output.movedim(-1, 1)
+            axes = [axis for axis in range(channel_first.dim()) if axis != 1]
+            lows.append(channel_first.amin(axes))
+            highs.append(channel_first.amax(axes))
+            histogram.update(output, float(output.min()), float(output.max()))
+
+        found = state.working.get_submodule(layer)
+        for batches, histogram in ((state.fit(), histograms[0]), (state.held_out(), histograms[1])):
+            handle = found.register_forward_hook(lambda _m, _a, output, into=histogram: watch(output, into))
+            for _, given in batches:
+                unit.run(state.working, given)
+            handle.remove()
+        fit, held_out = (histogram.result() for histogram in histograms)
+        low, high = torch.stack(lows).amin(dim=0), torch.stack(highs).amax(dim=0)
+        self.tensors[name] = TensorStatistics(fit, held_out, low.numpy(), high.numpy())
+        estimators = estimators_for(self.options.calibrator, self.options.effort)
+        steps = max(SEARCH_STEPS[self.options.effort], 40)
+        statistics = Statistics(self.tensors, state.fit_images, state.held_out_images)
+        plan = plan_activation(name, statistics, activation_grid(self.target), estimators, steps)
+        self.activations[name] = plan
+        state.hooks[name] = quantize_output(state.working, layer, plan.qparams)
+
+    def _adaround(self, unit: Unit, layers: list[str], evaluation: _Evaluation) -> None:
+        """Let AdaRound move the unit's codes; keep what it found only where the held-out error falls."""
+        from edgeconvnext.quantization.adaround import refine
+
+        state = self.state
+        share = sum(self.macs[layer] for layer in layers) / sum(self.macs[layer] for layer in self.precisions)
+        before = evaluation.error()
+        kept = {layer: copy.deepcopy(state.working.get_submodule(layer).state_dict()) for layer in layers}
+        grids = {layer: self.weights[layer] for layer in layers}
+        inputs = (state.expected, state.given, state.fit_images)
+        refine(unit, state.reference, state.working, grids, inputs, seconds=share * self.adaround_seconds)
+        after = evaluation.error()
+        for layer in layers:
+            found, decision = state.working.get_submodule(layer), self.decisions[layer]
+            if after < before:
+                self.decisions[layer] = decision.refined("adaround", evaluation.sqnr_db(after))
+            else:
+                found.load_state_dict(kept[layer])
+
+
+class _Evaluation:
+    """The error of a unit's output on held-out images, kept in memory: as many as EVALUATION_MACS allow."""
+
+    def __init__(self, state: _State, unit: Unit, macs: int) -> None:
+        self.state = state
+        self.unit = unit
+        count = int(min(MOST_EVALUATED, max(FEWEST_EVALUATED, EVALUATION_MACS / max(macs, 1)), state.held_out_images))
+        rows = torch.linspace(0, state.held_out_images - 1, count).round().long() + state.fit_images
+        self.inputs = state.given.pick(rows.tolist())
+        expected = state.expected.pick(rows.tolist())
+        self.at_once = state.given.rows_at_once
+        self.targets = [unit.branch(state.reference, batch) for batch in expected.split(self.at_once)]
+        self.power = sum(float(target.double().square().sum()) for target in self.targets)
+
+    def error(self) -> float:
+        """Squared error of the working network's unit against the float network's."""
+        total = 0.0
+        for batch, target in zip(self.inputs.split(self.at_once), self.targets, strict=True):
+            total += float((self.unit.branch(self.state.working, batch) - target).square().sum(dtype=torch.float64))
+        return total
+
+    def sqnr_db(self, error: float) -> float:
+        return float(10 * torch.log10(torch.tensor(max(self.power, 1e-30) / max(error, 1e-30))))
+
+
+def _restore(reference: Network, working: Network, layer: str) -> None:
+    """Take the affine in front of a layer out of the working network again; weights are set by the caller."""
+    norm, original = norm_before(working, layer), norm_before(reference, layer)
+    if norm is not None and original is not None:
+        norm.load_state_dict(original.state_dict())
+    found = working.get_submodule(layer)
+    if "input_affine" in found._modules:
+        del found.input_affine
+        found.__class__ = nn.Conv2d if isinstance(found, nn.Conv2d) else nn.Linear

@@ -1,0 +1,1 @@
+"""Run directories: lock, stage records, manifest, signatures, costs."""

@@ -1,0 +1,1 @@
+"""Records that runs write and reports show; no algorithm and no rendering."""

@@ -1,0 +1,527 @@
+"""report.json: the stable result of a run. Keys are documented in docs/report.md.
+
+What was not measured is null, and listed with its reason in `not_measured` under its dotted name ("accuracy.artifact").
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from edgeconvnext.data.preprocess import Interpolation, ValueRange
+from edgeconvnext.targets import Exporter
+
+DECIBEL_LIMIT = 200.0
+REFERENCE_EVALUATOR = "reference evaluator"
+"""What a runtime is called that only computes what the artifact's format says, where the artifact's own runtime is not here."""
+
+
+def _within_limit(db: float) -> float:
+    """Clamp to +-DECIBEL_LIMIT: JSON has no infinity, and two identical tensors have no error at all."""
+    if db != db:
+        raise ValueError("a ratio in dB must be a number, found nan")
+    return max(-DECIBEL_LIMIT, min(DECIBEL_LIMIT, db))
+
+
+Decibel = Annotated[float, Field(allow_inf_nan=True), AfterValidator(_within_limit)]
+
+
+def _readable(name: str) -> str:
+    """Write a file name's undecodable bytes as \\udcff: they are legal on disk and illegal in JSON and HTML."""
+    return name.encode("utf-8", "backslashreplace").decode() if isinstance(name, str) else name
+
+
+FileName = Annotated[str, BeforeValidator(_readable)]
+
+
+class Record(BaseModel):
+    """Base of every record: unknown keys and non-finite numbers are errors; field order is the order in the file."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class Interval(Record):
+    """A point estimate with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class TopK(Record):
+    """Accuracy on n labelled images, per cent, with Wilson 95 % intervals. top5 is null for fewer than six classes."""
+
+    top1: float
+    top1_low: float
+    top1_high: float
+    top5: float | None
+    n: int
+
+
+class Flip(Record):
+    """An image whose top-1 class differs from FP32's. Confidences are softmax probabilities, 0..1."""
+
+    image: FileName
+    label: str | None
+    fp32: str
+    artifact: str
+    fp32_confidence: float
+    artifact_confidence: float
+    thumbnail: str | None = Field(default=None, description="data: URI of a small JPEG, for report.html")
+
+
+class ClassChange(Record):
+    """Top-1 of one class before and after, per cent of its n images."""
+
+    label: str
+    n: int
+    fp32: float
+    artifact: float
+
+
+class Accuracy(Record):
+    """FP32, the simulated quantised graph, and the artifact in its runtime, on the same images.
+
+    drop_pp: FP32 top-1 minus artifact top-1 (simulated, where there is no artifact result), points, with a paired 95 %
+    interval. agreement: per cent of images with FP32's top-1. sqnr_db: logit SQNR over all images and classes; of a network
+    without classifier, that of its worst output.
+    `measured_on` says whether drop, agreement, sqnr, flips and classes are the artifact's or the simulation's; `runtime` what ran
+    the artifact: its own runtime, or REFERENCE_EVALUATOR.
+    """
+
+    dataset: FileName | None = None
+    images: int = 0
+    fp32: TopK | None = None
+    simulated: TopK | None = None
+    artifact: TopK | None = None
+    drop_pp: Interval | None = None
+    agreement: float | None = None
+    sqnr_db: Decibel | None = None
+    simulated_sqnr_db: Decibel | None = None
+    measured_on: Literal["artifact", "simulation"] | None = None
+    runtime: str | None = None
+    classes: list[ClassChange] = []
+    flips: list[Flip] = []
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether the artifact's figures come from the reference evaluator, not from its own runtime."""
+        return self.runtime is not None and self.runtime.startswith(REFERENCE_EVALUATOR)
+
+
+class OutputRecord(Record):
+    """One output of a network without classifier: an embedding, or the feature map of a stage.
+
+    shape: of one image, (C, H, W) or (C,). sqnr_db: against FP32 over all images and values, of the artifact where it ran, else
+    of the simulation; fidelity_db: the artifact against the simulation.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    sqnr_db: Decibel
+    simulated_sqnr_db: Decibel
+    fidelity_db: Decibel | None
+
+
+class SizeRecord(Record):
+    """What holds at one input size, (height, width), on `images` images; as in `Accuracy` and `OutputRecord`.
+
+    sqnr_db, fidelity_db: of the logits, or of the worst output. outputs: of a network without classifier.
+    """
+
+    size: tuple[int, int]
+    images: int
+    fp32_top1: float | None = None
+    top1: float | None = None
+    drop_pp: Interval | None = None
+    agreement: float | None = None
+    sqnr_db: Decibel
+    simulated_sqnr_db: Decibel
+    fidelity_db: Decibel | None
+    outputs: list[OutputRecord] = []
+
+
+class Latency(Record):
+    """Times of one batch, milliseconds; throughput in images per second; cv is standard deviation / mean."""
+
+    median_ms: float
+    mean_ms: float
+    min_ms: float
+    max_ms: float
+    p90_ms: float
+    p95_ms: float
+    p99_ms: float
+    throughput: float
+    cv: float
+    runs: int
+    samples_ms: list[float] = Field(default=[], description="at most 200 samples, evenly thinned, for the plot")
+
+
+class LatencyComparison(Record):
+    """Interleaved runs of the best float form (exactly folded, all runtime optimisations) and of the artifact."""
+
+    fp32: Latency | None = None
+    artifact: Latency | None = None
+    batch: int = 1
+    threads: int = 1
+    runtime: str | None = None
+    device: str | None = None
+    settings: dict[str, str] = {}
+
+
+class Sizes(Record):
+    """Bytes on disk of the FP32 and the quantised artifact."""
+
+    fp32: int | None = None
+    artifact: int | None = None
+
+
+class Gate(Record):
+    """One promise of the target. passed is null, with the reason, where it could not be measured."""
+
+    name: str
+    limit: float
+    measured: float | None
+    low: float | None = None
+    high: float | None = None
+    passed: bool | None
+    reason: str | None = None
+
+
+class LayerError(Record):
+    """Quantization of one layer's input: estimator chosen, held-out SQNR, range, error of each estimator tried."""
+
+    layer: str
+    operator: str
+    estimator: str
+    sqnr_db: Decibel
+    low: float
+    high: float
+    scale: float
+    zero_point: int
+    bits: int
+    observed_low: float
+    observed_high: float
+    saturated: float = Field(description="share of values outside the range")
+    candidates: dict[str, float] = {}
+    histogram: list[float] = Field(default=[], description="64 bins over observed_low..observed_high, share of values")
+    weight_bits: int | None = None
+    weight_sqnr_db: Decibel | None = None
+    preparation: str | None = Field(
+        default=None, description="affine in front of the quantizer; none: the input as it is"
+    )
+    rounding: str | None = None
+    block_sqnr_db: Decibel | None = Field(
+        default=None, description="of the block's output, held-out calibration images"
+    )
+    plain_sqnr_db: Decibel | None = Field(
+        default=None, description="the same without preparation, nearest codes, old bias"
+    )
+
+
+class PreprocessRecord(Record):
+    """How an image becomes the artifact's input.
+
+    value_range: what the artifact takes; mean and std are folded into it unless it is "normalized".
+    """
+
+    crop_pct: float
+    crop_mode: Literal["center", "squash"]
+    interpolation: Interpolation
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    value_range: ValueRange
+
+
+class ModelRecord(Record):
+    """The network that went in, and what was folded."""
+
+    name: str
+    source: FileName
+    layout: str
+    sha256: str
+    parameters: int
+    macs: int
+    input_size: tuple[int, int]
+    num_classes: int
+    preprocess: PreprocessRecord | None = None
+    folds: dict[str, float] = Field(
+        default={}, description="exact rewrites applied, with the largest relative error measured"
+    )
+
+
+class BudgetMove(Record):
+    """A layer that got more bits. to: "8-bit weights" or "float"; kl: loss it caused alone, nats; macs_share: 0..1."""
+
+    layer: str
+    to: str
+    kl: float
+    macs_share: float
+
+
+class BudgetRecord(Record):
+    """--max-drop: what was lost on held-out calibration images before and after, points, and what was given back for it.
+
+    judged_by: "top-1", or "agreement" where calibration images have no labels of the model's classes.
+    """
+
+    max_drop: float
+    judged_by: Literal["top-1", "agreement"]
+    images: int
+    before_pp: float
+    before_kl: float
+    after_pp: float
+    after_kl: float
+    latency_before_ms: float | None = Field(default=None, description="median of the artifact without the moves")
+    moves: list[BudgetMove] = []
+
+    @classmethod
+    def from_search(cls, found: dict[str, Any], latency_before_ms: float | None) -> BudgetRecord:
+        """Read the record that `search.budget` returns."""
+        return cls(
+            max_drop=found["max_drop"],
+            judged_by=found["judged_by"],
+            images=found["images"],
+            before_pp=found["before"]["loss_pp"],
+            before_kl=found["before"]["kl"],
+            after_pp=found["after"]["loss_pp"],
+            after_kl=found["after"]["kl"],
+            latency_before_ms=latency_before_ms,
+            moves=[BudgetMove.model_validate(move) for move in found["moves"]],
+        )
+
+
+class QuantizationRecord(Record):
+    """What was quantised and from which images. int8_macs: share of MACs that is quantised, 0..1."""
+
+    scheme: str
+    operators: list[str]
+    int8_macs: float
+    calibrator: str
+    calibration_set: FileName
+    calibration_images: int
+    calibration_held_out: int
+    calibration_sha256: str
+    calibration_skipped: list[FileName] = []
+    layers: list[LayerError] = []
+    budget: BudgetRecord | None = None
+    threads: int | None = Field(default=None, description="of torch while the plan was made; null in older reports")
+
+
+class NormVerdict(Record):
+    """One LayerNorm that was to be replaced.
+
+    error_alone: squared error of what its unit computes, relative to that output's variance. kl_alone: nats; agreement_alone:
+    per cent, with its 95 % interval; all on held-out calibration images, with this norm alone replaced. saved_ms: what its absence
+    saves in the target's runtime, float network, batch 1; null where nothing was timed.
+    """
+
+    norm: str
+    method: Literal["none", "frozen", "trained"]
+    error_alone: float | None = None
+    kl_alone: float | None = None
+    agreement_alone: float | None = None
+    agreement_low: float | None = None
+    agreement_high: float | None = None
+    saved_ms: float | None = None
+    verdict: Literal["replaced", "kept", "gone before"]
+    why: str
+
+
+class HeldOutLoss(Record):
+    """What a changed network loses against the original on held-out calibration images.
+
+    points: of top-1 where labels are known, else 100 minus agreement. expected_points: of top-1 if the original's probabilities
+    were true. kl: nats. agreement: per cent, with its 95 % interval.
+    """
+
+    points: float
+    expected_points: float
+    kl: float
+    agreement: float
+    agreement_low: float
+    agreement_high: float
+
+
+class PruningRecord(Record):
+    """Structured pruning. widths: hidden channels of each block; errors: relative error of each changed block's branch."""
+
+    asked_macs: float
+    widths: dict[str, int]
+    errors: dict[str, float]
+    loss: HeldOutLoss
+
+
+class RecoveryRecord(Record):
+    """Label-free distillation. minutes: processor time on a CPU, wall time on a GPU. kept: whether its result was taken."""
+
+    epochs: int
+    images: int
+    minutes: float
+    losses: list[float]
+    before: HeldOutLoss
+    after: HeldOutLoss
+    kept: bool
+
+
+class FloatLatency(Record):
+    """Medians of the float networks before and after, ms, in the target's runtime, and their ratio with its 95 % interval."""
+
+    before_ms: float
+    after_ms: float
+    speedup: float
+    low: float
+    high: float
+
+
+class CompressionRecord(Record):
+    """What was changed before quantization, and what it cost on held-out calibration images.
+
+    images, held_out: calibration images used and those of them held out. max_drop: budget for replacing norms, points.
+    latency: null where the target's runtime is not here or nothing was timed.
+    """
+
+    images: int
+    held_out: int
+    judged_by: Literal["top-1", "agreement"]
+    max_drop: float | None = None
+    macs_before: int
+    macs_after: int
+    parameters_before: int
+    parameters_after: int
+    pruning: PruningRecord | None = None
+    norms: list[NormVerdict] = []
+    recovery: RecoveryRecord | None = None
+    loss: HeldOutLoss
+    latency: FloatLatency | None = None
+
+
+class ExportCheck(Record):
+    """A proof that needs no target hardware: a parser's verdict, or a run in a runtime that is not the target's."""
+
+    name: str
+    passed: bool
+    result: str
+
+
+class DeviceLayer(Record):
+    """One layer that ran there, as the runtime itself lists it after its optimisations, with its median time."""
+
+    name: str
+    kind: str
+    precision: str
+    median_ms: float | None = None
+
+
+class LayerFidelity(Record):
+    """SQNR of one layer's output on the device against the simulation, on a few check vectors."""
+
+    layer: str
+    sqnr_db: Decibel | None
+
+
+class DeviceOutput(Record):
+    """One output of a network without classifier on the device, against FP32 and against the simulation, on the check vectors."""
+
+    name: str
+    sqnr_db: Decibel
+    fidelity_db: Decibel
+
+
+class DeviceLatency(Record):
+    """Interleaved runs on the device of the float baseline in the target's float type, and of the artifact."""
+
+    baseline: Latency
+    artifact: Latency
+    batch: int
+    threads: int
+    settings: dict[str, str] = {}
+
+
+class DevicePower(Record):
+    """Watts while idle and while each network ran back to back; total: the sensor's rails that were added up."""
+
+    source: str
+    total: str
+    idle_w: float
+    baseline_w: float
+    artifact_w: float
+    baseline_mj_per_image: float
+    artifact_mj_per_image: float
+
+
+class DeviceRecord(Record):
+    """What the device kit measured where the artifact runs, on the check vectors of this very export.
+
+    Accuracies are computed here from the answers that came back. fidelity_db is null where they are not finite; of a network
+    without classifier, sqnr_db and fidelity_db are those of the worst of its outputs.
+    """
+
+    runtime: str
+    machine: dict[str, str]
+    started: str
+    baseline_form: str
+    artifact_form: str
+    images: int
+    fp32: TopK | None = None
+    artifact: TopK | None = None
+    drop_pp: Interval | None = None
+    agreement: float | None = None
+    sqnr_db: Decibel | None = None
+    fidelity_db: Decibel | None = None
+    outputs: list[DeviceOutput] = []
+    latency: DeviceLatency | None = None
+    speedup: Interval | None = None
+    power: DevicePower | None = None
+    clocks: dict[str, str] = {}
+    precisions: dict[str, int] = Field(default={}, description="layers of the artifact by the precision that ran")
+    layers: list[DeviceLayer] = []
+    layer_fidelity: list[LayerFidelity] = []
+    messages: list[str] = []
+    not_measured: dict[str, str] = {}
+
+
+class StageCost(Record):
+    """Wall time and peak resident memory of one stage; reused is true where a finished stage was taken over."""
+
+    stage: str
+    seconds: float
+    peak_mib: float
+    reused: bool = False
+
+
+class Report(Record):
+    """One run: what was done to which model, for which target, and what was measured."""
+
+    format: Literal[1] = 1
+    target: str
+    target_description: str
+    exporter: Exporter | None = None
+    artifact: str | None
+    model: ModelRecord
+    compression: CompressionRecord | None = None
+    quantization: QuantizationRecord
+    accuracy: Accuracy
+    outputs: list[OutputRecord] = Field(default=[], description="of a network without classifier")
+    sizes: list[SizeRecord] = Field(default=[], description="further input sizes that the artifact takes")
+    fidelity_db: Decibel | None = None
+    latency: LatencyComparison
+    speedup: float | None = None
+    speedup_interval: Interval | None = None
+    size_bytes: Sizes
+    checks: list[ExportCheck] = []
+    device: DeviceRecord | None = None
+    gates: list[Gate]
+    passed: bool
+    stages: list[StageCost] = []
+    environment: dict[str, str] = {}
+    notes: list[str] = []
+    not_measured: dict[str, str] = {}
+
+
+def machine_name(device: DeviceRecord) -> str:
+    """Name the machine: "Raspberry Pi 5 Model B Rev 1.0"; with its GPU where that has a name of its own."""
+    gpu = device.machine.get("gpu")
+    name = device.machine.get("name") or device.machine.get("architecture") or "an unnamed machine"
+    return f"{name}, {gpu}" if gpu and gpu not in name else name

@@ -1,0 +1,1 @@
+"""Sensitivity of layers, budgets, norms that may go, placements: quantises, exports and measures in a loop."""
