@@ -17,7 +17,6 @@ import numpy as np
 import planted_programs
 import pytest
 import torch
-from edgeconvnext.pipeline.commands.stages import values as stage_values
 from planted_programs import PLACES, planted
 
 from edgeconvnext.errors import EdgeConvNextError, ExportError, RunDirectoryError
@@ -27,6 +26,7 @@ from edgeconvnext.pipeline import commands as pipeline
 from edgeconvnext.pipeline.commands import job as jobs
 from edgeconvnext.pipeline.job import Request, resolve
 from edgeconvnext.pipeline.logits import read_logits
+from edgeconvnext.pipeline.stages import values as stage_values
 from edgeconvnext.pipeline.stored_config import stored_config, stored_target
 from edgeconvnext.quantization.plan_storage import load_plan
 from edgeconvnext.quantization.statistics import Statistics

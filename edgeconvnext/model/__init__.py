@@ -16,10 +16,16 @@ if TYPE_CHECKING:
 
 __all__ = ["ConvNeXt", "ConvNeXtConfig", "Labels", "LoadedModel", "load_model"]
 
-_HOMES = {"ConvNeXt": "convnext", "ConvNeXtConfig": "convnext", "Labels": "loaded", "LoadedModel": "loaded"}
+_HOMES = {
+    "ConvNeXt": "edgeconvnext.model.convnext.network",
+    "ConvNeXtConfig": "edgeconvnext.model.convnext.network",
+    "Labels": "edgeconvnext.data.label_names",
+    "LoadedModel": "edgeconvnext.model.loaded",
+    "load_model": "edgeconvnext.model.load",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'edgeconvnext.model' has no attribute {name!r}")
-    return getattr(import_module(f"edgeconvnext.model.{_HOMES.get(name, 'load')}"), name)
+    return getattr(import_module(_HOMES[name]), name)

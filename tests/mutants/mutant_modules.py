@@ -9,34 +9,37 @@ from pathlib import Path
 
 # Test files beside tests/<package>/test_<module>*.py (of a top-level module: tests/test_<module>*.py).
 MODULES: dict[str, tuple[str, ...]] = {
-    "quantize/ranges": (),
-    "quantize/histogram": (),
-    "quantize/rounding": (),
-    "quantize/weights": (),
-    "quantize/biases": (),
-    "quantize/adaround": (),
-    "quantize/plan": (),
-    "quantize/fake": (),
-    "quantize/simulate": (),
+    "quantization/ranges": (),
+    "quantization/histogram": (),
+    "quantization/rounding": (),
+    "quantization/weights": (),
+    "quantization/biases": (),
+    "quantization/adaround": (),
+    "quantization/plan": (),
+    "quantization/fake": (),
+    "quantization/simulate": (),
     "rewrite/exact": (),
     "rewrite/least_squares": (),
     "rewrite/prune_channels": (),
     "rewrite/two_of_four": (),
-    "validate/accuracy": (),
-    "validate/gates": (),
-    "validate/fidelity": (),
-    "validate/on_device": (),
-    "validate/device_figures": ("tests/evaluation/test_on_device_figures.py",),
-    "validate/device_results": ("tests/evaluation/test_on_device_results.py",),
-    "runs": (),
-    "records": ("tests/test_runs.py",),
+    "evaluation/accuracy": (),
+    "evaluation/gates": (),
+    "backends/onnxruntime/saturation": (
+        "tests/evaluation/test_fidelity.py",
+        "tests/evaluation/test_fidelity_numbers.py",
+    ),
+    "backends/kit/record": ("tests/evaluation/test_on_device.py",),
+    "backends/kit/figures": ("tests/evaluation/test_on_device_figures.py",),
+    "backends/kit/results": ("tests/evaluation/test_on_device_results.py",),
+    "run/directory": ("tests/test_runs.py", "tests/test_runs_reuse.py"),
+    "run/stage_record": ("tests/test_records.py", "tests/test_runs.py"),
 }
 MOST_MUTANTS = 1500
 PER_MODULE = MOST_MUTANTS // len(MODULES)  # of each module alike, so that a draw does not depend on the other modules
 
 
 def source_path(root: Path, module: str) -> Path:
-    """Return the file of a module such as "quantize/ranges"."""
+    """Return the file of a module such as "quantization/ranges"."""
     return root / "edgeconvnext" / f"{module}.py"
 
 

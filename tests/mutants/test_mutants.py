@@ -143,7 +143,9 @@ def test_the_draw_is_the_same_for_a_seed_and_for_functions_that_stay() -> None:
 
 def test_every_module_has_forty_mutants_or_all_of_its_own() -> None:
     assert PER_MODULE >= 40 and PER_MODULE * len(MODULES) <= MOST_MUTANTS
-    for session in (Session(ROOT, [name]) for name in ("quantize/biases", "validate/gates", "quantize/ranges")):
+    for session in (
+        Session(ROOT, [name]) for name in ("quantization/biases", "evaluation/gates", "quantization/ranges")
+    ):
         (module,) = session.modules
         assert len(module.drawn) == min(PER_MODULE, len(module.possible))
     assert all(source_path(ROOT, name).is_file() for name in MODULES)
@@ -259,7 +261,7 @@ def test_survivors_are_listed_and_a_second_run_judges_only_what_has_no_result(ch
 
 
 def test_the_files_that_judge_a_module_are_named_after_it() -> None:
-    names = [path.relative_to(ROOT).as_posix() for path in judging_files(ROOT, "quantize/ranges")]
+    names = [path.relative_to(ROOT).as_posix() for path in judging_files(ROOT, "quantization/ranges")]
     assert names[:2] == ["tests/quantization/test_ranges_numbers.py", "tests/quantization/test_ranges.py"]
     assert all(name.startswith("tests/quantization/test_ranges") for name in names)
 
