@@ -23,7 +23,7 @@ from edgeconvnext.errors import EdgeConvNextError, ExportError, RunDirectoryErro
 from edgeconvnext.files import tree_sha256
 from edgeconvnext.model.load import load_model
 from edgeconvnext.pipeline import commands as pipeline
-from edgeconvnext.pipeline.commands import job as jobs
+from edgeconvnext.pipeline import job as jobs
 from edgeconvnext.pipeline.job import Request, resolve
 from edgeconvnext.pipeline.logits import read_logits
 from edgeconvnext.pipeline.stages import values as stage_values

@@ -530,6 +530,7 @@ def test_files_and_folders_of_one_name_are_a_fault_of_the_archive(
         b"\xfd7zXZ\x00" + bytes(500),
         b"PK\x03\x04" + bytes(500),
     ],
+    ids=lambda content: f"{len(content)} of {content[:2].hex()}",  # gzip writes the time into its header
 )
 def test_what_is_no_archive_is_said_so(tmp_path: Path, content: bytes) -> None:
     refused(content, tmp_path, "cannot be unpacked")
