@@ -5,11 +5,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-import resource
-import sys
-from pathlib import Path
 
-_PROC = Path("/proc")
+import psutil
 
 _WORTH_COLLECTING_MIB = 32.0
 
@@ -23,27 +20,21 @@ def give_back_free_memory() -> None:
     process that holds torch takes longer than a stage of a small network.
     """
     global _resident_when_given_back
-    resident = _resident_mib()
+    resident = resident_mib()
     if resident - _resident_when_given_back < _WORTH_COLLECTING_MIB:
         _resident_when_given_back = min(_resident_when_given_back, resident)
         return
     gc.collect()
     trim_heap()
-    _resident_when_given_back = _resident_mib()
+    _resident_when_given_back = resident_mib()
 
 
 def trim_heap() -> None:
     """Return what the C library keeps of freed memory to the system, as far as it can."""
-    with contextlib.suppress(OSError, AttributeError):  # other C libraries have no such call
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # other C libraries have no such call
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _resident_mib() -> float:
-    """Return this process's resident memory now, or its high-water mark where /proc is absent."""
-    try:
-        pages = int((_PROC / "self/statm").read_text().split()[1])
-    except OSError:
-        # ru_maxrss counts bytes on macOS and KiB elsewhere.
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
-    return pages * resource.getpagesize() / 2**20
+def resident_mib() -> float:
+    """Return this process's resident memory now."""
+    return float(psutil.Process().memory_info().rss) / 2**20

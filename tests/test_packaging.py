@@ -79,7 +79,7 @@ def test_the_wheel_carries_sets_targets_templates_device_script_and_weights(whee
     for kind in ("_calib/digits.toml", "_targets/jetson.toml"):
         assert f"edgeconvnext/{kind}" in inside
     suffixes = {Path(name).suffix for name in inside if not name.startswith("edgeconvnext/_")}
-    assert {".py", ".safetensors"} <= suffixes
+    assert {".py", ".safetensors", ".npz"} <= suffixes
     assert not [name for name in inside if name.startswith(("tests/", "benchmarks/"))]
 
 

@@ -400,7 +400,7 @@ def test_a_stage_knows_its_time_and_peak_memory_with_its_workers(tmp_path: Path)
     idle = make_once(tmp_path / "idle", lambda folder: time.sleep(0.1) or {}).cost
     busy = make_once(tmp_path / "busy", work, {"other": 1}).cost
     assert 1.3 < busy.seconds < 30
-    # Own 150 MiB always; the worker's 100 MiB where /proc tells of other processes. 10 % for what else happened.
+    # Own 150 MiB always; the worker's 100 MiB where the system shows other processes' memory. 10 % for what else happened.
     expected = 250 if sys.platform == "linux" else 150
     assert busy.peak_mib - idle.peak_mib > 0.9 * expected
 

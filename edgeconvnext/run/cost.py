@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from types import TracebackType
 
-from edgeconvnext.memory import _PROC, _resident_mib
+import psutil
+
+from edgeconvnext.memory import resident_mib
 
 _SAMPLE_SECONDS = 0.05
 _SAMPLES_PER_WORKER_LOOK = 10  # worker processes change slowly, and looking at them is dearer
@@ -17,8 +18,8 @@ class CostMeter:
     """Measure the block it is entered for.
 
     seconds: wall time. peak_mib: the most resident memory of this process plus the private memory of its worker
-    processes, sampled every 50 ms (workers every 500 ms). Without /proc (macOS) it is this process's high-water mark so
-    far, which is an upper bound for the stage.
+    processes and theirs, sampled every 50 ms (workers every 500 ms). Where the system shows no other process's private memory
+    (macOS), workers count as nothing.
     """
 
     def __init__(self) -> None:
@@ -50,31 +51,13 @@ class CostMeter:
 
     def _look(self, workers: bool) -> None:
         if workers:
-            self._workers_mib = sum(_private_mib(pid) for pid in _descendants(os.getpid()))
-        self.peak_mib = max(self.peak_mib, _resident_mib() + self._workers_mib)
+            self._workers_mib = sum(map(_private_mib, psutil.Process().children(recursive=True)))
+        self.peak_mib = max(self.peak_mib, resident_mib() + self._workers_mib)
 
 
-def _descendants(pid: int) -> list[int]:
-    """Return the processes started by `pid`, and theirs (a fork server's workers are its children, not ours)."""
-    found: list[int] = []
+def _private_mib(process: psutil.Process) -> float:
+    """Return the memory that only `process` maps: what a forked worker adds to the pages it shares with its parent."""
     try:
-        tasks = list((_PROC / str(pid) / "task").iterdir())
-    except OSError:
-        return found
-    for task in tasks:
-        try:
-            children = [int(child) for child in (task / "children").read_text().split()]
-        except OSError:
-            continue
-        for child in children:
-            found += [child, *_descendants(child)]
-    return found
-
-
-def _private_mib(pid: int) -> float:
-    """Return the memory that only `pid` maps: what a forked worker adds to the pages it shares with its parent."""
-    try:
-        lines = (_PROC / str(pid) / "smaps_rollup").read_text().splitlines()
-    except OSError:
+        return float(process.memory_full_info().uss) / 2**20
+    except psutil.Error:  # it has ended, or the system does not show it
         return 0.0
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 2**10

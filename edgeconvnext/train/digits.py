@@ -1,4 +1,4 @@
-"""Train the embedded default: a small ConvNeXt that reads scikit-learn's handwritten digits.
+"""Train the embedded default: a small ConvNeXt that reads handwritten digits.
 
     python -m edgeconvnext.train.digits --output edgeconvnext/model/weights/digits.safetensors
 
@@ -182,8 +182,8 @@ FP32 top-1 on the held-out test split: **{100 * right / tested:.2f} %**
 
 ## Data
 
-1,797 images of 8x8 pixels from `sklearn.datasets.load_digits` (UCI Optical Recognition of Handwritten Digits,
-E. Alpaydin and C. Kaynak, 1998, CC BY 4.0), resized to 32x32. `edgeconvnext/data/digits.py` splits them:
+1,797 images of 8x8 pixels (UCI Optical Recognition of Handwritten Digits, E. Alpaydin and C. Kaynak, 1998, CC BY 4.0),
+resized to 32x32. `edgeconvnext/data/digits.py` splits them:
 {trained:,} for training, {tested} for test. Widths, epochs and the strength of the distortions were compared
 on a fifth of the training images, which `--hold-out` leaves out of training; the other settings were never varied. The
 test images were scored once, with the finished network.

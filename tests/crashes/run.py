@@ -45,7 +45,6 @@ _IMPORTED_ONCE = (
     "torchao.quantization.pt2e.quantize_pt2e",
     "onnxscript",
     "onnxruntime",
-    "sklearn.datasets",
     "edgeconvnext.api",
     "edgeconvnext.quantization.program",
     "edgeconvnext.backends.onnx.write",

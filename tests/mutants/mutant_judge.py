@@ -34,7 +34,7 @@ from typing import Any
 # Not onnxruntime: it starts a thread when it is imported, and a forked process would lack that thread.
 # fmt: off
 LIBRARIES = (
-    "numpy", "scipy.stats", "scipy.special", "sklearn.datasets", "PIL.Image", "torch", "torch.fx", "torch.export",
+    "numpy", "scipy.stats", "scipy.special", "PIL.Image", "torch", "torch.fx", "torch.export",
     "torch._dynamo", "torch._inductor.config", "torchao", "torchao.quantization.pt2e", "onnx", "onnx_ir", "onnxscript",
     "safetensors.torch", "huggingface_hub", "pydantic.main", "pydantic.functional_validators", "annotated_types",
     "rich", "jinja2", "typer", "hypothesis", "pytest", "pdb", "tomllib",
