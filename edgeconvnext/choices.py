@@ -27,3 +27,9 @@ Head = Literal["classifier", "features", "none", "gap"]
 
 
 Score = Literal["auto", "elimination", "magnitude", "energy", "taylor"]
+
+
+Operator = Literal["stem", "depthwise", "pointwise1", "pointwise2", "downsample", "head", "conv", "projection"]
+"""Kinds of weighted layers, as targets and plans name them."""
+
+CONVNEXT_OPERATORS: tuple[Operator, ...] = ("stem", "depthwise", "pointwise1", "pointwise2", "downsample", "head")

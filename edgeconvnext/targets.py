@@ -9,8 +9,8 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from edgeconvnext.choices import Operator
 from edgeconvnext.config_file import Section
-from edgeconvnext.model.operators import Operator
 from edgeconvnext.resources import resource_dir
 
 GeluForm = Literal["erf", "tanh"]

@@ -22,7 +22,7 @@ def targets(json: JsonOption = False) -> None:
     from rich.table import Table
 
     from edgeconvnext.backends.artifact import load_target
-    from edgeconvnext.model.operators import CONVNEXT_OPERATORS
+    from edgeconvnext.choices import CONVNEXT_OPERATORS
     from edgeconvnext.targets import target_files
 
     known = [load_target(name) for name in target_files()]

@@ -10,7 +10,7 @@ from torch import nn
 from edgeconvnext.model.network import Network
 
 if TYPE_CHECKING:
-    from edgeconvnext.model.operators import Operator
+    from edgeconvnext.choices import Operator
 
 
 def weighted_layers(module: Network) -> dict[str, Operator]:

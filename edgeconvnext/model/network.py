@@ -18,8 +18,8 @@ from torch import nn
 from edgeconvnext.errors import ModelConfigError
 
 if TYPE_CHECKING:
+    from edgeconvnext.choices import Operator
     from edgeconvnext.model.build import NetworkConfig
-    from edgeconvnext.model.operators import Operator
 
 EndsWith = Literal["head", "last_stage", "stages"]
 

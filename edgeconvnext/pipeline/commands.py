@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import edgeconvnext
 from edgeconvnext.backends.artifact import require_target, write_artifact
 from edgeconvnext.backends.base import ARTIFACTS, Programs
 from edgeconvnext.backends.metadata import ArtifactMetadata
@@ -341,7 +341,7 @@ def _metadata(job: Job) -> ArtifactMetadata:
         labels=job.class_names,
         preprocess=job.model.preprocess,
         value_range=job.target.input.value_range,
-        edgeconvnext_version=edgeconvnext.__version__,
+        edgeconvnext_version=metadata.version("edgeconvnext"),
         outputs=job.model.module.output_names,
         notes={
             "calibration_set": job.calibration.name,

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edgeconvnext.report.axis import Axis, Tick
+from edgeconvnext.axis import Axis, Tick
 from edgeconvnext.report.layer_charts import (
     HISTOGRAM_WIDTH,
     HistogramChart,

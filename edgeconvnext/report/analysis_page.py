@@ -6,6 +6,7 @@ import re
 
 from markupsafe import Markup
 
+from edgeconvnext.axis import NARROW, WIDE
 from edgeconvnext.escape import for_html
 from edgeconvnext.report.analysis_charts import (
     CODES_HEIGHT,
@@ -14,7 +15,6 @@ from edgeconvnext.report.analysis_charts import (
     tensor_chart,
 )
 from edgeconvnext.report.analysis_terminal import examples, ranked
-from edgeconvnext.report.axis import NARROW, WIDE
 from edgeconvnext.report.html import Tile, page_environment, page_style
 from edgeconvnext.report.layer_charts import HISTOGRAM_HEIGHT, HISTOGRAM_WIDTH, MARKERS, layer_chart, marker
 from edgeconvnext.report.visible import visible

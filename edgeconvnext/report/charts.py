@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edgeconvnext.report.axis import NARROW, Axis, Tick
+from edgeconvnext.axis import NARROW, Axis, Tick
 from edgeconvnext.schema import format
 from edgeconvnext.schema.report import Accuracy, Latency, LatencyComparison, Sizes
 

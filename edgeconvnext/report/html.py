@@ -11,8 +11,8 @@ from importlib.resources import files
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from edgeconvnext.axis import NARROW, WIDE
 from edgeconvnext.escape import for_html
-from edgeconvnext.report.axis import NARROW, WIDE
 from edgeconvnext.report.changes_terminal import change_facts
 from edgeconvnext.report.charts import accuracy_chart, latency_chart, size_chart
 from edgeconvnext.report.device import device_facts

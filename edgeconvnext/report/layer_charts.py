@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from edgeconvnext.report.axis import Axis, Tick
+from edgeconvnext.axis import Axis, Tick
 from edgeconvnext.schema import format
 from edgeconvnext.schema.report import LayerError
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
+from edgeconvnext.axis import Axis
 from edgeconvnext.escape import for_html
-from edgeconvnext.report.axis import Axis
 from edgeconvnext.schema.placement import PlacementFound, front
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 440, 80, 24, 60, 60

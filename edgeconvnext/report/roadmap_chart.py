@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from edgeconvnext.axis import Axis
 from edgeconvnext.escape import for_html
-from edgeconvnext.report.axis import Axis
 from edgeconvnext.schema.roadmap import Roadmap, RoadmapStep
 
 ROW, TOP, BOTTOM, LABELS, PANEL, GAP = 26, 58, 40, 190, 210, 40

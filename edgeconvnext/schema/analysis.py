@@ -6,8 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from edgeconvnext.choices import Calibrator, Effort, Preparation
-from edgeconvnext.model.operators import Operator
+from edgeconvnext.choices import Calibrator, Effort, Operator, Preparation
 from edgeconvnext.schema.report import Decibel, FileName, Record
 from edgeconvnext.targets import Exporter
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pydantic import Field
 
-from edgeconvnext.model.operators import Operator
+from edgeconvnext.choices import Operator
 from edgeconvnext.schema.report import Interval, Record
 from edgeconvnext.targets import LayoutSection, Target
 

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from edgeconvnext.choices import Operator
 from edgeconvnext.model.layers import weighted_layers
 from edgeconvnext.model.network import Network
-from edgeconvnext.model.operators import Operator
 from edgeconvnext.quantization.layer_errors import prepared_weight, rounded_weight_sqnr_db
 from edgeconvnext.quantization.plan import ActivationPlan, QParams, QuantPlan
 from edgeconvnext.quantization.statistics import Statistics, TensorStatistics

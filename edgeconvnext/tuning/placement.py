@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from edgeconvnext.model.operators import Operator
+from edgeconvnext.choices import Operator
 from edgeconvnext.schema.placement import Placement
 
 Region = Literal["file", "class", "stage", "block"]

@@ -14,12 +14,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Protocol
 
+from edgeconvnext.choices import Operator
 from edgeconvnext.data.image_set import ImageSet, split_held_out
 from edgeconvnext.data.loader import batches, check_broken
 from edgeconvnext.errors import QuantizationError, RunDirectoryError, RuntimeMissingError
 from edgeconvnext.model.layers import weighted_layers
 from edgeconvnext.model.loaded import LoadedModel
-from edgeconvnext.model.operators import Operator
 from edgeconvnext.progress import progress_bar
 from edgeconvnext.schema.placement import Measured, Placement, PlacementFound, Trial
 from edgeconvnext.targets import Target

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from importlib import metadata
 from importlib.metadata import version
 from pathlib import Path
 from typing import cast
@@ -16,7 +17,6 @@ from typing import cast
 import numpy as np
 import torch
 
-import edgeconvnext
 from edgeconvnext.backends.metadata import ArtifactMetadata
 from edgeconvnext.backends.onnx.write import export_onnx
 from edgeconvnext.backends.onnxruntime.runner import OnnxRunner
@@ -76,7 +76,7 @@ class Trials:
             "target": target_key,
             "threads": threads,
             "device": describe_device(),
-            "edgeconvnext": edgeconvnext.__version__,
+            "edgeconvnext": metadata.version("edgeconvnext"),
         }
         self._known = _remembered(memory)
         self._from_earlier = frozenset(self._known)

@@ -28,7 +28,7 @@ from torch.export import ExportedProgram
 
 from edgeconvnext.backends.artifact import load_target
 from edgeconvnext.backends.onnx.write import build_onnx
-from edgeconvnext.model.operators import Operator
+from edgeconvnext.choices import Operator
 from edgeconvnext.model.program import export_program, with_batch
 from edgeconvnext.quantization.planning import build_plan
 from edgeconvnext.quantization.program import quantize_program

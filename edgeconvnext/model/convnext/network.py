@@ -24,7 +24,7 @@ from edgeconvnext.model.blocks import LayerNorm2d, check_end, initialise_truncat
 from edgeconvnext.model.network import EndsWith, Network, NetworkBlock, check_bounds
 
 if TYPE_CHECKING:
-    from edgeconvnext.model.operators import Operator
+    from edgeconvnext.choices import Operator
 
 Stem = Literal["patch", "overlap", "overlap_tiered"]
 

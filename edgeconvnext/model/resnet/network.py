@@ -25,7 +25,7 @@ from edgeconvnext.model.blocks import LayerNorm2d, check_end, initialise_truncat
 from edgeconvnext.model.network import EndsWith, Network, NetworkBlock, check_bounds
 
 if TYPE_CHECKING:
-    from edgeconvnext.model.operators import Operator
+    from edgeconvnext.choices import Operator
 
 
 @dataclass(frozen=True)

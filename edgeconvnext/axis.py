@@ -1,4 +1,4 @@
-"""Linear axes of the report's plots, in CSS pixels.
+"""Linear axes of plots, in CSS pixels.
 
 Every plot is laid out for a width and drawn at that size: a phone gets its own narrow plot with letters of the normal
 size instead of a scaled-down one.
