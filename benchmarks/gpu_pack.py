@@ -35,7 +35,8 @@ from benchmarks.gpu import (
     images_of,
     read_settings,
 )
-from edgeconvnext.backends.triton.planned import PlannedNetwork, load_planned_run
+from edgeconvnext.backends.triton.planned import PlannedNetwork
+from edgeconvnext.commands.bench_triton import load_planned_run
 from edgeconvnext.data.labels import match_labels
 from edgeconvnext.data.sets import resolve_image_set
 from edgeconvnext.errors import EdgeConvNextError, ImageSetError

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from edgeconvnext.backends.artifact import load_target
+from edgeconvnext.backends import DEFAULT_TARGET, backend_for, load_target, timing_runtime
 from edgeconvnext.choices import ActivationBits, Calibrator, Effort, Head, Preparation, Rounding, Score, WeightBits
 from edgeconvnext.data.image_set import split_held_out
 from edgeconvnext.data.loader import batches
@@ -49,7 +49,7 @@ def quantize(
     head: Head = "classifier",
     calib: str | Path | None = None,
     eval: str | Path | None = None,
-    target: str = "onnx",
+    target: str = DEFAULT_TARGET,
     num_images: int = DEFAULT_IMAGES,
     calibrator: Calibrator = "auto",
     effort: Effort = "default",
@@ -229,7 +229,7 @@ def compress(
     *,
     calib: str | Path,
     options: CompressOptions,
-    target: str = "onnx",
+    target: str = DEFAULT_TARGET,
     output: str | Path | None = None,
 ) -> Compressed:
     """Prune, replace LayerNorms and recover, as `options` say; save the result where `output` is given.
@@ -260,7 +260,7 @@ def search(
     model: str | Path | LoadedModel,
     *,
     calib: str | Path,
-    target: str = "onnx",
+    target: str = DEFAULT_TARGET,
     num_images: int = 96,
     budget_minutes: float = 20.0,
     threads: int = 1,
@@ -333,7 +333,7 @@ def prune(
         prepare_output(_path(output), loaded)
     named = None if target is None else load_target(target)
     if multiple is None:
-        multiple = DEFAULT_MULTIPLE if named is None else named.hidden_multiple
+        multiple = DEFAULT_MULTIPLE if named is None else backend_for(named).limits.channel_multiple
     _check_choices(score, sparsity, None if budget is None else multiple)
     images = resolve_image_set(calib).take(num_images)
     if len(images) < FEWEST_IMAGES:
@@ -353,6 +353,7 @@ def prune(
             multiple=multiple,
             score=score,
             blocks=blocks,
+            timer=timing_runtime(),
         )
         module = channels.module
     if sparsity is not None:

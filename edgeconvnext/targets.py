@@ -14,7 +14,6 @@ from edgeconvnext.config_file import Section
 from edgeconvnext.resources import resource_dir
 
 GeluForm = Literal["erf", "tanh"]
-Exporter = Literal["onnx", "tensorrt-onnx", "tensorrt-rtx", "tensorrt", "coreml"]
 
 
 class InputSection(Section):
@@ -136,9 +135,9 @@ class LayoutSection(Section):
 
 
 class RuntimeSection(Section):
-    """The runtime that executes the artifact, and the oldest version it is written for."""
+    """The runtime that executes the artifact, as its backend is called, and the oldest version it is written for."""
 
-    name: Literal["onnxruntime", "tensorrt", "tensorrt-rtx", "coreml"]
+    name: str
     minimum: str
 
 
@@ -169,22 +168,15 @@ class Fact(Section):
     confirmed: bool
 
 
-# What each exporter writes around the int8 operators, and the runtime that executes it.
-_WRITTEN_FOR: dict[Exporter, tuple[str, str]] = {
-    "onnx": ("float32", "onnxruntime"),
-    "tensorrt-onnx": ("float16", "tensorrt"),
-    "tensorrt-rtx": ("float16", "tensorrt-rtx"),
-    "tensorrt": ("float16", "tensorrt"),
-    "coreml": ("float16", "coreml"),
-}
-
-
 class Target(Section):
-    """A deployment target, as its TOML file says."""
+    """A deployment target, as its TOML file says.
+
+    exporter: name of the backend that writes the artifact; `backends.load_target` asks it whether it takes the rest.
+    """
 
     name: str
     description: str
-    exporter: Exporter
+    exporter: str
     float_type: Literal["float32", "float16"]
     opset: int | None = Field(default=None, ge=19, le=25)
     minimum_os: str | None = None
@@ -204,65 +196,6 @@ class Target(Section):
                 f"{name!r} becomes part of a folder's name: use at most 100 letters, digits, '.', '-' and '_'"
             )
         return name
-
-    @model_validator(mode="after")
-    def _parts_fit(self) -> Target:
-        """Refuse here, before any image is read, what the exporter could not write or would write differently."""
-        float_type, runtime = _WRITTEN_FOR[self.exporter]
-        if self.float_type != float_type:
-            raise ValueError(f'exporter "{self.exporter}" writes {float_type}; set float_type = "{float_type}"')
-        if self.runtime.name != runtime:
-            raise ValueError(
-                f'what exporter "{self.exporter}" writes runs in {runtime}; set runtime.name = "{runtime}"'
-            )
-        if self.quantize.weights.block_size is not None and self.exporter != "onnx":
-            raise ValueError(
-                f'quantize.weights.block_size is written to ONNX only; exporter "{self.exporter}" has none'
-            )
-        if self.layout != LayoutSection() and self.exporter != "onnx":
-            raise ValueError(f'[layout] is about files for onnxruntime; exporter "{self.exporter}" has no choice there')
-        if self.quantize.weights.palette_bits is not None and self.exporter != "coreml":
-            raise ValueError(
-                f'quantize.weights.palette_bits is written to Core ML only; exporter "{self.exporter}" has no palettes'
-            )
-        if self.exporter == "coreml":
-            self._fits_coreml()
-        elif self.opset is None:
-            raise ValueError(f'exporter "{self.exporter}" needs opset, such as 19')
-        if self.exporter in ("tensorrt-onnx", "tensorrt-rtx", "tensorrt"):
-            self._fits_tensorrt()
-        return self
-
-    def _fits_coreml(self) -> None:
-        if self.minimum_os is None:
-            raise ValueError('exporter "coreml" needs minimum_os, such as "iOS17"')
-        if self.quantize.weights.palette_bits is not None and self.minimum_os in ("iOS17", "macOS14"):
-            raise ValueError(
-                "Core ML has palettes with a scale per channel from iOS18 and macOS15 on; "
-                'set minimum_os = "iOS18", or leave quantize.weights.palette_bits out'
-            )
-        if self.input.value_range == "normalized":
-            raise ValueError(
-                "a Core ML image input has one scale for all channels and cannot be normalised; "
-                'set input.value_range = "0..255"'
-            )
-        if self.input.batch != [1, 1, 1]:
-            raise ValueError("a Core ML image input takes one image; set input.batch = [1, 1, 1]")
-
-    def _fits_tensorrt(self) -> None:
-        if self.quantize.activations.scheme != "symmetric":
-            raise ValueError(
-                'TensorRT takes int8 without zero points only; set quantize.activations.scheme = "symmetric"'
-            )
-        if self.opset != 19:
-            raise ValueError(
-                f"opset {self.opset} writes GELU as one node, which TensorRT 10.3 does not know; set opset = 19"
-            )
-
-    @property
-    def hidden_multiple(self) -> int:
-        """What pruned widths are rounded to: 32 for TensorRT's int8 formats, 16 for Core ML, 8 (AVX floats) for onnxruntime."""
-        return {"onnxruntime": 8, "coreml": 16}.get(self.runtime.name, 32)
 
     @property
     def sha256(self) -> str:

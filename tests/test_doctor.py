@@ -49,7 +49,7 @@ def test_versions_are_those_of_the_installed_packages() -> None:
 
 def test_a_package_that_is_not_here_names_the_extra_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
     hide(monkeypatch, "coremltools", "tensorrt-rtx-cu13")
-    monkeypatch.setattr(doctor.sys, "platform", "linux")
+    monkeypatch.setattr(sys, "platform", "linux")
     checks = by_name(diagnose())
     assert checks["coremltools"].remedy == "pip install 'edgeconvnext[coreml]'"
     assert checks["tensorrt-rtx-cu13"].remedy == "pip install 'edgeconvnext[rtx]'"
@@ -57,7 +57,7 @@ def test_a_package_that_is_not_here_names_the_extra_that_brings_it(monkeypatch: 
 
 def test_on_a_mac_core_ml_runs_and_tensorrt_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     hide(monkeypatch, "tensorrt")
-    monkeypatch.setattr(doctor.sys, "platform", "darwin")
+    monkeypatch.setattr(sys, "platform", "darwin")
     checks = by_name(diagnose())
     assert checks["coremltools"].purpose == "converts and runs .mlpackage"
     assert "pip install" not in checks["tensorrt"].remedy

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import functools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 
 from edgeconvnext.commands.bench import bench_artifact
 from edgeconvnext.errors import RuntimeMissingError
+from edgeconvnext.evaluation import timing
 from edgeconvnext.model.convnext.network import ConvNeXt, ConvNeXtConfig
 from edgeconvnext.pipeline import commands as pipeline
 from edgeconvnext.pipeline.commands import Outcome
@@ -117,9 +117,7 @@ def test_eight_bit_weights_fail_where_products_saturate_and_warn_elsewhere(
 def test_a_fixed_batch_is_timed_at_that_batch(
     runs: Path, quantized: Outcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edgeconvnext.backends.onnxruntime import latency
-
-    monkeypatch.setattr(latency, "onnx_latency", functools.partial(latency.onnx_latency, seconds=0.05))
+    monkeypatch.setattr(timing, "MIN_SECONDS", 0.05)
     target = own_target(tmp_path, "onnx", ("[quantize]\n", "[input]\nbatch = [4, 4, 4]\n\n[quantize]\n"))
     outcome = pipeline.export(replace(DIGITS, target=target, measure_latency=True, output=runs / "batch4"))
     assert outcome.report.latency.batch == 4

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeconvnext.backends.artifact import load_target
+from edgeconvnext.backends import load_target
 from edgeconvnext.errors import ConfigFileError, TargetError
 from edgeconvnext.targets import target_files
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edgeconvnext.backends import DEFAULT_TARGET
 from edgeconvnext.cli.application import app
 from edgeconvnext.cli.options import (
     ActivationsOption,
@@ -66,7 +67,7 @@ def quantize(
     head: HeadOption = "classifier",
     calib: CalibOption = None,
     eval_set: EvalOption = None,
-    target: TargetOption = "onnx",
+    target: TargetOption = DEFAULT_TARGET,
     num_images: ImagesOption = 256,
     calibrator: CalibratorOption = "auto",
     effort: EffortOption = "default",

@@ -21,7 +21,7 @@ def targets(json: JsonOption = False) -> None:
 
     from rich.table import Table
 
-    from edgeconvnext.backends.artifact import load_target
+    from edgeconvnext.backends import load_target
     from edgeconvnext.choices import CONVNEXT_OPERATORS
     from edgeconvnext.targets import target_files
 

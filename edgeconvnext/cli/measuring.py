@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from edgeconvnext.backends import DEFAULT_TARGET
 from edgeconvnext.cli.application import app
 from edgeconvnext.cli.options import (
     ActivationsOption,
@@ -35,7 +36,7 @@ def analyze(
     ],
     calib: CalibOption = None,
     target: Annotated[
-        str | None, typer.Option("--target", help="Target by name, or a TOML file.", show_default="onnx")
+        str | None, typer.Option("--target", help="Target by name, or a TOML file.", show_default=DEFAULT_TARGET)
     ] = None,
     num_images: Annotated[
         int | None,
@@ -142,7 +143,7 @@ def _bench_triton(run: Path, batch: int | None, seconds: float, json: bool) -> N
     from json import dumps
 
     from edgeconvnext.backends.triton.gpu import BATCHES, require_gpu
-    from edgeconvnext.backends.triton.planned import load_planned_run
+    from edgeconvnext.commands.bench_triton import load_planned_run
 
     planned, device = load_planned_run(run), require_gpu()
     from edgeconvnext.backends.triton.terminal import render_triton_bench

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from edgeconvnext.backends import DEFAULT_TARGET
 from edgeconvnext.cli.application import app
 from edgeconvnext.cli.options import (
     BudgetOption,
@@ -71,7 +72,7 @@ def fold(
     epochs: EpochsOption = 10,
     budget_minutes: BudgetOption = None,
     num_images: ChangeImagesOption = 768,
-    target: TargetOption = "onnx",
+    target: TargetOption = DEFAULT_TARGET,
     latency: LatencyOption = True,
     json: JsonOption = False,
 ) -> None:
@@ -196,7 +197,9 @@ def prune(
             macs=macs, recover=True, epochs=epochs, minutes=budget_minutes, images=num_images, multiple=multiple
         )
         show_changes(
-            api.compress(model, calib=calib, options=options, target=target or "onnx", output=output), output, False
+            api.compress(model, calib=calib, options=options, target=target or DEFAULT_TARGET, output=output),
+            output,
+            False,
         )
         return
     refuse_without(context, "--recover", "epochs", "budget_minutes")

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from edgeconvnext.backends import DEFAULT_TARGET
 from edgeconvnext.cli.application import app
 from edgeconvnext.cli.options import EffortOption, JsonOption, LatencyOption, TargetOption, ThreadsOption
 from edgeconvnext.cli.output import print_out
@@ -16,7 +17,7 @@ from edgeconvnext.cli.values import path_value
 
 @app.command()
 def roadmap(
-    target: TargetOption = "onnx",
+    target: TargetOption = DEFAULT_TARGET,
     calib: Annotated[
         str | None,
         typer.Option(

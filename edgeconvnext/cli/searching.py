@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from edgeconvnext.backends import DEFAULT_TARGET
 from edgeconvnext.cli.application import app
 from edgeconvnext.cli.options import JsonOption, ModelArgument, ResolutionOption, TargetOption, ThreadsOption
 from edgeconvnext.cli.output import print_out
@@ -18,7 +19,7 @@ from edgeconvnext.cli.values import at_least, path_value
 def search(
     model: ModelArgument,
     calib: Annotated[str, typer.Option("--calib", help="Calibration images: a set's name or a folder.")],
-    target: TargetOption = "onnx",
+    target: TargetOption = DEFAULT_TARGET,
     num_images: Annotated[
         int, typer.Option("--num-images", help="Calibration images in all; accuracy is judged on a third.")
     ] = 96,

@@ -4,27 +4,19 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from edgeconvnext.backends.base import FLOAT_ONNX
+from edgeconvnext.backends import backend_for, backend_of, backends
+from edgeconvnext.backends.base import Backend, LatencySettings, Profile
 from edgeconvnext.errors import ExportError, RuntimeMissingError
 from edgeconvnext.schema.report import Interval, Latency, LatencyComparison, Record
 
-if TYPE_CHECKING:
-    from edgeconvnext.backends.onnxruntime.profile import Profile
-
-_ELSEWHERE = {
-    ".mlpackage": "Core ML runs on macOS and iOS only",
-    ".engine": "an engine runs on the NVIDIA GPU it was built for; use device/build_and_check.py there",
-}
-
 
 class OperatorShare(Record):
-    """What onnxruntime's operators of one class take in a network: the sum of their nodes' median times."""
+    """What a runtime's operators of one class take in a network: the sum of their nodes' median times."""
 
     kind: str
     operators: dict[str, int]
@@ -60,46 +52,34 @@ def bench_artifact(
     seconds: float = 3.0,
     profile: bool = False,
 ) -> BenchResult:
-    """Time an ONNX file, or the artifact of a run directory, in onnxruntime.
+    """Time an artifact, or that of a run directory, in its runtime.
 
-    against: float ONNX to interleave with; None takes the baseline that an export wrote beside the artifact, if any.
-    batch: images at once; None takes the file's own where it is fixed, else 1. profile: also run both with onnxruntime's profiler.
+    against: a float form to interleave with; None takes the baseline that an export wrote beside the artifact, if any.
+    batch: images at once; None takes the file's own where it is fixed, else 1. profile: also run both with the runtime's profiler.
     Raises RuntimeMissingError for artifacts whose runtime is not on this machine.
     """
-    from edgeconvnext.backends.onnx.write import read_metadata
-    from edgeconvnext.backends.onnxruntime.latency import onnx_latency
-    from edgeconvnext.backends.onnxruntime.profile import profile_onnx
-    from edgeconvnext.backends.onnxruntime.runner import onnx_session
     from edgeconvnext.evaluation.timing import grey_ramp
     from edgeconvnext.progress import progress_bar
 
-    artifact = _artifact_of(path)
-    if artifact.suffix in _ELSEWHERE:
-        raise RuntimeMissingError(f"{artifact} cannot be timed on this machine: {_ELSEWHERE[artifact.suffix]}.")
-    baseline = against or artifact.parent / FLOAT_ONNX
-    if against is None and not baseline.is_file():
-        baseline = None  # type: ignore[assignment]
-    shape = onnx_session(artifact).get_inputs()[0].shape
-    if len(shape) != 4 or not isinstance(shape[1], int):
-        raise ExportError(f"{artifact} takes input of shape {shape}; only networks of images can be timed.")
-    if not all(isinstance(side, int) for side in shape[2:]):
-        shape = [*shape[:2], *read_metadata(artifact).preprocess.input_size]  # several sizes: at the network's own
-    batch = batch or (shape[0] if isinstance(shape[0], int) else 1)
-    images = grey_ramp((shape[2], shape[3]), shape[1])
+    artifact, backend = _artifact_of(path)
+    shape = backend.input_of(artifact)
+    beside = artifact.parent / backend.baseline
+    baseline = against or (beside if beside.exists() else None)
+    settings = LatencySettings(
+        batch=batch or shape.batch or 1,
+        threads=threads,
+        seconds=seconds,
+        input_size=shape.size,
+        in_channels=shape.channels,
+    )
     profiles = {}
     with progress_bar("Timing", None):
-        result = onnx_latency(
-            baseline,
-            artifact,
-            batch=batch,
-            threads=threads,
-            input_size=(shape[2], shape[3]),
-            seconds=seconds,
-            in_channels=shape[1],
-        )
+        result = backend.latency(baseline, artifact, settings)
+        images = grey_ramp(shape.size, shape.channels).repeat(settings.batch, axis=0)
         for file in (baseline, artifact) if profile else ():
-            if file is not None:
-                profiles[file.name] = _by_kind(profile_onnx(file, images.repeat(batch, axis=0), threads))
+            told = None if file is None else backend.profile(file, images, threads)
+            if file is not None and told is not None:
+                profiles[file.name] = _by_kind(told)
     return BenchResult(
         artifact=artifact.name,
         baseline=None if baseline is None else baseline.name,
@@ -180,25 +160,31 @@ def _by_kind(profile: Profile) -> NetworkProfile:
     return NetworkProfile(shares=shares, fell_back=list(profile.fell_back))
 
 
-def _artifact_of(path: Path) -> Path:
-    """Return the artifact of a run directory, or the path itself."""
-    if path.is_dir() and path.suffix != ".mlpackage":
-        from edgeconvnext.pipeline.stored_config import stored_target
-        from edgeconvnext.run.manifest import load_run
+def _artifact_of(path: Path) -> tuple[Path, Backend]:
+    """Return the artifact of a run directory, or the path itself, and the backend that opens it."""
+    if path.is_dir() and backend_of(path) is None:
+        return _artifact_of_run(path)
+    if not path.exists():
+        raise ExportError(f"There is no artifact {path}.")
+    return path, backend_of(path) or backends()[0]
 
-        run = load_run(path)
-        target = stored_target(run)
-        if target.exporter == "tensorrt-onnx" and "model.onnx" in run.files:
-            raise RuntimeMissingError(
-                f"{path} is a run for {target.name}, whose engine is built and timed on the board with "
-                f"device/build_and_check.py. To time the file itself in onnxruntime, name {path / 'model.onnx'}."
-            )
-        for name in ("model.engine", "model.mlpackage", "model.onnx"):
-            if any(file == name or file.startswith(f"{name}/") for file in run.files):
-                return path / name
+
+def _artifact_of_run(path: Path) -> tuple[Path, Backend]:
+    from edgeconvnext.pipeline.stored_config import stored_target
+    from edgeconvnext.run.manifest import load_run
+
+    run = load_run(path)
+    target = stored_target(run)
+    backend = backend_for(target)
+    artifact = path / backend.artifact
+    if not any(file == artifact.name or file.startswith(f"{artifact.name}/") for file in run.files):
         raise ExportError(
             f"{path} holds no artifact; it is a run of edgeconvnext quantize. Export one with --from {path}."
         )
-    if not path.exists():
-        raise ExportError(f"There is no artifact {path}.")
-    return path
+    reader, script = backend_of(artifact), backend.kit_script()
+    if script is not None and reader is not None and reader is not backend and reader.not_timed is None:
+        raise RuntimeMissingError(
+            f"{path} is a run for {target.name}, whose engine is built and timed on the board with device/{script.name}. "
+            f"To time the file itself in {reader.runtime}, name {artifact}."
+        )
+    return artifact, backend

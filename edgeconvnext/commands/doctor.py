@@ -6,7 +6,6 @@ import ctypes.util
 import importlib.metadata
 import shutil
 import subprocess
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -62,33 +61,12 @@ def diagnose() -> list[Check]:
 
 
 def _packages() -> list[Check]:
-    mac = sys.platform == "darwin"
-    install = "pip install 'edgeconvnext[{}]'"
-    coreml = (
-        "converts and runs .mlpackage"
-        if mac
-        else "converts to .mlpackage, and reads it for the reference evaluator; Core ML itself needs macOS"
-    )
+    from edgeconvnext.backends import runtime_packages
+
     return [
         _package("torch", "the network, calibration and simulation", "pip install edgeconvnext"),
         _package("torchao", "INT8 quantization (PT2E)", "pip install edgeconvnext"),
-        _package("onnxruntime", "runs ONNX artifacts on this CPU", "pip install edgeconvnext"),
-        _package("coremltools", coreml, install.format("coreml")),
-        _package(
-            "tensorrt-rtx-cu13",
-            "checks the ONNX of target jetson and builds engines of target rtx; running one needs an RTX GPU",
-            "TensorRT-RTX is made for Linux and Windows" if mac else install.format("rtx"),
-        ),
-        _package(
-            "tensorrt",
-            "builds and runs engines on the NVIDIA GPU of this machine (target gpu)",
-            "TensorRT is made for NVIDIA GPUs on Linux and Windows" if mac else install.format("tensorrt"),
-        ),
-        _package(
-            "triton",
-            "runs a quantised network on an NVIDIA GPU without TensorRT (bench --runtime triton)",
-            "Triton is made for Linux" if mac else install.format("triton"),
-        ),
+        *(_package(package.name, package.purpose, package.remedy) for package in runtime_packages()),
     ]
 
 

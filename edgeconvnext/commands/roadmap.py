@@ -14,7 +14,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from edgeconvnext.backends.artifact import load_target, require_target
+from edgeconvnext.backends import DEFAULT_TARGET, backend_for, load_target
 from edgeconvnext.choices import Effort
 from edgeconvnext.data.preprocess import Preprocess
 from edgeconvnext.data.sets import resolve_image_set
@@ -58,7 +58,7 @@ class RoadmapRequest:
     """
 
     steps: tuple[Step, ...] = tuple(STEPS.values())
-    target: str = "onnx"
+    target: str = DEFAULT_TARGET
     calibration: str | None = None
     evaluation: str | None = None
     num_images: int = 64
@@ -84,7 +84,8 @@ def roadmap(request: RoadmapRequest, said: Callable[[str], None] = lambda _line:
     Raises ModelConfigError for trained weights of another architecture, and whatever an export raises.
     """
     target = load_target(request.target)
-    require_target(target)
+    backend = backend_for(target)
+    backend.require(target)
     for step in request.steps:
         check_input_size(step.network, (request.resolution, request.resolution))
     for name, path in request.trained.items():
@@ -97,10 +98,11 @@ def roadmap(request: RoadmapRequest, said: Callable[[str], None] = lambda _line:
         steps.append(_measured_step(step, request, target, folder))
         said(f"{number} of {len(request.steps)}: {step.name}")
     notes = _notes(request, target)
-    if target.exporter == "onnx":
+    timer = backend.float_timer()
+    if timer is not None:
         from edgeconvnext.commands.swin import swin_row
 
-        row, note = swin_row(request.resolution, request.threads, measure_latency=request.measure_latency)
+        row, note = swin_row(request.resolution, request.threads, timer, measure_latency=request.measure_latency)
         steps += [] if row is None else [row]
         notes += [] if note is None else [note]
     result = Roadmap(
@@ -276,6 +278,6 @@ def _notes(request: RoadmapRequest, target: Target) -> list[str]:
         )
     if request.calibration is None:
         notes.append("No --calib was named: ranges were calibrated on the digits that travel with the package.")
-    if target.exporter != "onnx":
+    if backend_for(target).float_timer() is None:
         notes.append(f"Convs of ResNet blocks stay {target.float_type} unless target {target.name} quantises them.")
     return notes

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import tempfile
-import warnings
 from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from edgeconvnext.rewrite.float_timer import FloatTimer
 from edgeconvnext.schema.roadmap import RoadmapStep
 
 TIMM_NAME = "swin_tiny_patch4_window7_224"
-OPSET = 21
 ABSENT = "Swin-T is not compared: timm is not installed (pip install timm)."
 
 
-def swin_row(resolution: int, threads: int, *, measure_latency: bool) -> tuple[RoadmapStep | None, str | None]:
+def swin_row(
+    resolution: int, threads: int, timer: FloatTimer, *, measure_latency: bool
+) -> tuple[RoadmapStep | None, str | None]:
     """Return Swin-T's record, or None and why there is none. Weights are random; published figures: arXiv 2103.14030."""
     if find_spec("timm") is None:
         return None, ABSENT
@@ -46,7 +45,9 @@ def swin_row(resolution: int, threads: int, *, measure_latency: bool) -> tuple[R
         resolution=resolution,
         macs_at_resolution=_macs(model, resolution),
         weights="random",
-        latency_fp32_ms=_latency_ms(model, resolution, threads) if measure_latency else None,
+        latency_fp32_ms=timer.foreign_latency_ms(model, (resolution, resolution), threads=threads)
+        if measure_latency
+        else None,
         not_measured=reasons,
     )
     return row, None
@@ -59,19 +60,3 @@ def _macs(model: Any, resolution: int) -> int:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, 3, resolution, resolution))
     return counter.get_total_flops() // 2
-
-
-def _latency_ms(model: Any, resolution: int, threads: int) -> float:
-    from edgeconvnext.backends.onnxruntime.latency import onnx_latency
-    from edgeconvnext.model.program import export_program
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "swin.onnx"
-        program = export_program(model, torch.zeros(1, 3, resolution, resolution), max_batch=None)
-        # Not this package's own exporter, which names layers as ConvNeXt's are.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about torch's own deprecated calls
-            torch.onnx.export(program, (), path, dynamo=True, opset_version=OPSET, external_data=False, verbose=False)
-        result = onnx_latency(None, path, threads=threads, input_size=(resolution, resolution))
-    assert result.comparison.artifact is not None
-    return result.comparison.artifact.median_ms

@@ -7,6 +7,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+from edgeconvnext.backends import backend_for
 from edgeconvnext.evaluation.accuracy import compare, fidelity_db, not_measured
 from edgeconvnext.evaluation.gates import gate_reasons, judge, passed
 from edgeconvnext.evaluation.outputs import worst
@@ -66,7 +67,7 @@ def assemble(run: RunDirectory, job: Job, stages: dict[str, StageResult], artifa
         latency=LatencyComparison.model_validate(timings.get("latency", {})),
         speedup=None if interval is None else interval.value,
         speedup_interval=interval,
-        size_bytes=_sizes(stages, artifact),
+        size_bytes=_sizes(job, stages, artifact),
         checks=checks,
         gates=gates,
         passed=passed(gates) and all(check.passed for check in checks),
@@ -178,28 +179,23 @@ def _quantization_record(job: Job, stages: dict[str, StageResult]) -> Quantizati
     )
 
 
-def _sizes(stages: dict[str, StageResult], artifact: Path | None) -> Sizes:
+def _sizes(job: Job, stages: dict[str, StageResult], artifact: Path | None) -> Sizes:
     """Bytes on disk. Without an artifact: of the folded FP32 checkpoint, and of the tensors of the quantised graph."""
     folded = tree_size(stages["fold"].path("folded.safetensors"))
     if artifact is None:
         return Sizes(fp32=folded, artifact=stages["quantized"].values["tensor_bytes"])
-    baseline = artifact.parent / "baseline" / "model_fp32.onnx"
-    return Sizes(fp32=tree_size(baseline) if baseline.is_file() else folded, artifact=tree_size(artifact))
+    backend = backend_for(job.target)
+    baseline = artifact.parent / backend.baseline
+    is_fp32 = backend.limits.float_type == "float32" and baseline.exists()
+    return Sizes(fp32=tree_size(baseline) if is_fp32 else folded, artifact=tree_size(artifact))
 
 
 def _reasons(
     job: Job, accuracy: Accuracy, fidelity: float | None, stages: dict[str, StageResult], artifact_name: str | None
 ) -> dict[str, str]:
     """Say for every null of the report why it is null."""
-    runtime = job.target.runtime.name
-    absent = {
-        "onnxruntime": "no artifact was written; run edgeconvnext export",
-        "tensorrt": "on the board: not measured; run device/build_and_check.py there, or edgeconvnext remote",
-        "tensorrt-rtx": "a TensorRT-RTX engine needs an NVIDIA RTX GPU to run, and there is none here",
-        "coreml": "Core ML can be timed on an Apple device only",
-    }[runtime]
-    if job.target.exporter == "tensorrt":
-        absent = "device/build_and_check.py checks and times the engine, on this GPU; run it here"
+    backend = backend_for(job.target)
+    absent = backend.not_run or backend.not_timed or "the artifact did not run"
     if artifact_name is None:
         absent = "no artifact was written; run edgeconvnext export --from this run"
     reasons = not_measured(accuracy, job.evaluation.unlabelled_reason or "the images have no labels", absent)
@@ -209,7 +205,7 @@ def _reasons(
     if fidelity is None:
         reasons["fidelity_db"] = absent
     if "latency" not in stages:
-        why = absent if runtime != "onnxruntime" or artifact_name is None else "switched off with --no-latency"
+        why = absent if backend.not_timed or artifact_name is None else "switched off with --no-latency"
         timings = ("fp32", "artifact", "runtime", "device")
         reasons |= {f"latency.{name}": why for name in timings} | {"speedup": why, "speedup_interval": why}
     return reasons

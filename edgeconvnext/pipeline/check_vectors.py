@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from edgeconvnext.backends import backend_for
+from edgeconvnext.backends.kit.layers import LayerOutput
 from edgeconvnext.backends.kit.write import MOST_VECTORS, CheckVectors, KitOutput, compared_values
-from edgeconvnext.backends.onnxruntime.layer_outputs import LayerOutput, layer_outputs
 from edgeconvnext.data.loader import batches
 from edgeconvnext.data.preprocess import to_value_range
 from edgeconvnext.evaluation.runner import TorchRunner
@@ -55,7 +56,5 @@ def _images(job: Job, positions: list[int]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _layers(job: Job, done: dict[str, StageResult], inputs: np.ndarray) -> tuple[LayerOutput, ...]:
-    if job.target.runtime.name != "onnxruntime":
-        return ()
-    module = stages.simulation(job, done)
-    return tuple(layer_outputs(module, done["artifact"].path("model.onnx"), inputs))
+    backend = backend_for(job.target)
+    return backend.layer_outputs(lambda: stages.simulation(job, done), done["artifact"].path(backend.artifact), inputs)

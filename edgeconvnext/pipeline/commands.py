@@ -9,11 +9,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeconvnext.backends.artifact import require_target, write_artifact
-from edgeconvnext.backends.base import ARTIFACTS, Programs
+from edgeconvnext.backends import backend_for
+from edgeconvnext.backends.base import Programs
 from edgeconvnext.backends.metadata import ArtifactMetadata
-from edgeconvnext.backends.onnx.sparse import sparsity_checks
-from edgeconvnext.backends.onnxruntime.saturation import products_saturate
+from edgeconvnext.backends.onnx.sparse import sparse_layers
 from edgeconvnext.data.preprocess import to_value_range
 from edgeconvnext.errors import GATE_MISSED_EXIT_CODE, CheckpointError, DeviceResultsError, RunDirectoryError
 from edgeconvnext.model.heads import require_answers
@@ -69,19 +68,21 @@ def quantize(request: Request) -> Outcome:
 
 def export(request: Request) -> Outcome:
     """Do what `quantize` does, write the target's artifact, and measure the artifact in its runtime where that is here."""
-    require_target(named_target(request))
+    target = named_target(request)
+    backend = backend_for(target)
+    backend.require(target)
     job = resolve(request)
     with _open_run(job, "export") as run:
         done: dict[str, StageResult] = {}
         _quantize(run, job, done)
         with progress_bar(f"Exporting for {job.target.name}", None):
             done["artifact"] = _artifact(run, job, done)
-        runs_here = job.target.runtime.name in ("onnxruntime", "coreml")
-        _measure(run, job, done, artifact=done["artifact"] if runs_here else None)
-        if job.target.runtime.name == "onnxruntime" and request.measure_latency:
+        _measure(run, job, done, artifact=done["artifact"] if backend.not_run is None else None)
+        if backend.not_timed is None and request.measure_latency:
             done["latency"] = stages.latency(run, job, done["fold"], done["plan"], done["artifact"])
-        done["device"] = _device_kit(run, job, done)
-        return _report(run, job, done, ARTIFACTS[job.target.exporter])
+        if backend.kit_script() is not None:
+            done["device"] = _device_kit(run, job, done)
+        return _report(run, job, done, backend.artifact)
 
 
 def validate(path: Path, evaluation: str | None = None, *, measure_latency: bool = True, threads: int = 1) -> Outcome:
@@ -301,20 +302,17 @@ def _measure(run: RunDirectory, job: Job, done: dict[str, StageResult], artifact
 
 def _artifact(run: RunDirectory, job: Job, done: dict[str, StageResult]) -> StageResult:
     def make(folder: Path) -> dict[str, Any]:
-        exported = write_artifact(job.target, _programs(job, done), folder, _metadata(job))
-        checks = [
-            *exported.checks,
-            *sparsity_checks(stages.folded_model(done["fold"], job).module, folder / "model.onnx"),
-        ]
-        return {"checks": [check.model_dump() for check in checks], "missing": exported.missing}
+        exported = backend.export(job.target, _programs(job, done), folder, _metadata(job))
+        return {"checks": [check.model_dump() for check in exported.checks], "missing": exported.missing}
 
+    backend = backend_for(job.target)
     inputs = {
         "program": done["quantized"].key,
         "target": job.target.model_dump(mode="json", exclude={"gates"}),
         "labels": job.class_names,
         "name": job.model.name,
         "versions": package_versions(),
-        "saturates": products_saturate(),
+        "machine": backend.checks_depend_on(),
     }
     return run.stage("artifact", inputs, make, ArtifactValues)
 
@@ -324,6 +322,7 @@ def _programs(job: Job, done: dict[str, StageResult]) -> Programs:
 
     from edgeconvnext.evaluation.runner import TorchRunner
 
+    sparse = sparse_layers(stages.folded_model(done["fold"], job).module)
     images = to_value_range(
         stages.proof_images(job).contiguous().numpy(), job.model.preprocess, job.target.input.value_range
     )
@@ -332,7 +331,8 @@ def _programs(job: Job, done: dict[str, StageResult]) -> Programs:
         simulated = TorchRunner(module).outputs(images)
     del module
     quantized = stages.quantized_program(job, done)
-    return Programs(quantized, stages.float_program(job, done["fold"]), images, simulated, job.profile_sizes)
+    floating = stages.float_program(job, done["fold"])
+    return Programs(quantized, floating, images, simulated, job.profile_sizes, sparse)
 
 
 def _metadata(job: Job) -> ArtifactMetadata:
@@ -353,16 +353,16 @@ def _metadata(job: Job) -> ArtifactMetadata:
 
 def _device_kit(run: RunDirectory, job: Job, done: dict[str, StageResult]) -> StageResult:
     def make(folder: Path) -> dict[str, Any]:
-        from edgeconvnext.backends.artifact import kit_baseline
         from edgeconvnext.backends.kit.write import KitNetworks, write_device_kit
         from edgeconvnext.pipeline.check_vectors import check_vectors
 
         vectors = check_vectors(job, done)
-        with kit_baseline(
+        backend = backend_for(job.target)
+        with backend.kit_baseline(
             job.target, done["artifact"].folder, lambda: stages.float_program(job, done["fold"]), _metadata(job)
         ) as baseline:
             networks = KitNetworks(
-                artifact=done["artifact"].path(ARTIFACTS[job.target.exporter]),
+                artifact=done["artifact"].path(backend.artifact),
                 baseline=baseline,
                 artifact_form=done["quantized"].values["scheme"].partition(",")[0],
                 baseline_form="FP32" if job.target.float_type == "float32" else "FP16",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgeconvnext.backends.artifact import load_target
+from edgeconvnext.backends import DEFAULT_TARGET, backend_for, load_target
 from edgeconvnext.choices import ActivationBits, Calibrator, Effort, Head, Preparation, Rounding, WeightBits
 from edgeconvnext.data.image_set import ImageSet, split_held_out
 from edgeconvnext.data.labels import IMAGENET_ORDER_NOTE, assumes_imagenet_order, match_labels
@@ -56,7 +56,7 @@ class Request:
 
     model: str | None = None
     head: Head = "classifier"
-    target: str | Target = "onnx"
+    target: str | Target = DEFAULT_TARGET
     calibration: str | None = None
     evaluation: str | None = None
     num_images: int = DEFAULT_IMAGES
@@ -207,11 +207,9 @@ def resolve(request: Request) -> Job:
         _check_backbone(request, model)
     for size in request.sizes:
         check_input_size(model.config, size)
-    if request.sizes and target.exporter == "coreml":
-        raise TargetError(
-            f"Target {target.name} writes Core ML packages of one input size. Leave out --sizes, and export one package for each "
-            "size with --resolution."
-        )
+    limits = backend_for(target).limits
+    if request.sizes and not limits.free_sizes:
+        raise TargetError(limits.refused_sizes(target))
     if request.compress is not None:
         request.compress.check()
         if request.evaluation is None:

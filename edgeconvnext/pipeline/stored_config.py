@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from edgeconvnext.backends import refusal
 from edgeconvnext.choices import Calibrator, Effort, Head, Preparation, Rounding
 from edgeconvnext.data.size import Size
 from edgeconvnext.errors import RunDirectoryError
@@ -43,6 +44,14 @@ class StoredTarget(_Stored):
 
     name: _Name
     definition: Target
+
+    @field_validator("definition")
+    @classmethod
+    def _its_backend_takes_it(cls, target: Target) -> Target:
+        refused = refusal(target)
+        if refused is not None:
+            raise ValueError(refused)
+        return target
 
 
 class StoredImages(_Stored):

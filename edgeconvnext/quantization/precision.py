@@ -94,10 +94,11 @@ def read_plan(path: Path) -> BitPlan:
     return parse_toml(path, BitPlan)
 
 
-def resolve_precision(module: Network, target: Target, plan: BitPlan) -> dict[str, Precision]:
-    """Return the precision of every layer that is quantised, by path, in forward order; the others stay float.
+def asked_bits(module: Network, target: Target, plan: BitPlan) -> dict[str, tuple[WeightBits, ActivationBits]]:
+    """Return the bits of weights and input that plan and target ask for, of every quantised layer by path, in forward order.
 
-    Raises QuantizationError for a layer that the network does not have, or bits that the target's runtime does not take.
+    Whether the target's runtime has operators for them is its backend's to say (`backends.check_bits`).
+    Raises QuantizationError for a layer that the network does not have.
     """
     layers = weighted_layers(module)
     unknown = [layer for layer in plan.layers if layer not in layers]
@@ -113,37 +114,23 @@ def resolve_precision(module: Network, target: Target, plan: BitPlan) -> dict[st
             f"Target {target.name} keeps {foreign[0]} float, which this network does not have.{nearest(foreign[0], layers)} Its "
             "quantize.float_layers was found for another network; leave it out, or search again for this one."
         )
-    result: dict[str, Precision] = {}
+    result: dict[str, tuple[WeightBits, ActivationBits]] = {}
     for layer, operator in layers.items():
         entry = plan.layers.get(layer, LayerEntry())
         if entry.float or not quantize.takes(layer, operator):
             continue
         weights = entry.weights or plan.weights or quantize.weights.bits
-        activations = entry.activations or plan.activations or quantize.activations.bits
-        _check_runtime(target, weights, activations, layer)
-        result[layer] = Precision(weights, None if activations == 16 and target.exporter == "coreml" else activations)
+        result[layer] = weights, entry.activations or plan.activations or quantize.activations.bits
     return result
 
 
-def _check_runtime(target: Target, weights: int, activations: int, layer: str) -> None:
-    """Refuse bits that the runtime has no operators for."""
-    tensorrt = target.exporter in ("tensorrt-onnx", "tensorrt-rtx", "tensorrt")
-    if tensorrt and activations == 16:
-        raise QuantizationError(
-            f"{layer} asks for 16-bit activations, and TensorRT has 8-bit ones only. Leave the layer float (float16) in a plan "
-            "file instead: `float = true`."
-        )
-    if tensorrt and weights == 4:
-        raise QuantizationError(
-            f"{layer} asks for 4-bit weights, and TensorRT multiplies 8-bit activations with 8-bit weights only. Use 8."
-        )
-    if target.exporter == "onnx" and (weights == 4 or activations == 16) and (target.opset or 0) < 21:
-        raise QuantizationError(
-            f"{layer} asks for {weights}-bit weights and {activations}-bit activations, which ONNX has from opset 21 on; target "
-            f"{target.name} writes opset {target.opset}. Set opset = 21 in a target file of your own."
-        )
-    if target.exporter == "coreml" and weights == 4 and target.minimum_os in ("iOS17", "macOS14"):
-        raise QuantizationError(
-            f"{layer} asks for 4-bit weights, which Core ML has from iOS18 and macOS15 on; target {target.name} is for "
-            f'{target.minimum_os}. Set minimum_os = "iOS18" in a target file of your own.'
-        )
+def resolve_precision(module: Network, target: Target, plan: BitPlan) -> dict[str, Precision]:
+    """Return the precision of every layer that is quantised, by path, in forward order; the others stay float.
+
+    16-bit activations are the float type where that is float16, and int16 elsewhere. Raises as `asked_bits`.
+    """
+    half = target.float_type == "float16"
+    return {
+        layer: Precision(weights, None if activations == 16 and half else activations)
+        for layer, (weights, activations) in asked_bits(module, target, plan).items()
+    }

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, DictLoader, Environment, PackageLoader, StrictUndefined
 
+from edgeconvnext import backends
 from edgeconvnext.data.preprocess import Preprocess
 from edgeconvnext.escape import for_markdown, for_terminal
 from edgeconvnext.report.device import device_facts
@@ -14,16 +16,16 @@ from edgeconvnext.report.verdict import aside, gate_text, missing_results, place
 from edgeconvnext.report.visible import visible
 from edgeconvnext.schema import format
 from edgeconvnext.schema.report import PreprocessRecord, Report
-from edgeconvnext.targets import Exporter
 
-_BY_SUFFIX: dict[str, Exporter] = {".onnx": "onnx", ".mlpackage": "coreml", ".engine": "tensorrt"}
 _FILTERS = ("percent", "share", "points", "decibel", "ratio", "milliseconds", "size", "count", "macs", "error", "shape")
 
 
 def render_card(report: Report) -> str:
     """Return the card as Markdown; names that look like Markdown or HTML are escaped."""
+    wrote = exporter(report)
+    runs = None if wrote is None else backends.backend(wrote).how_to_run()
     environment = Environment(
-        loader=PackageLoader("edgeconvnext.report"),
+        loader=ChoiceLoader([PackageLoader("edgeconvnext.report"), DictLoader({"how_to_run": runs or ""})]),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -35,7 +37,7 @@ def render_card(report: Report) -> str:
     pre = report.model.preprocess
     text = environment.get_template("MODEL_CARD.md.jinja").render(
         report=report,
-        exporter=exporter(report),
+        runs=runs is not None,
         resized=pre and resized(pre, report.model.input_size),
         verdict=verdict(report),
         place=place(report.accuracy),
@@ -50,12 +52,14 @@ def render_card(report: Report) -> str:
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
-def exporter(report: Report) -> Exporter | None:
-    """Return what wrote the artifact: as recorded, else by the artifact's suffix; None where there is no artifact."""
+def exporter(report: Report) -> str | None:
+    """Return the backend that wrote the artifact: as recorded, else by the artifact's suffix; None where there is no artifact."""
     if report.artifact is None:
         return None
-    known = next((kind for suffix, kind in _BY_SUFFIX.items() if report.artifact.endswith(suffix)), None)
-    return report.exporter or known
+    if report.exporter in backends.names():
+        return report.exporter
+    reader = backends.backend_of(Path(report.artifact))
+    return None if reader is None else reader.name
 
 
 def resized(record: PreprocessRecord, input_size: tuple[int, int]) -> tuple[int, int]:

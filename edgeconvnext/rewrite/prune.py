@@ -24,6 +24,7 @@ from edgeconvnext.errors import RewriteError
 from edgeconvnext.model.convnext.network import ConvNeXt
 from edgeconvnext.model.macs import count_macs, count_parameters
 from edgeconvnext.rewrite.exact import fold_layer_scale
+from edgeconvnext.rewrite.float_timer import FloatTimer
 from edgeconvnext.rewrite.lockstep import StoredImages
 from edgeconvnext.rewrite.prune_budget import allocate, costs_of, interpolated
 from edgeconvnext.rewrite.prune_channels import taylor_scores
@@ -112,6 +113,7 @@ def prune(
     score: Score = "auto",
     blocks: int = 0,
     curves: dict[str, Curve] | None = None,
+    timer: FloatTimer | None = None,
 ) -> PruneResult:
     """Return a narrower network within `budget`; `module` is left as it is.
 
@@ -119,13 +121,13 @@ def prune(
     choice from the second. input_size: (height, width) of costs. multiple: widths that change become multiples of it, and no
     block gets narrower than it. score: "auto" takes, for each block, the one with the least measured loss. blocks: so many whole
     blocks are taken out first, those whose loss is least with a neighbour fitted to make up for it. curves: of an earlier result
-    for this network, these images and `multiple`, all blocks kept; they are then not measured again.
+    for this network, these images and `multiple`, all blocks kept; they are then not measured again. timer: for a latency budget.
 
     Layer scale is folded on the way. Raises RewriteError for V2 networks, budgets that cannot be met, and without images.
     """
     _check(module, multiple, blocks)
     reference = fold_layer_scale(module).eval()
-    costs = costs_of(reference, budget, input_size, multiple)
+    costs = costs_of(reference, budget, input_size, multiple, timer)
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgeconvnext-prune-")))
         images = stack.enter_context(StoredImages(folder, fit, held_out))
@@ -155,10 +157,8 @@ def prune(
     assert best is not None
     _, pruned, errors = best
     times: tuple[float, float] | None = None
-    if budget.kind == "latency":
-        from edgeconvnext.backends.onnxruntime.float_latency import compare_latency
-
-        timed = compare_latency(reference, pruned, (reference.config.in_channels, *input_size))
+    if timer is not None and budget.kind == "latency":
+        timed = timer.compare_latency(reference, pruned, (reference.config.in_channels, *input_size))
         times = timed.before_ms, timed.after_ms
     taken = min(range(len(tried)), key=lambda index: tried[index][1])
     verdicts = tuple(PruneVerdict(*each, taken=index == taken) for index, each in enumerate(tried))

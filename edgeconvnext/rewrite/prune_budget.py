@@ -6,9 +6,11 @@ import math
 
 import numpy as np
 
+from edgeconvnext.errors import RewriteError
 from edgeconvnext.model.convnext.network import ConvNeXt
 from edgeconvnext.model.layers import weighted_layers
 from edgeconvnext.model.macs import layer_macs
+from edgeconvnext.rewrite.float_timer import FloatTimer
 from edgeconvnext.rewrite.prune_costs import Budget, Costs
 from edgeconvnext.rewrite.prune_segments import hidden_widths
 
@@ -16,13 +18,24 @@ SMALLEST_KL = 1e-9
 """Nats; losses below it are rounding."""
 
 
-def costs_of(reference: ConvNeXt, budget: Budget, input_size: tuple[int, int], multiple: int) -> Costs:
-    """Return the costs of a network. input_size: (height, width). multiple: widths in question, for the latency table."""
+def costs_of(
+    reference: ConvNeXt,
+    budget: Budget,
+    input_size: tuple[int, int],
+    multiple: int,
+    timer: FloatTimer | None = None,
+) -> Costs:
+    """Return the costs of a network. input_size: (height, width). multiple: widths in question, for the latency table.
+
+    timer: measures that table; a latency budget cannot be met without one, and raises RewriteError.
+    """
     widths = hidden_widths(reference.config)
     if budget.kind == "latency":
         from edgeconvnext.rewrite.prune_latency import latency_costs
 
-        return latency_costs(reference, input_size, multiple)
+        if timer is None:
+            raise RewriteError("A latency budget needs a runtime on this machine to time blocks in.")
+        return latency_costs(reference, input_size, multiple, timer)
     macs = layer_macs(reference, input_size)
     if budget.kind == "size":
         # One byte for each weight of a conv or linear; biases and scales, some per cent more, are left out.

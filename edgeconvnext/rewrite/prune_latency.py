@@ -1,4 +1,4 @@
-"""What blocks of different widths take in onnxruntime on this machine: the table behind a latency budget."""
+"""What blocks of different widths take in a runtime of this machine: the table behind a latency budget."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import cast
 import numpy as np
 from torch import nn
 
-from edgeconvnext.backends.onnxruntime.float_latency import float_graph, time_graphs
 from edgeconvnext.model.convnext.network import Block, ConvNeXt
 from edgeconvnext.progress import progress_bar
+from edgeconvnext.rewrite.float_timer import FloatTimer
 from edgeconvnext.rewrite.prune_costs import Costs
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
@@ -20,7 +20,13 @@ SECONDS = 0.5
 """Measured time of each graph, at least, in turns with all others."""
 
 
-def latency_costs(reference: ConvNeXt, input_size: tuple[int, int], multiple: int, threads: int = 1) -> Costs:
+def latency_costs(
+    reference: ConvNeXt,
+    input_size: tuple[int, int],
+    multiple: int,
+    timer: FloatTimer,
+    threads: int = 1,
+) -> Costs:
     """Measure the float network and, for each stage, one block at several widths, batch 1; return medians in milliseconds.
 
     Blocks of a stage have the same shapes and share their times. What the network takes beyond its blocks is the fixed part;
@@ -35,13 +41,12 @@ def latency_costs(reference: ConvNeXt, input_size: tuple[int, int], multiple: in
             height, width = (side // (config.stem_stride * 2**stage) for side in input_size)
             for hidden in widths:
                 block = _resized(reference, stage, hidden)
-                yield f"{stage} {hidden}", float_graph(block, (config.dims[stage], height, width))
+                yield f"{stage} {hidden}", timer.float_graph(block, (config.dims[stage], height, width))
                 advance(1)
-        yield NETWORK, float_graph(reference, (config.in_channels, *input_size))
+        yield NETWORK, timer.float_graph(reference, (config.in_channels, *input_size))
 
     with progress_bar("Timing blocks of several widths", sum(map(len, measured.values()))) as advance:
-        samples = time_graphs(graphs(advance), threads=threads, seconds=SECONDS, warm_up_s=0.05)
-    times = {name: float(np.median(each.times_ms)) for name, each in samples.items()}
+        times = timer.medians_ms(graphs(advance), threads=threads, seconds=SECONDS, warm_up_s=0.05)
     total = times[NETWORK]
     tables = {
         stage: dict(

@@ -8,7 +8,6 @@ from pydantic import Field
 
 from edgeconvnext.choices import Calibrator, Effort, Operator, Preparation
 from edgeconvnext.schema.report import Decibel, FileName, Record
-from edgeconvnext.targets import Exporter
 
 
 class TensorAnalysis(Record):
@@ -115,7 +114,7 @@ class Setting(Record):
 
     model: str
     target: str
-    exporter: Exporter
+    exporter: str
     wide_activations: bool
     affine_activations: bool
     prepares_hidden: Literal["none", "shift", "channel"]

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from edgeconvnext.data.preprocess import Interpolation, ValueRange
-from edgeconvnext.targets import Exporter
 
 DECIBEL_LIMIT = 200.0
 REFERENCE_EVALUATOR = "reference evaluator"
@@ -497,7 +496,7 @@ class Report(Record):
     format: Literal[1] = 1
     target: str
     target_description: str
-    exporter: Exporter | None = None
+    exporter: str | None = None
     artifact: str | None
     model: ModelRecord
     compression: CompressionRecord | None = None

@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeconvnext.backends.kit.description import KitDescription
+from edgeconvnext.backends import kit_script_of
+from edgeconvnext.backends.base import KitScript
 from edgeconvnext.backends.kit.known import Kit
 from edgeconvnext.backends.kit.record import device_record
 from edgeconvnext.backends.kit.results import DeviceResults, read_results
-from edgeconvnext.backends.kit.write import KIT_FILE, RESULTS_FILE, SCRIPTS, Script, assemble_script
+from edgeconvnext.backends.kit.write import KIT_FILE, RESULTS_FILE, assemble_script
 from edgeconvnext.errors import DeviceResultsError, RemoteError, RuntimeMissingError
 from edgeconvnext.escape import for_terminal
 from edgeconvnext.files import TEMPORARY_PREFIX, storage_errors, tree_sha256
@@ -40,8 +41,6 @@ ROOM_FOR_RESULTS = 8 * MIB
 KIT_RUNS = Bounds(output_bytes=16 * MIB, seconds=6 * 3600, silent_seconds=2 * 3600)
 MOST_LINE = 2000
 REFUSED_FILE = "device.refused.json"
-
-_MODULES = {"onnxruntime": "onnxruntime", "coreml": "coremltools"}
 
 Say = Callable[[str], None]
 
@@ -148,11 +147,14 @@ def run_kit(kit: Path, connection: Connection, *, python: str, workdir: str | No
     results do not hold: they are put aside, and the next run measures again.
     """
     known = Kit.load(kit)
-    script = script_of(known.about)
-    module = known.about.module or _MODULES[script.part]
+    script = kit_script_of(known.about.module, known.about.artifact)
+    if script is None:
+        raise RemoteError(
+            f"{kit} is a kit of {known.about.artifact}, which no runtime of this version has a script for."
+        )
     name = FOLDER_PREFIX + tree_sha256(kit / KIT_FILE)[:12]
-    device = probe(connection, workdir or DEFAULT_WORKDIR, name, python, module)
-    say(f"{connection.host}: Python {device.python}, {module} {device.runtime}, {device.folder}")
+    device = probe(connection, workdir or DEFAULT_WORKDIR, name, python, script.imports)
+    say(f"{connection.host}: Python {device.python}, {script.imports} {device.runtime}, {device.folder}")
     with tempfile.TemporaryDirectory(prefix="edgeconvnext-") as folder:
         session = KitRun(kit, known, script, Path(folder), connection, device, python, say)
         session.copy()
@@ -161,15 +163,6 @@ def run_kit(kit: Path, connection: Connection, *, python: str, workdir: str | No
         results = session.fetch()
         session.clean()
     return results
-
-
-def script_of(about: KitDescription) -> Script:
-    """Return the script that the kit of such an artifact has."""
-    if about.module is not None:
-        runtime = "tensorrt" if about.module == "tensorrt" else "tensorrt-rtx"
-    else:
-        runtime = "coreml" if about.artifact.endswith(".mlpackage") else "onnxruntime"
-    return SCRIPTS[runtime]
 
 
 def probe(connection: Connection, workdir: str, name: str, python: str, module: str) -> Device:
@@ -211,7 +204,7 @@ class KitRun:
         self,
         kit: Path,
         known: Kit,
-        script: Script,
+        script: KitScript,
         scratch: Path,
         connection: Connection,
         device: Device,
@@ -221,7 +214,8 @@ class KitRun:
         """kit: the folder here. known: the same as read. scratch: an empty folder, where the script is assembled."""
         self.kit, self.known, self.connection, self.device, self.python = kit, known, connection, device, python
         self.say, self.script, self.about = say, scratch / script.name, known.about
-        self.script.write_text(assemble_script(script.part), encoding="utf-8")
+        self.kit_script = script
+        self.script.write_text(assemble_script(script), encoding="utf-8")
         # The script last: as long as it is not there, nothing can be started.
         self.sources = {name: kit / name for name in (*known.about.files, KIT_FILE)} | {script.name: self.script}
         self.sizes = {name: require_regular_file(path, RemoteError) for name, path in self.sources.items()}
@@ -328,7 +322,7 @@ class KitRun:
         results = self._checked(path)
         most = ROOM_FOR_ENGINES * sum(self.sizes.values()) + MOST_TEXT_BYTES
         for name in results.saved:
-            if _is_result(name) and name not in self.files:
+            if self.kit_script.saves_file(name) and name not in self.files:
                 self._fetch_file(name, most)
         return path
 
@@ -376,7 +370,9 @@ class KitRun:
 
     def _check_room(self, there: dict[str, tuple[int, str]]) -> None:
         left = sum(size - min(size, there.get(name, (0, ""))[0]) for name, size in self.sizes.items())
-        results = ROOM_FOR_RESULTS + (ROOM_FOR_ENGINES * sum(self.sizes.values()) if self.about.module else 0)
+        results = ROOM_FOR_RESULTS + (
+            ROOM_FOR_ENGINES * sum(self.sizes.values()) if self.kit_script.builds_engines else 0
+        )
         if left + results > self.device.free_bytes:
             raise self._full(left + results)
 
@@ -494,11 +490,6 @@ def _starts_with(source: Path, size: int, sha256: str) -> bool:
             digest.update(piece)
             size -= len(piece)
     return digest.hexdigest() == sha256
-
-
-def _is_result(name: object) -> bool:
-    """Say whether a script saves a file of that name beside device.json: a device may claim anything."""
-    return isinstance(name, str) and re.fullmatch(r"layers\.json|[\w-]+\.engine", name) is not None
 
 
 def _tells_full(text: str) -> bool:

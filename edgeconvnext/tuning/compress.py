@@ -12,7 +12,7 @@ from typing import cast
 import numpy as np
 import torch
 
-from edgeconvnext.backends.onnxruntime.float_latency import compare_latency
+from edgeconvnext.backends import backend_for
 from edgeconvnext.choices import NormScope
 from edgeconvnext.data.image_set import ImageSet, split_held_out
 from edgeconvnext.data.labels import match_labels
@@ -23,6 +23,7 @@ from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.model.macs import count_macs, count_parameters
 from edgeconvnext.rewrite.channel_norm import fold_batch_norms, leave_inputs_as_they_are, with_batch_norms
 from edgeconvnext.rewrite.exact import PROOF_IMAGES, fold_exact
+from edgeconvnext.rewrite.float_timer import FloatTimer
 from edgeconvnext.rewrite.lockstep import StoredImages
 from edgeconvnext.rewrite.norms import replace_norms, replaceable_norms
 from edgeconvnext.rewrite.prune import prune
@@ -169,7 +170,7 @@ class _Work:
             self.stored.held_out(),
             Budget("macs", self.options.macs),
             input_size=self.model.preprocess.input_size,
-            multiple=self.options.multiple or self.target.hidden_multiple,
+            multiple=self.options.multiple or backend_for(self.target).limits.channel_multiple,
         )
         changed = {block.path: block.relative_error for block in result.blocks if block.relative_error is not None}
         self.pruning = PruningRecord(
@@ -252,8 +253,9 @@ class _Work:
     def record(self, module: ConvNeXt) -> CompressionRecord:
         size = self.model.preprocess.input_size
         latency = None
-        if self.target.runtime.name == "onnxruntime" and self.options.measure_latency:
-            latency = compare_latency(
+        timer = self._timer()
+        if timer is not None:
+            latency = timer.compare_latency(
                 self.original, module, (module.config.in_channels, *size), threads=self.options.threads
             )
         return CompressionRecord(
@@ -277,9 +279,14 @@ class _Work:
         return [norm for norm in replaceable_norms(module) if every or norm.startswith("stages.")]
 
     def _norm_latencies(self, module: ConvNeXt) -> dict[str, float] | None:
-        if self.target.runtime.name != "onnxruntime" or not self.options.measure_latency:
+        timer = self._timer()
+        if timer is None:
             return None
-        return measure_norm_latencies(module, self.model.preprocess.input_size, threads=self.options.threads)
+        return measure_norm_latencies(module, self.model.preprocess.input_size, timer, threads=self.options.threads)
+
+    def _timer(self) -> FloatTimer | None:
+        """Return what times float networks in the target's runtime; None where that is not here, or nothing is to be timed."""
+        return backend_for(self.target).float_timer() if self.options.measure_latency else None
 
 
 def _trained(max_drop: float) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Protocol
 
+from edgeconvnext.backends import backend_for, check_bits
 from edgeconvnext.choices import Operator
 from edgeconvnext.data.image_set import ImageSet, split_held_out
 from edgeconvnext.data.loader import batches, check_broken
@@ -21,6 +22,7 @@ from edgeconvnext.errors import QuantizationError, RunDirectoryError, RuntimeMis
 from edgeconvnext.model.layers import weighted_layers
 from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.progress import progress_bar
+from edgeconvnext.quantization.precision import BitPlan, asked_bits
 from edgeconvnext.schema.placement import Measured, Placement, PlacementFound, Trial
 from edgeconvnext.targets import Target
 from edgeconvnext.tuning.placement import REGIONS, Move, moves
@@ -64,7 +66,8 @@ def search_placement(
     from edgeconvnext.quantization.statistics import collect_statistics
     from edgeconvnext.rewrite.exact import fold_exact
 
-    if target.exporter != "onnx":
+    backend = backend_for(target)
+    if not backend.limits.layouts or backend.not_timed:
         raise RuntimeMissingError(
             f"Target {target.name} runs in {target.runtime.name}, and a search measures files in the runtime itself: it can do "
             "so with onnxruntime only. Search for a target with exporter onnx, or change the target's file by hand and time it "
@@ -89,6 +92,7 @@ def search_placement(
     start = Placement.of(target, layers)
     if not start.operators:
         raise QuantizationError(f"Target {target.name} quantises no layer of {model.name}; there is nothing to search.")
+    check_bits(target, asked_bits(folded.module, start.on(target), BitPlan()))
     statistics = collect_statistics(
         folded.module, (batch.images for batch in fitted), held, sorted(set(layers.values()))
     )
@@ -109,12 +113,11 @@ def search_placement(
             subject={"weights": model.sha256, "images": images.fingerprint},
         )
         best, done, untried = climb(trials, start, layers, seconds=60 * budget_minutes)
-        runtime = trials.runtime
     measured = trials.measure(best)
     return PlacementFound(
         model=model.name,
         target=target.name,
-        runtime=runtime,
+        runtime=backend.installed(),
         device=cpu_name(),
         threads=threads,
         input_size=model.preprocess.input_size,

@@ -10,16 +10,15 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from importlib import metadata
-from importlib.metadata import version
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 import torch
 
+from edgeconvnext.backends import backend_for
+from edgeconvnext.backends.base import TimedRunner
 from edgeconvnext.backends.metadata import ArtifactMetadata
-from edgeconvnext.backends.onnx.write import export_onnx
-from edgeconvnext.backends.onnxruntime.runner import OnnxRunner
 from edgeconvnext.data.preprocess import Preprocess
 from edgeconvnext.errors import RunDirectoryError
 from edgeconvnext.evaluation import timing
@@ -28,7 +27,7 @@ from edgeconvnext.evaluation.runner import in_fixed_batches
 from edgeconvnext.evaluation.timing import Samples, speedup, time_interleaved
 from edgeconvnext.machine import describe_device
 from edgeconvnext.model.network import Network
-from edgeconvnext.model.program import export_program, with_batch
+from edgeconvnext.model.program import export_program
 from edgeconvnext.quantization.planning import build_plan
 from edgeconvnext.quantization.program import quantize_program
 from edgeconvnext.quantization.statistics import Statistics
@@ -70,7 +69,8 @@ class Trials:
         self.folder = folder
         self.memory = memory
         target_key = target.model_dump(mode="json", exclude={"name", "description", "gates"})
-        self.runtime = f"onnxruntime {version('onnxruntime')}"
+        self.backend = backend_for(target)
+        self.suffix = Path(self.backend.artifact).suffix
         self._common = {
             "subject": dict(subject),
             "target": target_key,
@@ -113,10 +113,10 @@ class Trials:
         return hashlib.sha256(json.dumps({**self._common, "placement": own}, sort_keys=True).encode()).hexdigest()
 
     def _measured(self, placement: Placement) -> Measured:
-        path = self.folder / "trial.onnx"
+        path = self.folder / f"trial{self.suffix}"
         self._write(path, placement.layout, placement.on(self.target))
         try:
-            runner, baseline = OnnxRunner(path, self.threads), OnnxRunner(self._best_float(), self.threads)
+            runner, baseline = self._open(path), self._open(self._best_float())
             samples = _timed({"fp32": baseline, "int8": runner}, self.images[:1])
             (logits,) = in_fixed_batches(runner.run, self.images, runner.batch)
             size = path.stat().st_size
@@ -140,9 +140,9 @@ class Trials:
             for linears in ("gemm", "matmul", "conv"):
                 for gelu in cast(tuple[GeluForm, ...], ("erf", "tanh")):
                     layout = LayoutSection.model_validate({"linears": linears, "gelu": gelu})
-                    paths[f"{linears}-{gelu}"] = self.folder / f"float-{linears}-{gelu}.onnx"
+                    paths[f"{linears}-{gelu}"] = self.folder / f"float-{linears}-{gelu}{self.suffix}"
                     self._write(paths[f"{linears}-{gelu}"], layout, None)
-            runners = {name: OnnxRunner(path, self.threads) for name, path in paths.items()}
+            runners = {name: self._open(path) for name, path in paths.items()}
             samples = _timed(runners, self.images[:1])
             best = min(samples, key=lambda name: float(np.median(samples[name].times_ms)))
             self._baseline = paths[best]
@@ -155,17 +155,17 @@ class Trials:
         program = export_program(module, example, max_batch=max(self.target.input.batch[2], len(self.images)))
         if placed is not None:
             program = quantize_program(program, build_plan(module, self.statistics, placed, effort="quick"))
-        if not self.target.input.dynamic_batch:
-            program = with_batch(program, self.target.input.batch[0])
         metadata = ArtifactMetadata("trial", None, self.preprocess, self.target.input.value_range, "")
-        assert self.target.opset is not None
-        export_onnx(program, path, opset=self.target.opset, metadata=metadata, layout=layout)
+        self.backend.write(self.target.model_copy(update={"layout": layout}), program, path, metadata)
+
+    def _open(self, path: Path) -> TimedRunner:
+        return self.backend.timed_runner(path, self.threads)
 
 
-def _timed(runners: Mapping[str, OnnxRunner], image: np.ndarray) -> dict[str, Samples]:
+def _timed(runners: Mapping[str, TimedRunner], image: np.ndarray) -> dict[str, Samples]:
     """Time networks in turns on one image, filled up to a fixed batch."""
 
-    def call(runner: OnnxRunner) -> Callable[[], None]:
+    def call(runner: TimedRunner) -> Callable[[], None]:
         inputs = np.repeat(image, runner.batch or 1, axis=0)
 
         def run() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from statistics import median
 
+from edgeconvnext.backends import backend
 from edgeconvnext.schema import format
 from edgeconvnext.schema.analysis import Analysis, LayerAnalysis, Setting, Suspicion, SuspicionKind, TensorAnalysis
 
@@ -324,5 +325,5 @@ def _shifted(setting: Setting, layer: LayerAnalysis, tensor: TensorAnalysis) -> 
             yield "--effort default, which shifts the values in front of the quantizer"
         elif setting.preparation == "none":
             yield "leaving out --prepare none, so that the values are shifted in front of the quantizer"
-    if setting.exporter in ("onnx", "coreml") and not setting.affine_activations:
+    if not setting.affine_activations and backend(setting.exporter).limits.zero_points:
         yield '`scheme = "affine"` under [quantize.activations] in a target file of your own'

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from edgeconvnext.backends.artifact import load_target
+from edgeconvnext.backends import load_target
 from edgeconvnext.backends.metadata import ArtifactMetadata
 from edgeconvnext.backends.onnx.write import export_onnx
 from edgeconvnext.backends.tensorrt.typed_onnx import export_typed_onnx

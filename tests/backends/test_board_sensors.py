@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 
+from edgeconvnext.backends import backend
 from edgeconvnext.backends.kit.write import assemble_script
 
 # Jetson Orin Nano, as in NVIDIA's developer guide ("tegrastats" and the INA3221 channels).
@@ -29,7 +30,7 @@ PMIC = """\
 @pytest.fixture
 def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script of a kit, with an empty /sys, /proc and /etc and no program to ask."""
-    (tmp_path / "script.py").write_text(assemble_script("onnxruntime"))
+    (tmp_path / "script.py").write_text(assemble_script(backend("onnx").kit_script()))
     spec = importlib.util.spec_from_file_location("script", tmp_path / "script.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -20,7 +20,7 @@ pytest.importorskip("coremltools", reason="Core ML packages need coremltools: pi
 from quantized_programs import VARIANTS, Variant, images, layers_of, program_for, run, small_convnext, sqnr_db
 
 import edgeconvnext
-from edgeconvnext.backends.artifact import load_target
+from edgeconvnext.backends import load_target
 from edgeconvnext.backends.coreml import convert as coreml
 from edgeconvnext.backends.coreml.convert import export_coreml
 from edgeconvnext.backends.coreml.graph import (
@@ -349,7 +349,7 @@ import dataclasses, os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from quantized_programs import METADATA, program_for
-from edgeconvnext.backends import coreml
+from edgeconvnext.backends.coreml import convert as coreml
 coreml.check_weights = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 metadata = dataclasses.replace(METADATA, value_range="0..255")
 coreml.export_coreml(program_for(None), Path(sys.argv[1]), metadata=metadata, minimum_os="iOS17")

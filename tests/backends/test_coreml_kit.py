@@ -17,11 +17,11 @@ import pytest
 import torch
 from quantized_programs import CLASSES, images, program_for, run, small_convnext
 
-from edgeconvnext.backends.artifact import load_target
+from edgeconvnext.backends import backend, load_target
 from edgeconvnext.backends.kit.write import CheckVectors, KitNetworks, assemble_script, write_device_kit
 from edgeconvnext.targets import GateSection
 
-SCRIPT = assemble_script("coreml")
+SCRIPT = assemble_script(backend("coreml").kit_script())
 COUNT = 4
 
 

@@ -24,7 +24,7 @@ import pytest
 import torch
 from quantized_programs import CLASSES, images, in_onnxruntime, program_for, run, small_convnext, typed_onnx_bytes
 
-from edgeconvnext.backends.artifact import load_target
+from edgeconvnext.backends import backend, load_target
 from edgeconvnext.backends.kit.write import CheckVectors, KitNetworks, assemble_script, write_device_kit
 from edgeconvnext.errors import ExportError
 from edgeconvnext.evaluation.timing import summarize
@@ -35,7 +35,7 @@ from edgeconvnext.targets import GateSection
 pytestmark = pytest.mark.filterwarnings("ignore:Use Deprecated in TensorRT-RTX:DeprecationWarning")
 
 
-SCRIPT = assemble_script("tensorrt")
+SCRIPT = assemble_script(backend("tensorrt").kit_script())
 
 
 def vectors(count: int = 8) -> CheckVectors:

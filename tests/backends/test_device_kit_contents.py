@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from kit_folders import write_kit
 
-from edgeconvnext.backends.artifact import load_target
+from edgeconvnext.backends import backend, load_target
 from edgeconvnext.backends.kit.device import kit as script
+from edgeconvnext.backends.kit.layers import LayerOutput
 from edgeconvnext.backends.kit.write import CheckVectors, KitNetworks, assemble_script, write_device_kit
-from edgeconvnext.backends.onnxruntime.layer_outputs import LayerOutput
 
 
 @pytest.fixture
@@ -133,10 +133,10 @@ def test_a_kit_json_without_end_is_not_read(tmp_path: Path, monkeypatch: pytest.
         script.Kit()
 
 
-@pytest.mark.parametrize("part", ["onnxruntime", "tensorrt", "coreml"])
-def test_modules_that_lie_in_the_kits_folder_are_not_imported(part: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["onnx", "tensorrt", "coreml"])
+def test_modules_that_lie_in_the_kits_folder_are_not_imported(name: str, tmp_path: Path) -> None:
     folder = write_kit(tmp_path / "kit")
-    (folder / "check.py").write_text(assemble_script(part))
+    (folder / "check.py").write_text(assemble_script(backend(name).kit_script()))
     planted = {
         alias.name.partition(".")[0]
         for node in ast.walk(ast.parse((folder / "check.py").read_text()))

@@ -23,7 +23,7 @@ from quantized_programs import (
     sqnr_db,
 )
 
-from edgeconvnext.backends.artifact import load_target
+from edgeconvnext.backends import load_target
 from edgeconvnext.backends.metadata import ArtifactMetadata
 from edgeconvnext.backends.onnx.write import export_onnx, read_metadata
 from edgeconvnext.errors import ExportError, RunDirectoryError

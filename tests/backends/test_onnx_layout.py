@@ -26,7 +26,7 @@ from quantized_programs import (
 )
 from torch.export import ExportedProgram
 
-from edgeconvnext.backends.artifact import load_target
+from edgeconvnext.backends import load_target
 from edgeconvnext.backends.onnx.write import build_onnx
 from edgeconvnext.choices import Operator
 from edgeconvnext.model.program import export_program, with_batch

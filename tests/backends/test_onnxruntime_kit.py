@@ -18,14 +18,14 @@ import torch
 from onnx import numpy_helper
 from quantized_programs import CLASSES, images, in_onnxruntime, onnx_bytes, program_for, run, small_convnext, sqnr_db
 
-from edgeconvnext.backends.artifact import load_target
+from edgeconvnext.backends import backend, load_target
 from edgeconvnext.backends.kit.write import CheckVectors, KitNetworks, assemble_script, write_device_kit
 from edgeconvnext.backends.onnxruntime.layer_outputs import layer_outputs
 from edgeconvnext.files import tree_sha256
 from edgeconvnext.quantization.simulate import simulator
 from edgeconvnext.targets import GateSection
 
-SCRIPT = assemble_script("onnxruntime")
+SCRIPT = assemble_script(backend("onnx").kit_script())
 
 
 def make_kit(root: Path, gates: GateSection, count: int = 6, artifact: bytes | None = None) -> Path:

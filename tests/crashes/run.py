@@ -48,7 +48,7 @@ _IMPORTED_ONCE = (
     "edgeconvnext.api",
     "edgeconvnext.quantization.program",
     "edgeconvnext.backends.onnx.write",
-    "edgeconvnext.backends.onnxruntime.latency",
+    "edgeconvnext.backends.onnxruntime.backend",
     "edgeconvnext.train.training",
     "edgeconvnext.report.write",
 )

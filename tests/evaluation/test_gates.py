@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgeconvnext.backends.artifact import load_target
+from edgeconvnext.backends import load_target
 from edgeconvnext.evaluation.gates import judge, passed
 from edgeconvnext.schema.report import Accuracy, Gate, Interval, OutputRecord
 from edgeconvnext.targets import GateSection, Target

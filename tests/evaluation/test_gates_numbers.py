@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from edgeconvnext.backends.artifact import load_target
+from edgeconvnext.backends import load_target
 from edgeconvnext.evaluation import gates
 from edgeconvnext.schema.report import Accuracy, Gate, Interval, OutputRecord, SizeRecord
 from edgeconvnext.targets import GateSection, Target

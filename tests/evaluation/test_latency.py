@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from quantized_graphs import classifier_file
 
-from edgeconvnext.backends.onnxruntime.latency import onnx_latency
+from edgeconvnext.backends import backend
+from edgeconvnext.backends.base import LatencySettings
 from edgeconvnext.errors import ExportError
 from edgeconvnext.evaluation import timing
 from edgeconvnext.evaluation.timing import (
@@ -21,6 +22,8 @@ from edgeconvnext.evaluation.timing import (
     summarize,
     time_interleaved,
 )
+
+ONNX = backend("onnx")
 
 
 class FakeMachine:
@@ -141,7 +144,7 @@ def test_an_onnx_file_is_timed_beside_its_float_form(tmp_path: Path) -> None:
     fp32 = classifier_file(tmp_path / "fp32.onnx", weights)
     artifact = classifier_file(tmp_path / "model.onnx", weights, dtype=np.float16)
     photographs = np.zeros((3, 3, 4, 4), np.float32)
-    result = onnx_latency(fp32, artifact, batch=2, threads=1, seconds=0.01, images=photographs)
+    result = ONNX.latency(fp32, artifact, LatencySettings(batch=2, seconds=0.01, images=photographs))
     times = result.comparison
     assert times.fp32 is not None and times.artifact is not None and result.speedup is not None
     assert result.speedup.low <= result.speedup.value <= result.speedup.high
@@ -155,7 +158,7 @@ def test_an_onnx_file_is_timed_beside_its_float_form(tmp_path: Path) -> None:
 
 def test_an_artifact_alone_has_times_and_no_speedup(tmp_path: Path) -> None:
     artifact = classifier_file(tmp_path / "model.onnx", np.ones((3, 2), np.float32))
-    result = onnx_latency(None, artifact, input_size=(4, 4), seconds=0.01)
+    result = ONNX.latency(None, artifact, LatencySettings(input_size=(4, 4), seconds=0.01))
     assert result.speedup is None and result.comparison.fp32 is None
     assert result.comparison.artifact is not None and result.comparison.artifact.runs >= MIN_RUNS
     assert result.comparison.settings["input"] == "grey ramp, 4x4"
@@ -164,6 +167,6 @@ def test_an_artifact_alone_has_times_and_no_speedup(tmp_path: Path) -> None:
 def test_a_batch_or_size_the_file_does_not_take_is_an_error(tmp_path: Path) -> None:
     artifact = classifier_file(tmp_path / "model.onnx", np.ones((3, 2), np.float32), batch=1)
     with pytest.raises(ExportError, match="exported for batch 1 and cannot be timed at batch 8"):
-        onnx_latency(None, artifact, batch=8, input_size=(4, 4), seconds=0.01)
+        ONNX.latency(None, artifact, LatencySettings(batch=8, input_size=(4, 4), seconds=0.01))
     with pytest.raises(ExportError, match="does not run on"):
-        onnx_latency(None, artifact, input_size=(8, 8), seconds=0.01)
+        ONNX.latency(None, artifact, LatencySettings(input_size=(8, 8), seconds=0.01))

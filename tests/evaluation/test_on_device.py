@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from device_files import COUNT, POWER, Results, backbone, kit, packed, timed, told
 
-from edgeconvnext.backends.artifact import load_target
+from edgeconvnext.backends import load_target
 from edgeconvnext.backends.kit import record as on_device
 from edgeconvnext.backends.kit.known import Kit
 from edgeconvnext.backends.kit.record import device_record, merge

@@ -229,7 +229,7 @@ def _images(work: Path) -> list[Loader]:
 def _texts(work: Path) -> list[Loader]:
     from PIL import Image
 
-    from edgeconvnext.backends.artifact import load_target
+    from edgeconvnext.backends import load_target
     from edgeconvnext.data.sets import resolve_image_set
     from edgeconvnext.quantization.precision import read_plan
     from edgeconvnext.train.recipe import Recipe, read_recipe, recipe_toml

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from networks import sqnr_db
 
-from edgeconvnext.backends.artifact import load_target
+from edgeconvnext.backends import check_target, load_target
 from edgeconvnext.data.preprocess import Preprocess
 from edgeconvnext.model.convnext.network import ConvNeXt
 from edgeconvnext.quantization.candidates import ReconstructionOptions
@@ -34,7 +34,9 @@ def target_with(name: str = "jetson", **quantize: Any) -> Target:
     values = load_target(name).model_dump()
     for key, value in quantize.items():
         values["quantize"][key] = {**values["quantize"][key], **value} if isinstance(value, dict) else value
-    return Target.model_validate(values)
+    target = Target.model_validate(values)
+    check_target(target)
+    return target
 
 
 def reconstructed(

@@ -6,9 +6,9 @@ import pytest
 from networks import small_network
 from reconstructions import target_with
 
-from edgeconvnext.backends.artifact import load_target
+from edgeconvnext.backends import check_bits, load_target
 from edgeconvnext.errors import ConfigFileError, EdgeConvNextError, QuantizationError
-from edgeconvnext.quantization.precision import BitPlan, LayerEntry, Precision, read_plan, resolve_precision
+from edgeconvnext.quantization.precision import BitPlan, LayerEntry, Precision, asked_bits, read_plan, resolve_precision
 
 
 def test_a_plan_survives_its_file(tmp_path: Path) -> None:
@@ -84,14 +84,14 @@ def test_a_plan_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
 )
 def test_bits_that_a_runtime_does_not_take_are_refused_by_name(target: str, plan: BitPlan, expected: str) -> None:
     with pytest.raises(QuantizationError) as refused:
-        resolve_precision(small_network(), load_target(target), plan)
+        check_bits(load_target(target), asked_bits(small_network(), load_target(target), plan))
     assert expected in str(refused.value)
 
 
 def test_old_opsets_have_no_four_bit_weights() -> None:
     target = target_with("onnx").model_copy(update={"opset": 20})
     with pytest.raises(QuantizationError, match="from opset 21 on"):
-        resolve_precision(small_network(), target, BitPlan(weights=4))
+        check_bits(target, asked_bits(small_network(), target, BitPlan(weights=4)))
 
 
 def test_blocks_are_for_four_bit_weights_in_onnx() -> None:

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from networks import small_network
 from reconstructions import target_with
 
-from edgeconvnext.backends.artifact import load_target
+from edgeconvnext.backends import check_bits, load_target
 from edgeconvnext.errors import QuantizationError
 from edgeconvnext.model.layers import weighted_layers
-from edgeconvnext.quantization.precision import BitPlan, LayerEntry, Precision, read_plan, resolve_precision
+from edgeconvnext.quantization.precision import BitPlan, LayerEntry, Precision, asked_bits, read_plan, resolve_precision
 from edgeconvnext.targets import Target
 
 few = settings(max_examples=60, derandomize=True, deadline=None, database=None)
@@ -179,12 +179,15 @@ def test_runtimes_refuse_bits_that_they_have_no_operators_for(
     target: str, changed: dict[str, object], weights: int, activations: int, refused: bool
 ) -> None:
     asked = BitPlan(layers={"stages.0.0.pwconv2": LayerEntry(weights=weights, activations=activations)})
-    resolve = lambda: resolve_precision(NETWORK, load_target(target).model_copy(update=changed), asked)  # noqa: E731
+    asking = load_target(target).model_copy(update=changed)
+    bits = asked_bits(NETWORK, asking, asked)
+    assert bits["stages.0.0.pwconv2"] == (weights, activations)
     if refused:
         with pytest.raises(QuantizationError, match=r"stages\.0\.0\.pwconv2 asks for"):
-            resolve()
+            check_bits(asking, bits)
     else:
-        assert resolve()["stages.0.0.pwconv2"].weights == weights
+        check_bits(asking, bits)
+        assert resolve_precision(NETWORK, asking, asked)["stages.0.0.pwconv2"].weights == weights
 
 
 @pytest.mark.parametrize("entry", [{"weights": 4}, {"activations": 8}, {"weights": 8, "activations": 16}])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from networks import small_network, sqnr_db
 
-from edgeconvnext.backends.artifact import load_target
+from edgeconvnext.backends import load_target
 from edgeconvnext.errors import QuantizationError
 from edgeconvnext.model.convnext.network import ConvNeXt, ConvNeXtConfig
 from edgeconvnext.model.layers import weighted_layers

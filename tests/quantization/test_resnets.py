@@ -13,7 +13,7 @@ from networks import sqnr_db
 from reconstructions import photographs, reconstructed, target_with
 from resnets import CONFIGS, narrow, trained_like
 
-from edgeconvnext.backends.artifact import load_target
+from edgeconvnext.backends import load_target
 from edgeconvnext.backends.metadata import ArtifactMetadata
 from edgeconvnext.backends.onnx.write import export_onnx
 from edgeconvnext.backends.onnxruntime.quantized_layers import integer_layers

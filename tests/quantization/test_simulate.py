@@ -4,7 +4,7 @@ import pytest
 import torch
 from networks import small_network, sqnr_db
 
-from edgeconvnext.backends.artifact import load_target
+from edgeconvnext.backends import load_target
 from edgeconvnext.model.program import export_program
 from edgeconvnext.model.program_float16 import to_float16
 from edgeconvnext.quantization.planning import build_plan

@@ -25,7 +25,7 @@ from rich.console import Console, RenderableType
 from sample_reports import sample_device, sample_report
 from test_analysis_page import layer_of
 
-from edgeconvnext.backends.artifact import load_target
+from edgeconvnext.backends import load_target
 from edgeconvnext.report.analysis_page import render_analysis_html
 from edgeconvnext.report.analysis_terminal import render_analysis
 from edgeconvnext.report.card import render_card

@@ -10,16 +10,15 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 import edgeconvnext
+from edgeconvnext.backends import timing_runtime
 from edgeconvnext.data.digits import digits_set
 from edgeconvnext.data.image_set import split_held_out
 from edgeconvnext.data.loader import batches
 from edgeconvnext.errors import EdgeConvNextError, RewriteError
-from edgeconvnext.evaluation.timing import Samples
 from edgeconvnext.model import load_model
 from edgeconvnext.model.checkpoint import save_checkpoint
 from edgeconvnext.model.convnext.network import Block, ConvNeXt, ConvNeXtConfig
@@ -91,21 +90,23 @@ def test_size_budget_counts_weights(digits: LoadedModel, images: Images) -> None
     assert all(width % 16 == 0 for width in result.widths.values())
 
 
-def test_latency_budget_uses_the_measured_table(
-    digits: LoadedModel, images: Images, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def times(graphs: Iterable[tuple[str, bytes]], **_: object) -> dict[str, Samples]:
+def test_latency_budget_uses_the_measured_table(digits: LoadedModel) -> None:
+    class Timer:
         """The network takes 10 ms; blocks of the first stage 4 ms whatever their width, all others 1 ms per 64 channels."""
-        found = {}
-        for name, _graph in graphs:
-            stage, _, width = name.partition(" ")
-            ms = 10.0 if name == prune_latency.NETWORK else (4.0 if stage == "0" else int(width) / 64)
-            found[name] = Samples(np.array([ms]), np.array([0]))
-        return found
 
-    monkeypatch.setattr(prune_latency, "time_graphs", times)
-    monkeypatch.setattr(prune_latency, "float_graph", lambda *_: b"")
-    costs = costs_of(digits.module, Budget("latency", 0.9), SIZE, 8)
+        def float_graph(self, *_: object) -> bytes:
+            return b""
+
+        def medians_ms(self, graphs: Iterable[tuple[str, bytes]], **_: object) -> dict[str, float]:
+            found = {}
+            for name, _graph in graphs:
+                stage, _, width = name.partition(" ")
+                found[name] = 10.0 if name == prune_latency.NETWORK else (4.0 if stage == "0" else int(width) / 64)
+            return found
+
+    with pytest.raises(RewriteError, match="needs a runtime on this machine"):
+        costs_of(digits.module, Budget("latency", 0.9), SIZE, 8)
+    costs = costs_of(digits.module, Budget("latency", 0.9), SIZE, 8, Timer())
     stage0 = {width: costs.blocks["stages.0.0"][width] for width in (8, 64)}
     assert stage0[8] == stage0[64]
     points = {path: {8: 1.0, max(table): 0.0} for path, table in costs.blocks.items()}
@@ -118,7 +119,7 @@ def test_latency_budget_uses_the_measured_table(
 def test_latency_table_is_measured_in_onnxruntime(digits: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prune_latency, "SECONDS", 0.001)
     monkeypatch.setattr(prune_latency, "SHARES", (1.0,))
-    costs = prune_latency.latency_costs(digits.module, SIZE, 512)
+    costs = prune_latency.latency_costs(digits.module, SIZE, 512, timing_runtime())
     whole = Budget("latency", 1.0)
     assert 0 < sum(max(table.values()) for table in costs.blocks.values()) <= costs.limit(whole)
     assert {path: list(table) for path, table in costs.blocks.items()} == {

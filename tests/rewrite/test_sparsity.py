@@ -11,7 +11,7 @@ from networks import small_network
 from reconstructions import photographs, reconstructed, target_with
 
 import edgeconvnext
-from edgeconvnext.backends.onnx.sparse import sparse_linears, sparsity_checks
+from edgeconvnext.backends.onnx.sparse import sparse_layers, sparse_linears, sparsity_checks
 from edgeconvnext.errors import RewriteError
 from edgeconvnext.model.convnext.network import ConvNeXt, ConvNeXtConfig
 from edgeconvnext.model.load import load_model
@@ -140,7 +140,7 @@ def test_the_pattern_is_in_the_exported_files(tmp_path: Path) -> None:
     pruned = edgeconvnext.prune("digits", calib="digits", num_images=60, sparsity="2:4", output=weights)
     assert pruned.sparse is not None
     layers = [layer.name for layer in pruned.sparse.layers]
-    run = edgeconvnext.backends(
+    run = edgeconvnext.export(
         str(weights), target="onnx", calib="digits", num_images=30, latency=False, output=tmp_path / "run"
     )
     path = run.path / "model.onnx"
@@ -151,9 +151,9 @@ def test_the_pattern_is_in_the_exported_files(tmp_path: Path) -> None:
     weight = next(tensor for tensor in model.graph.initializer if tensor.name == f"{layers[0]}.weight")
     weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) | 1, weight.name))
     onnx.save(model, tmp_path / "filled.onnx")
-    check = sparsity_checks(load_model(weights).module, tmp_path / "filled.onnx")[0]
+    check = sparsity_checks(sparse_layers(load_model(weights).module), tmp_path / "filled.onnx")[0]
     assert not check.passed and layers[0] in check.result
-    assert sparsity_checks(load_model("digits").module, path) == []
+    assert sparsity_checks(sparse_layers(load_model("digits").module), path) == []
 
 
 def test_engines_are_built_with_the_sparse_flag_where_layers_are_sparse(

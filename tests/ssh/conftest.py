@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from edgeconvnext.backends.base import KitScript
 from edgeconvnext.backends.kit import write as device_kit
 from edgeconvnext.pipeline import commands as pipeline
 from edgeconvnext.pipeline.job import Request
@@ -15,9 +16,9 @@ from edgeconvnext.ssh import kit_run
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def hurried(part: str) -> str:
+def hurried(script: KitScript) -> str:
     """Assemble a kit's script that times for a tenth of a second."""
-    text = device_kit.assemble_script(part)
+    text = device_kit.assemble_script(script)
     assert "default=3.0" in text
     return text.replace("default=3.0", "default=0.1")
 

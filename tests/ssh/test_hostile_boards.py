@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from kit_folders import write_kit
 
-from edgeconvnext.backends.kit.known import Kit
+from edgeconvnext.backends import kit_script_of
 from edgeconvnext.errors import (
     DeviceResultsError,
     EdgeConvNextError,
@@ -307,7 +307,6 @@ def test_the_module_of_a_kit_is_one_of_ours(board: Board) -> None:
 
 
 def test_every_kind_of_kit_has_its_script(board: Board) -> None:
-    about = Kit.load(board.kit).about
     names = {
         (None, "model.onnx"): "onnxruntime",
         (None, "model.mlpackage"): "coreml",
@@ -315,5 +314,6 @@ def test_every_kind_of_kit_has_its_script(board: Board) -> None:
         ("tensorrt_rtx", "model.engine"): "tensorrt",
     }
     for (module, artifact), part in names.items():
-        changed = about.model_copy(update={"module": module, "artifact": artifact})
-        assert kit_run.script_of(changed).part == part
+        script = kit_script_of(module, artifact)
+        assert script is not None and script.source.parent.name == part
+    assert kit_script_of("antigravity", "model.onnx") is None and kit_script_of(None, "model.engine") is None

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from loopback import Server
 
+from edgeconvnext.backends import backends
 from edgeconvnext.errors import RemoteError, RunDirectoryError, RuntimeMissingError
 from edgeconvnext.pipeline import commands as pipeline
 from edgeconvnext.pipeline.job import Request
@@ -232,12 +233,12 @@ def test_a_script_that_fails_says_what_it_said(
     assert work_folders(server) == []
 
 
-@pytest.mark.parametrize(
-    "name", ["../model.engine", ".ssh", "/etc/passwd", "a/b.engine", "README.txt", "check.py", "", 3]
-)
-def test_only_what_scripts_save_is_brought_back_whatever_a_device_claims(name: object) -> None:
-    assert not kit_run._is_result(name)
-    assert kit_run._is_result("layers.json") and kit_run._is_result("model_fp16.engine")
+@pytest.mark.parametrize("name", ["../model.engine", ".ssh", "/etc/passwd", "a/b.engine", "README.txt", "check.py", ""])
+def test_only_what_scripts_save_is_brought_back_whatever_a_device_claims(name: str) -> None:
+    scripts = {known.name: known.kit_script() for known in backends()}
+    assert not any(script.saves_file(name) for script in scripts.values() if script is not None)
+    assert scripts["onnx"].saves_file("layers.json") and scripts["tensorrt"].saves_file("model_fp16.engine")
+    assert not scripts["onnx"].saves_file("model_fp16.engine")
 
 
 def test_a_run_without_a_kit_is_refused_before_connecting(run: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import torch
 import edgeconvnext
 from benchmarks.gpu import accuracy, collect, images_of, measure, read_photographs, read_settings, unpack
 from benchmarks.gpu_pack import pack
-from edgeconvnext.backends.triton.planned import load_planned_run
+from edgeconvnext.commands.bench_triton import load_planned_run
 from edgeconvnext.errors import ImageSetError
 from edgeconvnext.files import tree_size
 
@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("packed") / "run"
-    edgeconvnext.quantization("digits", calib="digits", target="rtx", num_images=30, effort="quick", output=path)
+    edgeconvnext.quantize("digits", calib="digits", target="rtx", num_images=30, effort="quick", output=path)
     return path
 
 

@@ -15,9 +15,10 @@ from networks import small_network
 
 import edgeconvnext
 from edgeconvnext.backends.triton.gpu import Peaks, require_gpu
-from edgeconvnext.backends.triton.planned import PlannedNetwork, load_planned_run
+from edgeconvnext.backends.triton.planned import PlannedNetwork
 from edgeconvnext.backends.triton.roofline import Work, block_work, network_work
 from edgeconvnext.cli import main
+from edgeconvnext.commands.bench_triton import load_planned_run
 from edgeconvnext.errors import QuantizationError, RunDirectoryError, RuntimeMissingError
 from edgeconvnext.evaluation.timing import Samples
 from edgeconvnext.model.convnext.network import ConvNeXtConfig
@@ -33,7 +34,7 @@ PEAKS = Peaks(bytes_per_s=3e12, int8_ops=1.5e15, float_ops=5e13)
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of the embedded network for target rtx, without its artifact."""
     path = tmp_path_factory.mktemp("triton") / "run"
-    edgeconvnext.quantization("digits", calib="digits", target="rtx", num_images=30, effort="quick", output=path)
+    edgeconvnext.quantize("digits", calib="digits", target="rtx", num_images=30, effort="quick", output=path)
     return path
 
 
@@ -95,14 +96,14 @@ def test_what_bench_cannot_take_is_said_before_the_gpu_is_looked_for(
 
 def test_a_run_whose_network_takes_raw_pixels_is_refused_with_the_way_out(tmp_path: Path) -> None:
     path = tmp_path / "run"
-    edgeconvnext.quantization("digits", calib="digits", target="coreml", num_images=30, effort="quick", output=path)
+    edgeconvnext.quantize("digits", calib="digits", target="coreml", num_images=30, effort="quick", output=path)
     with pytest.raises(QuantizationError, match="--target rtx --from"):
         load_planned_run(path)
 
 
 def test_a_backbone_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "run"
-    edgeconvnext.quantization(
+    edgeconvnext.quantize(
         "digits", calib="digits", target="rtx", num_images=30, effort="quick", head="features", output=path
     )
     with pytest.raises(QuantizationError, match="without a head"):

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from networks import small_network
 
-from edgeconvnext.backends.artifact import load_target
+from edgeconvnext.backends import load_target
 from edgeconvnext.choices import Calibrator
 from edgeconvnext.model.convnext.network import ConvNeXt
 from edgeconvnext.model.macs import layer_macs

@@ -13,7 +13,7 @@ import torch
 from short_turns import EDGECONVNEXT
 
 from edgeconvnext import api
-from edgeconvnext.backends.artifact import load_target
+from edgeconvnext.backends import load_target
 from edgeconvnext.data.digits import digits_set
 from edgeconvnext.errors import CheckpointError, QuantizationError, RewriteError
 from edgeconvnext.model.convnext.network import ConvNeXt

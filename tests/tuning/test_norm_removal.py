@@ -11,11 +11,12 @@ import torch
 from norm_networks import CONFIGS, folded_network
 from torch import nn
 
+from edgeconvnext.backends import timing_runtime
+from edgeconvnext.backends.onnxruntime import float_latency
 from edgeconvnext.evaluation.timing import Samples
 from edgeconvnext.model.convnext.network import ConvNeXt
 from edgeconvnext.rewrite.lockstep import StoredImages
 from edgeconvnext.rewrite.norms import replace_norms, replaceable_norms
-from edgeconvnext.tuning import norm_latency
 from edgeconvnext.tuning.norm_latency import measure_norm_latencies, norm_elements, norm_groups
 from edgeconvnext.tuning.norm_removal import KL_PER_POINT, measure_loss, replace_within_budget
 
@@ -132,7 +133,7 @@ def test_norms_of_one_stage_are_timed_together(module: ConvNeXt, monkeypatch: py
         ("stages.1.0.norm", "stages.1.1.norm"),
         ("norm",),
     ]
-    saved = measure_norm_latencies(module, (32, 32))
+    saved = measure_norm_latencies(module, (32, 32), timing_runtime())
     assert set(saved) == set(replaceable_norms(module))
     assert saved["stages.1.0.norm"] == saved["stages.1.1.norm"]
 
@@ -142,14 +143,14 @@ def test_what_a_norm_saves_is_its_share_of_the_difference(module: ConvNeXt, monk
         times = {name: 10 - 3 + graph.count(b"LayerNormalization") for name, graph in graphs}
         return {name: Samples(np.full(5, float(ms)), np.arange(5)) for name, ms in times.items()}
 
-    monkeypatch.setattr(norm_latency, "time_graphs", samples)
-    saved = measure_norm_latencies(module, (32, 32))
+    monkeypatch.setattr(float_latency, "time_graphs", samples)
+    saved = measure_norm_latencies(module, (32, 32), timing_runtime())
     assert saved == dict.fromkeys(replaceable_norms(module), 1.0)
 
 
 def test_a_network_without_norms_is_not_timed(module: ConvNeXt, images: StoredImages, tmp_path: Path) -> None:
     bare = replace_norms(module, replaceable_norms(module), images, tmp_path).module
-    assert measure_norm_latencies(bare, (32, 32)) == {}
+    assert measure_norm_latencies(bare, (32, 32), timing_runtime()) == {}
 
 
 def test_values_that_pass_each_norm(module: ConvNeXt) -> None:

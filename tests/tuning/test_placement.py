@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from edgeconvnext.backends.artifact import load_target
+from edgeconvnext.backends import load_target
 from edgeconvnext.errors import QuantizationError
 from edgeconvnext.model.convnext.network import ConvNeXt, ConvNeXtConfig
 from edgeconvnext.model.layers import weighted_layers

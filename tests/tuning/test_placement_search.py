@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import edgeconvnext
-from edgeconvnext.backends.artifact import load_target
+from edgeconvnext.backends import load_target
 from edgeconvnext.data.preprocess import Preprocess
 from edgeconvnext.errors import QuantizationError, RuntimeMissingError
 from edgeconvnext.escape import for_terminal
@@ -150,16 +150,16 @@ def test_the_front_holds_what_nothing_beats_and_the_plot_shows_all() -> None:
 
 def test_targets_of_other_runtimes_end_with_4(tmp_path: Path) -> None:
     with pytest.raises(RuntimeMissingError, match="jetson runs in tensorrt"):
-        edgeconvnext.tuning("digits", calib="digits", target="jetson", output=tmp_path)
+        edgeconvnext.search("digits", calib="digits", target="jetson", output=tmp_path)
 
 
 def test_too_few_images_are_refused(tmp_path: Path) -> None:
     with pytest.raises(QuantizationError, match="at least 6"):
-        edgeconvnext.tuning("digits", calib="digits", num_images=3, output=tmp_path)
+        edgeconvnext.search("digits", calib="digits", num_images=3, output=tmp_path)
 
 
 def test_a_search_of_no_time_writes_the_targets_own_placement(tmp_path: Path) -> None:
-    result, folder = edgeconvnext.tuning(
+    result, folder = edgeconvnext.search(
         "digits", calib="digits", budget_minutes=0, num_images=30, output=tmp_path / "s"
     )
     assert result.untried > 10 and result.trials == [] and result.best == result.start
@@ -171,5 +171,5 @@ def test_a_search_of_no_time_writes_the_targets_own_placement(tmp_path: Path) ->
     ]
     assert json.loads((folder / "search.json").read_text())["model"] == "digits"
     assert (folder / "front.svg").read_text().startswith("<svg")
-    again, _ = edgeconvnext.tuning("digits", calib="digits", budget_minutes=0, num_images=30, output=folder)
+    again, _ = edgeconvnext.search("digits", calib="digits", budget_minutes=0, num_images=30, output=folder)
     assert again.taken_over == 1 and again.start == result.start

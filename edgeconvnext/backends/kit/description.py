@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
+from edgeconvnext.backends import kit_script_of
 from edgeconvnext.backends.kit.write import COMPARED_VALUES, KIT_FILE, MOST_VECTORS, KitOutput
 from edgeconvnext.errors import EdgeConvNextError, RunDirectoryError
 from edgeconvnext.escape import for_terminal
@@ -51,8 +52,8 @@ class KitDescription(Described):
     format: Literal[3]
     model: Text
     target: Text
-    script: Literal["check.py", "build_and_check.py"]
-    module: Literal["tensorrt", "tensorrt_rtx"] | None
+    script: Text
+    module: Text | None
     artifact: Text
     artifact_form: Text
     baseline: Text
@@ -81,6 +82,11 @@ class KitDescription(Described):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        script = kit_script_of(self.module, self.artifact)
+        if script is None or script.name != self.script:
+            raise ValueError(
+                f"no runtime has a script {self.script!r} for {self.artifact!r} that builds with {self.module!r}"
+            )
         for name in (*self.files, self.artifact, self.baseline):
             if not _FILE_NAME.fullmatch(name):
                 raise ValueError(f"{name!r} is no name of a file inside the kit")

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from edgeconvnext.backends.onnxruntime.layer_outputs import LayerOutput, added_outputs, sample
+from edgeconvnext.backends import backend_for
+from edgeconvnext.backends.base import KitScript
+from edgeconvnext.backends.kit.layers import LayerOutput, sample
 from edgeconvnext.data.size import Size
 from edgeconvnext.errors import ExportError
 from edgeconvnext.files import atomic_write, tree_files, tree_sha256
@@ -28,8 +30,6 @@ MOST_VECTORS = 32
 COMPARED_VALUES = 4093
 """Values compared of each feature map and image: a prime, so that their steps do not fall on the same columns of every row."""
 
-_BACKENDS = Path(__file__).parents[1]
-SWIFT = _BACKENDS / "coreml" / "classify.swift"
 _SHARED = tuple(Path(__file__).parent / "device" / name for name in ("kit.py", "timing.py", "board.py"))
 _OWN_PACKAGE = "edgeconvnext."
 # Python looks into the script's own folder first. A file there named like a module would run when that is imported.
@@ -40,33 +40,6 @@ if __name__ == "__main__" and not sys.flags.isolated and not getattr(sys.flags, 
     del sys.path[0]
 """
 
-
-@dataclass(frozen=True)
-class Script:
-    """The script of one runtime.
-
-    name: in the kit; part: the backend's folder, which holds its own source; needs: what it runs on, for the README.
-    """
-
-    name: str
-    part: str
-    needs: str
-    does: str
-
-
-SCRIPTS = {
-    "onnxruntime": Script("check.py", "onnxruntime", "onnxruntime", "checks model.onnx and times it"),
-    "tensorrt": Script(
-        "build_and_check.py", "tensorrt", "tensorrt", "builds the engines, checks the INT8 one and times it"
-    ),
-    "tensorrt-rtx": Script(
-        "build_and_check.py",
-        "tensorrt",
-        "tensorrt_rtx",
-        "builds the FP16 engine, checks the INT8 one and times it",
-    ),
-    "coreml": Script("check.py", "coreml", "coremltools and pillow on macOS", "checks the package and times it"),
-}
 
 _README = """\
 Copy this folder, whole, to the device and run there: python3 {name} (Python 3.8+ with {needs}, nothing else).
@@ -152,12 +125,15 @@ def write_device_kit(
 ) -> list[Path]:
     """Write script, networks, check vectors and README into `folder`; return the script, kit.json, README and what else is new.
 
-    At most 32 vectors are kept. Core ML's kit of a classifier has a Swift snippet as well. Networks are hard links to the
-    run's own files where the disk allows. kit.json lists the sha256 of every file, so that what comes back can be told from
-    another run's results.
+    At most 32 vectors are kept. Networks are hard links to the run's own files where the disk allows. kit.json lists the sha256
+    of every file, so that what comes back can be told from another run's results.
+    Raises ExportError for a target whose backend has no kit.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    script, kept = SCRIPTS[target.runtime.name], vectors.first(MOST_VECTORS)
+    backend, kept = backend_for(target), vectors.first(MOST_VECTORS)
+    script = backend.kit_script()
+    if script is None:
+        raise ExportError(f"There is no kit for what exporter {target.exporter} writes.")
     names = []
     for source in (networks.artifact, networks.baseline):
         _link(source, folder / source.name)
@@ -167,7 +143,7 @@ def write_device_kit(
     names.append(VECTORS_FILE)
     if kept.layers:
         there = frozenset(output.name for output in kept.outputs)
-        atomic_write(folder / ADDED_OUTPUTS_FILE, added_outputs(list(kept.layers), there))
+        atomic_write(folder / ADDED_OUTPUTS_FILE, backend.added_outputs(kept.layers, there))
         values = (np.ascontiguousarray(layer.values, dtype="<f4").tobytes() for layer in kept.layers)
         atomic_write(folder / LAYER_VALUES_FILE, b"".join(values))
         names += [ADDED_OUTPUTS_FILE, LAYER_VALUES_FILE]
@@ -180,7 +156,7 @@ def write_device_kit(
         "model": model_name,
         "target": target.name,
         "script": script.name,
-        "module": script.needs if target.runtime.name.startswith("tensorrt") else None,
+        "module": script.module,
         "minimum": target.runtime.minimum,
         "artifact": networks.artifact.name,
         "artifact_form": networks.artifact_form,
@@ -203,11 +179,11 @@ def write_device_kit(
         "files": {name: tree_sha256(folder / name) for name in names},
     }
     written = [folder / name for name in (script.name, KIT_FILE, "README.txt")]
-    atomic_write(written[0], assemble_script(script.part))
+    atomic_write(written[0], assemble_script(script))
     written[0].chmod(0o755)
-    if target.runtime.name == "coreml" and not kept.outputs:
-        written.append(folder / SWIFT.name)
-        atomic_write(written[-1], SWIFT.read_bytes())
+    for source in () if kept.outputs else script.for_classifiers:
+        written.append(folder / source.name)
+        atomic_write(written[-1], source.read_bytes())
     atomic_write(written[1], json.dumps(about, indent=1) + "\n")
     atomic_write(
         written[2], _README.format(name=script.name, needs=script.needs, does=script.does, count=len(kept.images))
@@ -215,15 +191,15 @@ def write_device_kit(
     return written
 
 
-def assemble_script(part: str) -> str:
+def assemble_script(script: KitScript) -> str:
     """Join the shared parts and a runtime's own part into one file that imports nothing of this package."""
-    own = _BACKENDS / part / "on_device.py"
+    own = script.source
     source = own.read_text(encoding="utf-8")
     body = ast.parse(source).body
     head = "".join(source.splitlines(keepends=True)[: body[0].end_lineno])
     pieces = [head, _OWN_FOLDER_IS_NO_PACKAGE]
     for path in (*_SHARED, own):
-        pieces.append(f"\n# ==== {part if path == own else path.stem}\n\n{_without_own_imports(path)}")
+        pieces.append(f"\n# ==== {own.parent.name if path == own else path.stem}\n\n{_without_own_imports(path)}")
     return "\n".join(pieces)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -36,15 +37,16 @@ def sparse_linears(onnx_path: Path) -> dict[str, bool]:
     return found
 
 
-def sparsity_checks(network: Network, onnx_path: Path) -> list[ExportCheck]:
-    """Read back whether the layers that are 2:4 in the folded network are so in the file; nothing where there are none."""
-    layers = {
-        name: network.get_submodule(name) for name in weighted_layers(network) if f"{name}.weight".endswith(LINEARS)
-    }
-    expected = [
-        name for name, layer in layers.items() if zero_mask(cast(torch.Tensor, layer.weight).detach()) is not None
-    ]
-    if not expected or not onnx_path.is_file():
+def sparse_layers(network: Network) -> tuple[str, ...]:
+    """Return the linears of a network's blocks whose weights are 2:4 sparse, by path."""
+    names = [name for name in weighted_layers(network) if f"{name}.weight".endswith(LINEARS)]
+    weights = {name: cast(torch.Tensor, network.get_submodule(name).weight) for name in names}
+    return tuple(name for name, weight in weights.items() if zero_mask(weight.detach()) is not None)
+
+
+def sparsity_checks(expected: Sequence[str], onnx_path: Path) -> list[ExportCheck]:
+    """Read back whether layers that are 2:4 in the folded network are so in the file; nothing where there are none."""
+    if not expected:
         return []
     found = sparse_linears(onnx_path)
     filled = [name for name in expected if not found.get(name, False)]

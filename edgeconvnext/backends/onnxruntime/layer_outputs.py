@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,27 +11,14 @@ import numpy as np
 import torch
 from torch.fx import GraphModule, Interpreter, Node
 
+from edgeconvnext.backends.kit.layers import COMPARED_IMAGES, LayerOutput, sample
 from edgeconvnext.backends.onnxruntime.layout import CHANNELS_LAST
 
-COMPARED_IMAGES = 4
-COMPARED_VALUES = 512
-"""Values compared of each block and image, evenly spread: enough for a ratio in dB, and little to carry."""
+# Stages of blocks are what all networks have in common (`model.network`).
+_BLOCK = re.compile(r"stages\.\d+\.\d+")
 
 
-@dataclass(frozen=True)
-class LayerOutput:
-    """The output of one block. tensor: its name in the ONNX file; size: values of an image; values: (images, samples) float32.
-
-    Sample i of n is the value at position i * size // n of the flattened tensor, in the file's order of axes.
-    """
-
-    name: str
-    tensor: str
-    size: int
-    values: np.ndarray
-
-
-def layer_outputs(simulation: GraphModule, model: Path, images: np.ndarray) -> list[LayerOutput]:
+def layer_outputs(simulation: GraphModule, model: Path, images: np.ndarray) -> tuple[LayerOutput, ...]:
     """Return what each block of the simulated graph puts out for a few images, with the name it has in the ONNX file.
 
     simulation: `quantize.simulate.simulator` of the program that `model` was exported from. images: (N, C, H, W), as both take
@@ -43,7 +30,7 @@ def layer_outputs(simulation: GraphModule, model: Path, images: np.ndarray) -> l
     graph_adds = list(_residual_adds(simulation))
     file_adds = list(_file_adds(onnx.load(model, load_external_data=False).graph))
     if len(graph_adds) != len(file_adds):
-        return []
+        return ()
     tensors = dict(zip(graph_adds, file_adds, strict=True))
     last_of_block = {block: node for node in graph_adds if (block := _block(node)) is not None}
     kept: dict[str, np.ndarray] = {}
@@ -58,22 +45,15 @@ def layer_outputs(simulation: GraphModule, model: Path, images: np.ndarray) -> l
 
     with torch.inference_mode():
         Recorder(simulation).run(torch.from_numpy(np.ascontiguousarray(images[:COMPARED_IMAGES])))
-    found = []
+    found: list[LayerOutput] = []
     for block, node in last_of_block.items():
         output = kept[block].transpose(0, 2, 3, 1) if tensors[node].endswith(CHANNELS_LAST) else kept[block]
         flat = output.reshape(len(output), -1)
         found.append(LayerOutput(block, tensors[node], flat.shape[1], sample(flat)))
-    return found
+    return tuple(found)
 
 
-def sample(flat: np.ndarray, most: int = COMPARED_VALUES) -> np.ndarray:
-    """Return `most` evenly spread values of each row, or all where there are fewer. flat: (N, size)."""
-    size = flat.shape[1]
-    count = min(most, size)
-    return flat[:, [index * size // count for index in range(count)]].astype(np.float32)
-
-
-def added_outputs(outputs: list[LayerOutput], there: frozenset[str] = frozenset()) -> bytes:
+def added_outputs(outputs: Iterable[LayerOutput], there: frozenset[str] = frozenset()) -> bytes:
     """Return bytes that, put behind an ONNX file's, make these tensors outputs of it. there: outputs that it has already.
 
     A serialized protobuf message that is appended to another is merged into it: repeated fields, as the outputs of a graph, grow
@@ -112,7 +92,5 @@ def _file_adds(graph: Any) -> Iterator[str]:
 def _block(node: Node) -> str | None:
     """Return the path of the block a node belongs to: "stages.0.1"."""
     stack = node.meta.get("nn_module_stack") or {}
-    for path, kind in reversed(list(stack.values())):
-        if str(kind).rpartition(".")[2].rstrip("'>") == "Block":
-            return str(path)
-    return None
+    paths = (str(path) for path, _ in reversed(list(stack.values())))
+    return next((path for path in paths if _BLOCK.fullmatch(path)), None)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from edgeconvnext.backends.base import NodeTime, Profile
 from edgeconvnext.backends.onnxruntime.runner import OnnxRunner
 
 PROFILED_RUNS = 30
@@ -36,28 +36,6 @@ _CLASSES = {
     "pooling": ("ReduceMean", "GlobalAveragePool", "AveragePool", "MaxPool", "QLinearGlobalAveragePool"),
 }
 _CLASS_OF = {operator: name for name, operators in _CLASSES.items() for operator in operators}
-
-
-@dataclass(frozen=True)
-class NodeTime:
-    """Median time of one node of the graph that onnxruntime made of a file."""
-
-    name: str
-    operator: str
-    median_ms: float
-
-    @property
-    def kind(self) -> str:
-        """The class of operators it belongs to."""
-        return _CLASS_OF.get(self.operator, "other")
-
-
-@dataclass(frozen=True)
-class Profile:
-    """The nodes of one file in the order they run, and its quantised layers that onnxruntime computes in float."""
-
-    nodes: tuple[NodeTime, ...]
-    fell_back: tuple[str, ...]
 
 
 def profile_onnx(path: Path, images: np.ndarray, threads: int, runs: int = PROFILED_RUNS) -> Profile:
@@ -87,7 +65,10 @@ def _node_times(events: list[dict[str, Any]]) -> tuple[NodeTime, ...]:
             arguments = event["args"]
             key = (arguments["node_index"], event["name"].removesuffix("_kernel_time"), arguments["op_name"])
             times[key].append(event["dur"] / 1000)
-    return tuple(NodeTime(name, operator, float(np.median(each))) for (_, name, operator), each in times.items())
+    return tuple(
+        NodeTime(name, operator, _CLASS_OF.get(operator, "other"), float(np.median(each)))
+        for (_, name, operator), each in times.items()
+    )
 
 
 def _in_float(graph: Any) -> tuple[str, ...]:

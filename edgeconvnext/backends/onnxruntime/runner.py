@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from edgeconvnext.backends.base import InputShape
 from edgeconvnext.backends.metadata import ArtifactMetadata
 from edgeconvnext.backends.onnx.file import require_own_files
 from edgeconvnext.data.preprocess import to_value_range
@@ -101,6 +102,19 @@ def onnx_session(
             f"{path} cannot be opened in onnxruntime {onnxruntime.__version__}: {_first_line(error)}. Export the model "
             f"again, or check that this is an ONNX file and that onnxruntime is as new as the target's runtime.minimum."
         ) from error
+
+
+def input_shape(path: Path) -> InputShape:
+    """Return what an ONNX file takes; raises ExportError for a file that cannot be opened or whose input is no image."""
+    from edgeconvnext.backends.onnx.write import read_metadata
+
+    shape = onnx_session(path).get_inputs()[0].shape
+    if len(shape) != 4 or not isinstance(shape[1], int):
+        raise ExportError(f"{path} takes input of shape {shape}; only networks of images can be timed.")
+    height, width = shape[2:]
+    if not isinstance(height, int) or not isinstance(width, int):
+        height, width = read_metadata(path).preprocess.input_size
+    return InputShape(shape[0] if isinstance(shape[0], int) else None, shape[1], (height, width))
 
 
 def _first_line(error: Exception) -> str:

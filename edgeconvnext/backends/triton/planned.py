@@ -1,4 +1,4 @@
-"""A quantised network as the kernels take it, out of a run directory."""
+"""A quantised network as the kernels take it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import torch
 
 from edgeconvnext.errors import QuantizationError
 from edgeconvnext.model.convnext.network import ConvNeXt
+from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.quantization.plan import QuantPlan
+from edgeconvnext.targets import Target
 
 
 @dataclass(frozen=True)
@@ -28,29 +30,25 @@ class PlannedNetwork:
     input_size: tuple[int, int]
 
 
-def load_planned_run(path: Path) -> PlannedNetwork:
-    """Read the network and plan of a finished run.
+def planned_network(
+    path: Path,
+    name: str,
+    target: Target,
+    model: LoadedModel,
+    plan_file: Path,
+) -> PlannedNetwork:
+    """Read the plan of a run's folded network, for the kernels. path: of the run; name: of model and target, for reports.
 
-    Raises RunDirectoryError for a folder that is no finished run, QuantizationError for a network that is no ConvNeXt, one that
-    ends without a head, or one that takes raw pixels.
+    Raises QuantizationError for a network that is no ConvNeXt, one that ends without a head, or one that takes raw pixels.
     """
-    from edgeconvnext.model.load import load_model
-    from edgeconvnext.pipeline.stages.network import FOLDED
-    from edgeconvnext.pipeline.stages.quantization import PLAN
-    from edgeconvnext.pipeline.stored_config import stored_config
     from edgeconvnext.quantization.plan_storage import load_plan
-    from edgeconvnext.run.manifest import load_run
 
-    run = load_run(path)
-    config = stored_config(run)
-    target, name = config.target.definition, config.target.name
     if target.input.value_range != "normalized":
         raise QuantizationError(
-            f"{path} is a run for {name}, whose network takes raw pixels; the Triton kernels take normalised images. "
+            f"{path} is a run for {target.name}, whose network takes raw pixels; the Triton kernels take normalised images. "
             f"Make a run for an NVIDIA GPU from it: edgeconvnext export --target rtx --from {path}."
         )
-    model = load_model(path / FOLDED)
-    plan, network = load_plan(path / PLAN, model.module)
+    plan, network = load_plan(plan_file, model.module)
     if not isinstance(model.module, ConvNeXt) or not isinstance(network, ConvNeXt):
         raise QuantizationError(
             f"{path} is a run of a {type(network).__name__}; the Triton kernels are those of ConvNeXt's blocks."
@@ -60,6 +58,4 @@ def load_planned_run(path: Path) -> PlannedNetwork:
             f"{path} is a run of a network without a head; the Triton kernels give logits. Make a run without --head."
         )
     float_type = torch.float16 if target.float_type == "float16" else torch.float32
-    return PlannedNetwork(
-        f"{config.model.name} for {name}", model.module, network, plan, float_type, model.preprocess.input_size
-    )
+    return PlannedNetwork(name, model.module, network, plan, float_type, model.preprocess.input_size)

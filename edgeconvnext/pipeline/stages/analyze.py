@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgeconvnext.backends import backend_for
 from edgeconvnext.data.loader import batches, check_broken
 from edgeconvnext.errors import RunDirectoryError
 from edgeconvnext.pipeline.job import Job
@@ -79,12 +80,12 @@ def _analysis_setting(job: Job, fit_images: int, held_out_images: int, sensitivi
     from edgeconvnext.schema.analysis import Setting
 
     target, request = job.target, job.request
-    tensorrt = target.exporter in ("tensorrt-onnx", "tensorrt-rtx", "tensorrt")
+    allowed = backend_for(target).limits.allowed_bits(target)
     return Setting(
         model=job.model.name,
         target=target.name,
         exporter=target.exporter,
-        wide_activations=not tensorrt and (target.exporter != "onnx" or (target.opset or 0) >= 21),
+        wide_activations=(8, 16) in allowed,
         affine_activations=target.quantize.activations.scheme == "affine",
         prepares_hidden=target.quantize.prepare.hidden,
         prepares_depthwise=target.quantize.prepare.depthwise,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from edgeconvnext.backends.base import ARTIFACTS
+from edgeconvnext.backends import backend_for
+from edgeconvnext.backends.base import LatencyResult, LatencySettings
 from edgeconvnext.data.loader import batches
 from edgeconvnext.data.preprocess import to_value_range
 from edgeconvnext.data.size import size_text
@@ -36,7 +38,6 @@ from edgeconvnext.received import reading
 from edgeconvnext.run.directory import RunDirectory, StageResult
 
 if TYPE_CHECKING:
-    from edgeconvnext.backends.base import LatencyResult
     from edgeconvnext.evaluation.runner import Runner
 
 # Images that networks are compared on at sizes other than their own: 996 at 224x224, 30 at 1280x1280.
@@ -130,7 +131,6 @@ def other_sizes(run: RunDirectory, job: Job, program: StageResult, artifact: Sta
 
 def _quantized_runners(run: RunDirectory, job: Job, artifact: StageResult | None) -> tuple[Runner, Runner | None]:
     """Return what runs the simulated graph, and the artifact where it runs here."""
-    from edgeconvnext.backends.artifact import artifact_runner
     from edgeconvnext.evaluation.runner import TorchRunner
 
     module = simulation(job, run.results)
@@ -141,11 +141,12 @@ def _quantized_runners(run: RunDirectory, job: Job, artifact: StageResult | None
 
     if artifact is None:
         return TorchRunner(simulate), None
-    path = artifact.path(ARTIFACTS[job.target.exporter])
+    backend = backend_for(job.target)
+    path = artifact.path(backend.artifact)
     if not artifact.reused:
-        return TorchRunner(simulate), artifact_runner(path)
+        return TorchRunner(simulate), backend.runner(path)
     with reading(path, RunDirectoryError, "Export it again."):
-        return TorchRunner(simulate), artifact_runner(path)
+        return TorchRunner(simulate), backend.runner(path)
 
 
 def _evaluation_key(job: Job, program: StageResult, artifact: StageResult | None) -> dict[str, Any]:
@@ -161,32 +162,31 @@ def _evaluation_key(job: Job, program: StageResult, artifact: StageResult | None
 def latency(
     run: RunDirectory, job: Job, folded: StageResult, planned: StageResult, artifact: StageResult
 ) -> StageResult:
-    """Time an ONNX artifact and its float baseline, interleaved. Values: latency and speedup records, unbudgeted_ms.
+    """Time the artifact and its float baseline, interleaved. Values: latency and speedup records, unbudgeted_ms.
 
     unbudgeted_ms: median of the artifact that --max-drop started from, where it gave layers back; else None.
     """
 
-    def timed(model: Path) -> LatencyResult:
-        from edgeconvnext.backends.onnxruntime.latency import onnx_latency
+    backend = backend_for(job.target)
 
-        return onnx_latency(
-            artifact.path("baseline/model_fp32.onnx"),
-            model,
+    def timed(model: Path) -> LatencyResult:
+        settings = LatencySettings(
             batch=1 if job.target.input.dynamic_batch else job.target.input.batch[0],
             threads=job.request.threads,
             images=proof_images(job).numpy(),
         )
+        return backend.latency(artifact.path(backend.baseline), model, settings)
 
     def make(folder: Path) -> dict[str, Any]:
         from edgeconvnext.progress import progress_bar
 
         budget = planned.values["budget"]
         with progress_bar("Timing FP32 and INT8", None):
-            result, before = timed(artifact.path("model.onnx")), None
+            result, before = timed(artifact.path(backend.artifact)), None
             if budget is not None and budget["moves"]:
-                unbudgeted = _unbudgeted_onnx(job, folded, planned, folder / "unbudgeted.onnx")
-                before = timed(unbudgeted).comparison.artifact
-                unbudgeted.unlink()
+                with TemporaryDirectory(dir=folder) as scratch:
+                    unbudgeted = _unbudgeted(job, folded, planned, Path(scratch) / backend.artifact)
+                    before = timed(unbudgeted).comparison.artifact
         return {
             "latency": result.comparison.model_dump(),
             "speedup": None if result.speedup is None else result.speedup.model_dump(),
@@ -197,19 +197,14 @@ def latency(
     return run.stage("latency", inputs, make, LatencyValues)
 
 
-def _unbudgeted_onnx(job: Job, folded: StageResult, planned: StageResult, path: Path) -> Path:
-    """Write the ONNX file that would have come out without --max-drop."""
+def _unbudgeted(job: Job, folded: StageResult, planned: StageResult, path: Path) -> Path:
+    """Write the artifact that would have come out without --max-drop."""
     from edgeconvnext.backends.metadata import ArtifactMetadata
-    from edgeconvnext.backends.onnx.write import export_onnx
-    from edgeconvnext.model.program import with_batch
     from edgeconvnext.quantization.plan_storage import load_plan
     from edgeconvnext.quantization.program import quantize_program
 
     module, _ = for_target(folded_model(folded, job), job)
     chosen, prepared = load_plan(planned.path(UNBUDGETED_PLAN), module)
     program = quantize_program(exported(job, prepared), chosen)
-    if not job.target.input.dynamic_batch:
-        program = with_batch(program, job.target.input.batch[0])
     metadata = ArtifactMetadata(job.model.name, None, job.model.preprocess, job.target.input.value_range, "")
-    assert job.target.opset is not None
-    return export_onnx(program, path, opset=job.target.opset, metadata=metadata, layout=job.target.layout)
+    return backend_for(job.target).write(job.target, program, path, metadata)

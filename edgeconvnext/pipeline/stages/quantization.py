@@ -10,6 +10,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
+from edgeconvnext.backends import backend_for, check_bits
 from edgeconvnext.data.loader import batches, check_broken
 from edgeconvnext.memory import give_back_free_memory
 from edgeconvnext.model.layers import weighted_layers
@@ -17,7 +18,7 @@ from edgeconvnext.model.network import Network
 from edgeconvnext.pipeline.job import KEPT_METHOD, Job
 from edgeconvnext.pipeline.stages.network import exported, folded_model, for_target, images_of
 from edgeconvnext.pipeline.stages.values import CalibrationCounts, PlanValues, QuantizedValues
-from edgeconvnext.quantization.precision import BitPlan, resolve_precision
+from edgeconvnext.quantization.precision import BitPlan, asked_bits, resolve_precision
 from edgeconvnext.run.directory import RunDirectory, StageResult
 from edgeconvnext.targets import Target
 
@@ -82,6 +83,7 @@ def plan(run: RunDirectory, job: Job, folded: StageResult, gathered: StageResult
         from edgeconvnext.quantization.statistics import Statistics
 
         module, error = for_target(folded_model(folded, job), job)
+        check_bits(job.target, asked_bits(module, job.target, job.bits))
         request = job.request
         budget: dict[str, Any] | None = None
         if gathered is None:
@@ -117,9 +119,8 @@ def plan(run: RunDirectory, job: Job, folded: StageResult, gathered: StageResult
 
 def _what_a_plan_reads(target: Target) -> dict[str, Any]:
     """Return what of a target decides its plan: targets that differ in the file they write only share one."""
-    tensorrt = target.exporter in ("tensorrt-onnx", "tensorrt-rtx", "tensorrt")
     return {
-        "runtime": "tensorrt" if tensorrt else [target.exporter, target.opset, target.minimum_os],
+        "allowed_bits": backend_for(target).limits.allowed_bits(target),
         "float_type": target.float_type,
         "value_range": target.input.value_range,
         "quantize": target.quantize.model_dump(mode="json"),
