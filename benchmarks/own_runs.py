@@ -73,7 +73,7 @@ minimum = "1.18"
 
 
 SWITCHES: dict[str, tuple[str, ...]] = {
-    "no preparation": ("--prepare", "none"),
+    "no preparation": ("--smoothing", "none"),
     "nearest codes": ("--rounding", "nearest"),
     "no bias correction": ("--no-bias-correction",),
     "each tensor by itself": ("--effort", "quick"),

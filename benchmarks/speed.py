@@ -235,10 +235,10 @@ def _quantise(subject: Subject, prepared: Prepared, case: Configuration | OwnRun
         Request(
             model=str(prepared.checkpoint),
             target=case.target_in(prepared.folder),
-            calibration=subject.image_set,
+            calib=subject.image_set,
             num_images=subject.images,
             resolution=SIDE,
-            measure_latency=False,
+            latency=False,
             most_evaluated=16,
             output=prepared.folder / "runs" / artifact.stem,
         )

@@ -8,8 +8,10 @@ Calibrator = Literal["auto", "minmax", "percentile", "entropy", "mse", "output"]
 
 Effort = Literal["quick", "default", "best"]
 
+DEFAULT_ADAROUND_MINUTES = 10.0
 
-Preparation = Literal["auto", "none", "force"]
+
+Smoothing = Literal["auto", "none", "force"]
 
 
 Rounding = Literal["auto", "nearest", "gptq", "adaround"]

@@ -8,13 +8,24 @@ from __future__ import annotations
 
 import difflib
 import errno
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 
 class EdgeConvNextError(Exception):
     """Base of every error a user can fix; bugs raise something else and keep their traceback."""
 
     exit_code = 1
+
+
+class OptionError(EdgeConvNextError):
+    """A value that an option does not take, or options that contradict each other.
+
+    wording: the message, from how an option's name is written: --num-images on the command line, num_images in Python.
+    """
+
+    def __init__(self, wording: Callable[[Callable[[str], str]], str]) -> None:
+        super().__init__(wording(str))
+        self.wording = wording
 
 
 class CheckpointError(EdgeConvNextError):

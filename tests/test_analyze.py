@@ -17,7 +17,7 @@ from edgeconvnext.pipeline.job import Request
 from edgeconvnext.run.manifest import load_run
 
 QUICK = ("--calib", "digits", "--num-images", "48", "--effort", "quick")
-REQUEST = Request(model="digits", calibration="digits", num_images=48, effort="quick", measure_latency=False)
+REQUEST = Request(model="digits", calib="digits", num_images=48, effort="quick", latency=False)
 
 Command = Callable[..., tuple[int, str, str]]
 

@@ -15,18 +15,18 @@ import pytest
 from edgeconvnext.errors import EdgeConvNextError, QuantizationError
 from edgeconvnext.model.checkpoint import save_checkpoint
 from edgeconvnext.model.load import load_model
+from edgeconvnext.options.commands import Validate
 from edgeconvnext.pipeline import commands as pipeline
 from edgeconvnext.pipeline.commands import Outcome
 from edgeconvnext.pipeline.job import Request
-from edgeconvnext.tuning.compress import CompressOptions
 
 FEATURES = Request(
     model="digits",
     head="features",
-    calibration="digits",
-    evaluation="digits_test",
+    calib="digits",
+    eval="digits_test",
     num_images=60,
-    measure_latency=False,
+    latency=False,
 )
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 
@@ -156,7 +156,7 @@ def test_the_last_stage_alone(runs: Path) -> None:
 
 def test_jetson_says_what_the_board_must_measure(runs: Path, features: Outcome) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'edgeconvnext[rtx]'")
-    outcome = pipeline.export(Request(target="jetson", reuse_from=features.path, output=runs / "jetson"))
+    outcome = pipeline.export(Request(target="jetson", from_run=features.path, output=runs / "jetson"))
     assert [output.name for output in outcome.report.outputs] == STAGES, "--from takes the head over"
     gate = next(gate for gate in outcome.report.gates if gate.name == "min_feature_sqnr_db")
     assert gate.passed is None and "the simulated graph has" in str(gate.reason)
@@ -176,7 +176,7 @@ def test_validate_measures_a_backbone_again_without_labels(features: Outcome, ph
     flat.mkdir()
     for path in sorted(photo_folder.glob("*/*.jpg"))[:6]:
         (flat / path.name).write_bytes(path.read_bytes())
-    again = pipeline.validate(features.path, str(flat), measure_latency=False)
+    again = pipeline.validate(features.path, Validate(data=str(flat), latency=False))
     assert again.report.accuracy.images == 6 and [output.name for output in again.report.outputs] == STAGES
 
 
@@ -184,7 +184,7 @@ def test_validate_measures_a_backbone_again_without_labels(features: Outcome, ph
     ("changes", "words"),
     [
         ({"max_drop": 0.5}, "--max-drop counts points of top-1"),
-        ({"compress": CompressOptions(macs=0.5)}, "Change the classifier first"),
+        ({"prune_macs": 0.5}, "Change the classifier first"),
     ],
 )
 def test_what_needs_answers_is_refused(changes: dict, words: str, tmp_path: Path) -> None:  # type: ignore[type-arg]
@@ -195,7 +195,7 @@ def test_what_needs_answers_is_refused(changes: dict, words: str, tmp_path: Path
 
 def test_from_a_run_with_another_head_is_refused(features: Outcome, tmp_path: Path) -> None:
     with pytest.raises(QuantizationError, match="was made with --head features"):
-        pipeline.export(Request(target="onnx", head="gap", reuse_from=features.path, output=tmp_path / "run"))
+        pipeline.export(Request(target="onnx", head="gap", from_run=features.path, output=tmp_path / "run"))
 
 
 def test_commands_that_are_judged_by_logits_refuse_a_saved_backbone(features: Outcome, tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_commands_that_are_judged_by_logits_refuse_a_saved_backbone(features: Ou
     save_checkpoint(load_model("digits", head="features"), saved)
     tries = [
         lambda: api.prune(saved, calib="digits", macs=0.5),
-        lambda: api.compress(saved, calib="digits", options=CompressOptions(replace_norms=True)),
+        lambda: api.compress(saved, calib="digits", replace_norm=True),
         lambda: api.analyze(saved, calib="digits"),
         lambda: api.analyze(features.path),
     ]

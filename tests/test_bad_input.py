@@ -511,9 +511,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from edgeconvnext.pipeline.job import Request
 
     output = tmp_path_factory.mktemp("finished") / "run"
-    return pipeline.quantize(
-        Request(model="digits", calibration="digits", num_images=30, effort="quick", output=output)
-    ).path
+    return pipeline.quantize(Request(model="digits", calib="digits", num_images=30, effort="quick", output=output)).path
 
 
 def test_a_full_disk_while_the_plan_is_written_keeps_what_was_finished(

@@ -213,7 +213,7 @@ def test_numbers_that_are_none_are_usage_errors(
 ) -> None:
     code, printed = run(monkeypatch, capsys, *arguments, value)
     assert code == 2
-    assert f"Invalid value for '{arguments[-1]}'" in printed
+    assert arguments[-1] in printed and "number" in printed
 
 
 def test_a_path_option_expands_the_home_folder(

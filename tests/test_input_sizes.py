@@ -15,17 +15,18 @@ import torch
 from edgeconvnext.commands.bench import bench_artifact
 from edgeconvnext.errors import ModelConfigError, TargetError
 from edgeconvnext.model.load import load_model
+from edgeconvnext.options.commands import Validate
 from edgeconvnext.pipeline import commands as pipeline
 from edgeconvnext.pipeline.commands import Outcome
 from edgeconvnext.pipeline.job import Request
 
 SEVERAL = Request(
     model="digits",
-    calibration="digits",
-    evaluation="digits_test",
+    calib="digits",
+    eval="digits_test",
     num_images=30,
     effort="quick",
-    measure_latency=False,
+    latency=False,
     sizes=((64, 64), (32, 96), (32, 32)),
 )
 
@@ -93,7 +94,7 @@ def test_gates_count_the_worst_size(features: Outcome) -> None:
 
 
 def test_validate_keeps_the_sizes(features: Outcome) -> None:
-    again = pipeline.validate(features.path, measure_latency=False)
+    again = pipeline.validate(features.path, Validate(latency=False))
     assert again.report.sizes == features.report.sizes
 
 

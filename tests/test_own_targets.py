@@ -20,7 +20,7 @@ from edgeconvnext.pipeline.commands import Outcome
 from edgeconvnext.pipeline.job import Request
 from edgeconvnext.resources import resource_dir
 
-DIGITS = Request(model="digits", calibration="digits", evaluation="digits_test", num_images=60, measure_latency=False)
+DIGITS = Request(model="digits", calib="digits", eval="digits_test", num_images=60, latency=False)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_eight_bit_weights_fail_where_products_saturate_and_warn_elsewhere(
     runs: Path, quantized: Outcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = own_target(tmp_path, "onnx", ("range_bits = 7", "range_bits = 8"))
-    asked = replace(DIGITS, target=target, reuse_from=quantized.path)
+    asked = replace(DIGITS, target=target, from_run=quantized.path)
 
     monkeypatch.setattr("edgeconvnext.backends.onnxruntime.saturation.instruction_sets", lambda: {"sse2", "avx2"})
     outcome = pipeline.export(replace(asked, output=runs / "without-vnni"))
@@ -119,7 +119,7 @@ def test_a_fixed_batch_is_timed_at_that_batch(
 ) -> None:
     monkeypatch.setattr(timing, "MIN_SECONDS", 0.05)
     target = own_target(tmp_path, "onnx", ("[quantize]\n", "[input]\nbatch = [4, 4, 4]\n\n[quantize]\n"))
-    outcome = pipeline.export(replace(DIGITS, target=target, measure_latency=True, output=runs / "batch4"))
+    outcome = pipeline.export(replace(DIGITS, target=target, latency=True, output=runs / "batch4"))
     assert outcome.report.latency.batch == 4
     assert bench_artifact(outcome.path, seconds=0.05).latency.batch == 4
 
@@ -172,7 +172,7 @@ def test_a_network_without_classifier_is_measured_by_its_features(runs: Path, tm
     torch.manual_seed(0)
     weights = tmp_path / "features.pth"
     torch.save(ConvNeXt(ConvNeXtConfig((1, 1), (8, 16), num_classes=0)).state_dict(), weights)
-    asked = replace(DIGITS, model=str(weights), evaluation=None, resolution=32, output=runs / "features")
+    asked = replace(DIGITS, model=str(weights), eval=None, resolution=32, output=runs / "features")
     outcome = pipeline.export(asked)
     accuracy, reasons = outcome.report.accuracy, outcome.report.not_measured
     assert [output.name for output in outcome.report.outputs] == ["embedding"]
@@ -182,5 +182,5 @@ def test_a_network_without_classifier_is_measured_by_its_features(runs: Path, tm
     assert "no classifier" in reasons["accuracy.fp32"]
     assert accuracy.sqnr_db == outcome.report.outputs[0].sqnr_db
     assert outcome.report.fidelity_db is not None
-    named = pipeline.export(replace(asked, evaluation="digits_test"))
+    named = pipeline.export(replace(asked, eval="digits_test"))
     assert named.report.accuracy.dataset == "digits_test", "its labels are not looked at"

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from edgeconvnext.errors import CheckpointError, LabelMismatchError, QuantizationError, RuntimeMissingError, TargetError
+from edgeconvnext.options.commands import Validate
 from edgeconvnext.pipeline import commands as pipeline
 from edgeconvnext.pipeline.commands import Outcome
 from edgeconvnext.pipeline.job import Request
 from edgeconvnext.run.manifest import load_run
 
-DIGITS = Request(model="digits", calibration="digits", evaluation="digits_test", num_images=120, measure_latency=False)
+DIGITS = Request(model="digits", calib="digits", eval="digits_test", num_images=120, latency=False)
 
 
 def request(**changes: object) -> Request:
@@ -86,7 +87,7 @@ def test_one_export_builds_its_quantised_graph_once(tmp_path: Path, monkeypatch:
 
     built, build = [], program.quantize_program
     monkeypatch.setattr(program, "quantize_program", lambda *given: built.append(1) or build(*given))
-    pipeline.export(request(num_images=9, effort="quick", evaluation=None, most_evaluated=9, output=tmp_path / "run"))
+    pipeline.export(request(num_images=9, effort="quick", eval=None, most_evaluated=9, output=tmp_path / "run"))
     assert len(built) == 1
 
 
@@ -159,9 +160,7 @@ def test_what_layers_given_back_cost_in_latency_is_timed(runs: Path, monkeypatch
     from edgeconvnext.tuning import budget as search
 
     monkeypatch.setattr(search.HeldOut, "within", lambda self, max_drop, labelled: self.kl < 1e-6)
-    asked = request(
-        weights=4, rounding="nearest", max_drop=1.0, num_images=30, measure_latency=True, output=runs / "timed"
-    )
+    asked = request(weights=4, rounding="nearest", max_drop=1.0, num_images=30, latency=True, output=runs / "timed")
     budget = pipeline.export(asked).report.quantization.budget
     assert budget is not None
     assert budget.moves
@@ -207,9 +206,7 @@ def test_the_manifest_covers_every_file_and_the_image_list(onnx: Outcome) -> Non
 
 
 def test_from_run_takes_model_and_images(onnx: Outcome, runs: Path) -> None:
-    outcome = pipeline.export(
-        Request(target="jetson", reuse_from=onnx.path, measure_latency=False, output=runs / "from-run")
-    )
+    outcome = pipeline.export(Request(target="jetson", from_run=onnx.path, latency=False, output=runs / "from-run"))
     assert outcome.report.accuracy.dataset == "digits_test"
     assert outcome.report.quantization.calibration_images == 120
     assert {"fold", "reference"} <= reused(outcome)
@@ -223,7 +220,7 @@ def test_from_run_works_when_the_checkpoint_is_gone(tmp_path: Path) -> None:
     shutil.copy(shipped_models()["digits"].with_suffix(".json"), weights.with_suffix(".json"))
     first = pipeline.quantize(request(model=str(weights), output=tmp_path / "first"))
     weights.unlink()
-    second = pipeline.quantize(Request(reuse_from=first.path, output=tmp_path / "second"))
+    second = pipeline.quantize(Request(from_run=first.path, output=tmp_path / "second"))
     assert any("not available" in note for note in second.report.notes)
     assert second.report.accuracy.simulated == first.report.accuracy.simulated
     again = pipeline.validate(first.path)
@@ -234,9 +231,7 @@ def test_a_run_made_with_relative_paths_is_taken_up_from_another_folder(
     photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(photo_folder.parent)
-    first = pipeline.quantize(
-        request(calibration=photo_folder.name, evaluation=None, num_images=9, output=tmp_path / "run")
-    )
+    first = pipeline.quantize(request(calib=photo_folder.name, eval=None, num_images=9, output=tmp_path / "run"))
     monkeypatch.chdir(tmp_path)
     again = pipeline.validate(first.path)
     assert {"fold", "plan", "quantized", "reference", "accuracy"} <= reused(again)
@@ -254,7 +249,7 @@ def test_quantize_does_not_undo_an_export_in_the_default_folder(
 def test_validate_on_another_set_renews_the_report(onnx: Outcome, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(onnx.path, copy)
-    outcome = pipeline.validate(copy, "digits", measure_latency=False)
+    outcome = pipeline.validate(copy, Validate(data="digits", latency=False))
     assert outcome.report.accuracy.dataset == "digits"
     assert outcome.report.accuracy.images == 400
     assert {"plan", "quantized", "artifact"} <= reused(outcome)
@@ -262,7 +257,7 @@ def test_validate_on_another_set_renews_the_report(onnx: Outcome, tmp_path: Path
 
 
 def test_without_evaluation_set_images_that_ranges_saw_are_left_out(runs: Path) -> None:
-    outcome = pipeline.quantize(request(evaluation=None, output=runs / "no-eval"))
+    outcome = pipeline.quantize(request(eval=None, output=runs / "no-eval"))
     # 400 images in the set, 120 taken, 80 of them fitted on.
     assert outcome.report.accuracy.images == 320
     assert outcome.report.accuracy.fp32 is not None
@@ -273,9 +268,7 @@ def test_unlabelled_images_give_agreement_and_a_reason(photo_folder: Path, runs:
     flat.mkdir(exist_ok=True)
     for index, path in enumerate(sorted(photo_folder.rglob("*.*"))[:12]):
         shutil.copy(path, flat / f"{index}{path.suffix}")
-    outcome = pipeline.quantize(
-        request(calibration=str(flat), evaluation=None, num_images=9, output=runs / "unlabelled")
-    )
+    outcome = pipeline.quantize(request(calib=str(flat), eval=None, num_images=9, output=runs / "unlabelled"))
     report = outcome.report
     assert report.accuracy.fp32 is None
     assert "labels" in report.not_measured["accuracy.fp32"]
@@ -285,7 +278,7 @@ def test_unlabelled_images_give_agreement_and_a_reason(photo_folder: Path, runs:
 
 def test_evaluation_labels_that_do_not_match_are_refused(photo_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(LabelMismatchError):
-        pipeline.quantize(request(evaluation=str(photo_folder), output=tmp_path / "run"))
+        pipeline.quantize(request(eval=str(photo_folder), output=tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
@@ -363,7 +356,7 @@ def test_wrong_requests_are_refused_before_anything_is_written(tmp_path: Path) -
     with pytest.raises(TargetError, match="jetson"):
         pipeline.export(request(target="jetsn", output=output))
     with pytest.raises(QuantizationError, match="--calib"):
-        pipeline.quantize(request(calibration=None, output=output))
+        pipeline.quantize(request(calib=None, output=output))
     with pytest.raises(QuantizationError, match="at least 3"):
         pipeline.quantize(request(num_images=2, output=output))
     with pytest.raises(CheckpointError, match="missing"):
@@ -399,10 +392,10 @@ def test_atto_on_photographs_loses_less_than_a_point(
     outcome = pipeline.export(
         Request(
             model=str(atto_weights),
-            calibration="imagenette",
-            evaluation=str(some),
+            calib="imagenette",
+            eval=str(some),
             num_images=96,
-            measure_latency=False,
+            latency=False,
             output=tmp_path / "run",
         )
     )

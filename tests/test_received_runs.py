@@ -22,6 +22,7 @@ from planted_programs import PLACES, planted
 from edgeconvnext.errors import EdgeConvNextError, ExportError, RunDirectoryError
 from edgeconvnext.files import tree_sha256
 from edgeconvnext.model.load import load_model
+from edgeconvnext.options.commands import Validate
 from edgeconvnext.pipeline import commands as pipeline
 from edgeconvnext.pipeline import job as jobs
 from edgeconvnext.pipeline.job import Request, resolve
@@ -33,9 +34,7 @@ from edgeconvnext.quantization.statistics import Statistics
 from edgeconvnext.run.directory import RunDirectory
 from edgeconvnext.run.manifest import load_run
 
-ASKED = Request(
-    model="digits", calibration="digits", num_images=9, most_evaluated=9, effort="quick", measure_latency=False
-)
+ASKED = Request(model="digits", calib="digits", num_images=9, most_evaluated=9, effort="quick", latency=False)
 JUNK = (None, [], {}, -1, 10**400, 1e300, "x\x1b[2J", [[[]]], [None], {"a": {"b": None}}, True)
 
 
@@ -57,7 +56,7 @@ def received(made: Path, tmp_path: Path) -> Path:
 
 def validated(run: Path) -> pipeline.Outcome:
     """Do what `validate` does, on nine images."""
-    return pipeline.export(dataclasses.replace(ASKED, target="onnx", reuse_from=run, output=run))
+    return pipeline.export(dataclasses.replace(ASKED, target="onnx", from_run=run, output=run))
 
 
 def rehash(run: Path, *, record: str | None = None) -> None:
@@ -125,10 +124,10 @@ def test_a_run_of_the_old_form_with_code_in_its_program_runs_none_of_it(
     monkeypatch.setattr(torch.export, "load", lambda *_: pytest.fail("an archive was loaded"))
     beside = dataclasses.replace(ASKED, target="onnx", output=received.parent / "beside")
     command = {
-        "pickled weight": lambda: pipeline.validate(received, measure_latency=False),
-        "expression": lambda: pipeline.export(dataclasses.replace(beside, reuse_beside=True)),
+        "pickled weight": lambda: pipeline.validate(received, Validate(latency=False)),
+        "expression": lambda: pipeline.export(dataclasses.replace(beside, reuse=True)),
         "guard": lambda: pipeline.export(
-            dataclasses.replace(ASKED, target="onnx", reuse_from=received, output=tmp_path / "from")
+            dataclasses.replace(ASKED, target="onnx", from_run=received, output=tmp_path / "from")
         ),
         "full unpickling": lambda: pipeline.analyze_run(received),
     }[place]
@@ -279,7 +278,7 @@ def test_a_configuration_with_junk_ends_in_a_users_error(field: str, received: P
         }
         (received / "manifest.json").write_text(json.dumps(manifest))
         try:
-            jobs._from_run(Request(reuse_from=received), received, [])
+            jobs._from_run(Request(from_run=received), received, [])
         except EdgeConvNextError as error:
             assert "\x1b" not in str(error)
 
@@ -543,5 +542,5 @@ def test_the_plan_says_with_how_many_threads_it_was_made(made: Path) -> None:
 
 
 def test_a_job_resolved_from_a_received_run_keeps_its_images(received: Path) -> None:
-    job = resolve(Request(reuse_from=received))
+    job = resolve(Request(from_run=received))
     assert (len(job.calibration), job.request.effort, job.request.model_from_copy) == (9, "quick", False)

@@ -588,7 +588,7 @@ def test_reuse_reaches_the_request(command: str, monkeypatch: pytest.MonkeyPatch
     asked: list[bool] = []
 
     def stop(request: Any) -> None:
-        asked.append(request.reuse_beside)
+        asked.append(request.reuse)
         raise RunDirectoryError("far enough")
 
     for name in ("quantize", "export", "analyze_model"):

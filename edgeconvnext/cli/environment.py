@@ -8,13 +8,13 @@ from typing import Annotated
 
 import typer
 
-from edgeconvnext.cli.application import app, data_app
+from edgeconvnext.cli.application import CommandWithPanels, app, data_app
 from edgeconvnext.cli.options import JsonOption
 from edgeconvnext.cli.output import print_out
 from edgeconvnext.cli.values import path_value
 
 
-@app.command()
+@app.command(cls=CommandWithPanels)
 def targets(json: JsonOption = False) -> None:
     """List the targets."""
     from json import dumps
@@ -41,7 +41,7 @@ def targets(json: JsonOption = False) -> None:
     print_out(table)
 
 
-@app.command()
+@app.command(cls=CommandWithPanels)
 def doctor(json: JsonOption = False) -> None:
     """Say which runtimes, devices and image sets are here."""
     from dataclasses import asdict
@@ -56,7 +56,7 @@ def doctor(json: JsonOption = False) -> None:
         print_out(render(checks))
 
 
-@data_app.command("list")
+@data_app.command("list", cls=CommandWithPanels)
 def data_list() -> None:
     """List the known image sets and whether they are here."""
     from edgeconvnext.commands.doctor import diagnose, render
@@ -64,7 +64,7 @@ def data_list() -> None:
     print_out(render([check for check in diagnose() if check.kind == "data"]))
 
 
-@data_app.command("get")
+@data_app.command("get", cls=CommandWithPanels)
 def data_get(
     name: Annotated[str, typer.Argument(help="The set to fetch, as in imagenette.")],
     destination: Annotated[

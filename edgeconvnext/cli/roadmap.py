@@ -4,64 +4,22 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
-from edgeconvnext.backends import DEFAULT_TARGET
-from edgeconvnext.cli.application import app
-from edgeconvnext.cli.options import EffortOption, JsonOption, LatencyOption, TargetOption, ThreadsOption
+from edgeconvnext.cli.commands import command
+from edgeconvnext.cli.options import JsonOption
 from edgeconvnext.cli.output import print_out
-from edgeconvnext.cli.values import path_value
+from edgeconvnext.options import commands as options
 
 
-@app.command()
-def roadmap(
-    target: TargetOption = DEFAULT_TARGET,
-    calib: Annotated[
-        str | None,
-        typer.Option(
-            "--calib", help="Calibration images: a set's name or a folder. Default: the digits of the package."
-        ),
-    ] = None,
-    eval_set: Annotated[
-        str | None, typer.Option("--eval", help="Labelled images for the steps with trained weights.")
-    ] = None,
-    steps: Annotated[
-        str | None, typer.Option("--steps", help="Only these, as in resnet50,kernel_7,convnext_tiny. Default: all.")
-    ] = None,
-    trained: Annotated[
-        list[str] | None,
-        typer.Option("--trained", help="Trained weights of a step, as in resnet50=resnet50.pth; may be repeated."),
-    ] = None,
-    num_images: Annotated[
-        int, typer.Option("--num-images", help="Calibration images in all; a third is held out.")
-    ] = 64,
-    effort: EffortOption = "quick",
-    resolution: Annotated[int, typer.Option("--resolution", help="Input side in pixels.")] = 224,
-    latency: LatencyOption = True,
-    threads: ThreadsOption = 1,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            help="Folder of the roadmap. Default: runs/roadmap-<target>-<resolution>.",
-            parser=path_value,
-            metavar="<path>",
-        ),
-    ] = None,
-    page: Annotated[
-        Path | None,
-        typer.Option(
-            "--page",
-            help="Write the page here as well, with its plot and CSV beside it.",
-            parser=path_value,
-            metavar="<path>",
-        ),
-    ] = None,
-    json: JsonOption = False,
-) -> None:
-    """Take every step from ResNet-50 to ConvNeXt-T to INT8 and time it; finished steps are kept."""
+@command(
+    options.Roadmap,
+    "roadmap --steps resnet50,convnext_tiny --no-latency",
+    "roadmap --target jetson --trained resnet50=resnet50.pth --eval val/",
+)
+def roadmap(options: options.Roadmap, json: JsonOption = False) -> None:
+    """Take every step from ResNet-50 to ConvNeXt-T to INT8 and time it; finished steps are reused."""
     from json import dumps
 
     from edgeconvnext.commands.roadmap import RoadmapRequest
@@ -69,20 +27,21 @@ def roadmap(
     from edgeconvnext.model.resnet.roadmap import select_steps
     from edgeconvnext.report.roadmap_page import check_page, render_roadmap, write_page
 
+    page = None if options.page is None else Path(options.page)
     if page is not None:
         check_page(page)
     request = RoadmapRequest(
-        steps=tuple(select_steps(steps)),
-        target=target,
-        calibration=calib,
-        evaluation=eval_set,
-        num_images=num_images,
-        effort=effort,
-        resolution=resolution,
-        trained=_weights_by_step(trained or []),
-        measure_latency=latency,
-        threads=threads,
-        output=output,
+        steps=tuple(select_steps(options.steps)),
+        target=options.target,
+        calibration=None if options.calib is None else str(options.calib),
+        evaluation=None if options.eval is None else str(options.eval),
+        num_images=options.num_images,
+        effort=options.effort,
+        resolution=options.resolution,
+        trained=_weights_by_step(options.trained or []),
+        measure_latency=options.latency,
+        threads=options.threads,
+        output=None if options.output is None else Path(options.output),
     )
     result, folder = run(request, lambda line: typer.echo(line, err=True))
     if page is not None:
@@ -94,11 +53,11 @@ def roadmap(
     typer.echo(f"\nroadmap: {folder / 'roadmap.md'}" + ("" if page is None else f"\npage: {page}"))
 
 
-def _weights_by_step(given: list[str]) -> dict[str, Path]:
+def _weights_by_step(pairs: list[str]) -> dict[str, Path]:
     """Read --trained, "step=path" each."""
-    for text in given:
+    for text in pairs:
         if not all(text.partition("=")):
             raise typer.BadParameter(
                 f"--trained takes a step and its weights, as in resnet50=resnet50.pth; it is {text!r}."
             )
-    return {name: Path(path) for name, _, path in (text.partition("=") for text in given)}
+    return {name: Path(path) for name, _, path in (text.partition("=") for text in pairs)}

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
-from edgeconvnext.cli.application import app
-from edgeconvnext.cli.options import EvalOption, ModelArgument
+from edgeconvnext.cli.application import CommandWithPanels, app
+from edgeconvnext.cli.commands import examples_text
+from edgeconvnext.cli.options import ModelArgument
 from edgeconvnext.cli.values import finite, path_value
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from edgeconvnext.train.recipe import Recipe
     from edgeconvnext.train.training import TrainRequest
 
+EvalOption = Annotated[str | None, typer.Option("--eval", help="Labelled evaluation images: a set's name or a folder.")]
 DataOption = Annotated[str, typer.Option("--data", help="Labelled training images: a set's name or a folder.")]
 FolderOption = Annotated[
     Path,
@@ -81,9 +83,9 @@ def with_switches(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command an option for each switch; those that were given reach it by name as `changes`."""
 
     @functools.wraps(command)
-    def run(**given: Any) -> None:
-        switches = {name: given.pop(name) for name in (*SWITCHES, "no_ema")}
-        command(**given, changes=_changes(switches))
+    def run(**values: Any) -> None:
+        switches = {name: values.pop(name) for name in (*SWITCHES, "no_ema")}
+        command(**values, changes=_changes(switches))
 
     hints = get_type_hints(command, include_extras=True)
     own = [
@@ -92,7 +94,9 @@ def with_switches(command: Callable[..., None]) -> Callable[..., None]:
         if name != "changes"
     ]
     options = [_option(name, kind, text) for name, (kind, text) in SWITCHES.items()]
-    no_ema = Annotated[bool, typer.Option("--no-ema", help="Write the last weights, not their average.")]
+    no_ema = Annotated[
+        bool, typer.Option("--no-ema", help="Write the last weights, not their average.", rich_help_panel="Recipe")
+    ]
     options.append(inspect.Parameter("no_ema", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=no_ema))
     parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own] + options
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -105,7 +109,9 @@ def _option(name: str, kind: Any, text: str) -> inspect.Parameter:
     declared = f"{flag}/--no-{flag[2:]}" if kind is bool else flag
     # The preset decides where nothing is given.
     checked: dict[str, Any] = {"parser": finite, "metavar": "<float>"} if kind is float else {}
-    annotation = Annotated[kind | None, typer.Option(declared, help=text, show_default=False, **checked)]
+    annotation = Annotated[
+        kind | None, typer.Option(declared, help=text, show_default=False, rich_help_panel="Recipe", **checked)
+    ]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
@@ -125,7 +131,13 @@ def _changes(switches: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in switches.items() if value is not None}
 
 
-@app.command()
+@app.command(
+    cls=CommandWithPanels,
+    epilog=examples_text(
+        "train convnext_atto --data photos/ --output trained/",
+        "train digits --data digits --preset small-data --output digits/",
+    ),
+)
 @with_switches
 def train(
     architecture: Annotated[
@@ -153,7 +165,14 @@ def train(
     _run(new_model(architecture, request.labels, recipe), request)
 
 
-@app.command("fine-tune")
+@app.command(
+    "fine-tune",
+    cls=CommandWithPanels,
+    epilog=examples_text(
+        "fine-tune convnext_tiny --data photos/ --output tuned/",
+        "fine-tune my.pth --data photos/ --epochs 5 --output tuned/",
+    ),
+)
 @with_switches
 def fine_tune(
     model: ModelArgument,

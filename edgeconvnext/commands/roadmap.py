@@ -14,7 +14,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from edgeconvnext.backends import DEFAULT_TARGET, backend_for, load_target
+from edgeconvnext.backends import backend_for, load_target
 from edgeconvnext.choices import Effort
 from edgeconvnext.data.preprocess import Preprocess
 from edgeconvnext.data.sets import resolve_image_set
@@ -31,6 +31,7 @@ from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.model.macs import count_macs, count_parameters
 from edgeconvnext.model.network import Network
 from edgeconvnext.model.resnet.roadmap import STEPS, Step, match_step
+from edgeconvnext.options import commands as options
 from edgeconvnext.pipeline import commands as pipeline
 from edgeconvnext.pipeline.job import Request
 from edgeconvnext.received import read_json
@@ -58,15 +59,15 @@ class RoadmapRequest:
     """
 
     steps: tuple[Step, ...] = tuple(STEPS.values())
-    target: str = DEFAULT_TARGET
+    target: str = options.Roadmap.target
     calibration: str | None = None
     evaluation: str | None = None
-    num_images: int = 64
-    effort: Effort = "quick"
-    resolution: int = 224
+    num_images: int = options.Roadmap.num_images
+    effort: Effort = options.Roadmap.effort
+    resolution: int = options.Roadmap.resolution
     trained: Mapping[str, Path] = field(default_factory=dict)
-    measure_latency: bool = True
-    threads: int = 1
+    measure_latency: bool = options.Roadmap.latency
+    threads: int = options.Roadmap.threads
     output: Path | None = None
 
 
@@ -170,13 +171,13 @@ def _measured_step(step: Step, request: RoadmapRequest, target: Target, folder: 
         Request(
             model=str(weights),
             target=request.target,
-            calibration=request.calibration or EMBEDDED_IMAGES,
-            evaluation=None if trained is None else request.evaluation,
+            calib=request.calibration or EMBEDDED_IMAGES,
+            eval=None if trained is None else request.evaluation,
             most_evaluated=EVALUATED,
             num_images=request.num_images,
             effort=request.effort,
             resolution=request.resolution,
-            measure_latency=request.measure_latency,
+            latency=request.measure_latency,
             threads=request.threads,
             output=run,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from edgeconvnext.backends.onnx.sparse import sparse_layers
 from edgeconvnext.data.preprocess import to_value_range
 from edgeconvnext.errors import GATE_MISSED_EXIT_CODE, CheckpointError, DeviceResultsError, RunDirectoryError
 from edgeconvnext.model.heads import require_answers
+from edgeconvnext.options.commands import Validate
 from edgeconvnext.pipeline import stages
 from edgeconvnext.pipeline.job import Job, Request, named_target, resolve
 from edgeconvnext.pipeline.stages.values import ArtifactValues, DeviceValues, FoldValues, PlanValues
@@ -78,26 +79,30 @@ def export(request: Request) -> Outcome:
         with progress_bar(f"Exporting for {job.target.name}", None):
             done["artifact"] = _artifact(run, job, done)
         _measure(run, job, done, artifact=done["artifact"] if backend.not_run is None else None)
-        if backend.not_timed is None and request.measure_latency:
+        if backend.not_timed is None and request.latency:
             done["latency"] = stages.latency(run, job, done["fold"], done["plan"], done["artifact"])
         if backend.kit_script() is not None:
             done["device"] = _device_kit(run, job, done)
         return _report(run, job, done, backend.artifact)
 
 
-def validate(path: Path, evaluation: str | None = None, *, measure_latency: bool = True, threads: int = 1) -> Outcome:
+def validate(path: Path, options: Validate | None = None) -> Outcome:
     """Measure a run's artifact again, on another evaluation set where one is named, and renew its report.
+
+    With a device.json in `options`, merge what the device measured instead.
 
     Raises RunDirectoryError where `path` is no finished run or its files have changed.
     """
+    options = options or Validate()
+    if options.device is not None:
+        return merge_device(path, Path(options.device))
     finished = load_run(path)
-    request = Request(
-        target=stored_target(finished),
-        evaluation=evaluation,
-        measure_latency=measure_latency,
-        threads=threads,
+    request = replace(
+        Request.from_options(options),
+        stored_target=stored_target(finished),
+        eval=options.data,
         output=path,
-        reuse_from=path,
+        from_run=path,
     )
     has_artifact = "stages/artifact.json" in finished.files
     return export(request) if has_artifact else quantize(request)
@@ -223,7 +228,7 @@ def quantized_program(path: Path) -> ExportedProgram:
     """
     finished = load_run(path)
     target = stored_target(finished)
-    job = resolve(Request(target=target, output=path, reuse_from=path))
+    job = resolve(Request(stored_target=target, output=path, from_run=path))
     with RunDirectory.open(path, finished.config) as run:
         return stages.quantized_program(job, _planned(run))
 
@@ -235,7 +240,7 @@ def analyze_run(path: Path) -> Analyzed:
     """
     finished = load_run(path)
     target = stored_target(finished)
-    job = resolve(Request(target=target, output=path, reuse_from=path))
+    job = resolve(Request(stored_target=target, output=path, from_run=path))
     require_answers(job.model)
     images = stored_config(finished).calibration
     if job.calibration.list_sha256 != images.list_sha256:
@@ -264,18 +269,19 @@ def _planned(run: RunDirectory) -> dict[str, StageResult]:
 def _open_run(job: Job, command: str) -> Any:
     """Open the run directory; by default each command has its own, so that quantize never undoes an export."""
     key = run_key({**job.config, "command": command})
-    path = job.request.output or default_run_path(RUNS, job.model.name, job.target.name, key)
+    request = job.request
+    path = Path(request.output or default_run_path(RUNS, job.model.name, job.target.name, key))
     return RunDirectory.open(
         path,
         job.config,
-        reuse_from=job.request.reuse_from,
-        reuse_beside=job.request.reuse_beside,
-        own_inputs=not job.request.model_from_copy,
+        reuse_from=None if request.from_run is None else Path(request.from_run),
+        reuse_beside=request.reuse,
+        own_inputs=not request.model_from_copy,
     )
 
 
 def _plan(run: RunDirectory, job: Job, done: dict[str, StageResult]) -> None:
-    if job.request.compress is not None:
+    if job.request.compression is not None:
         done["compress"] = stages.compress(run, job)
     with progress_bar("Folding", None):
         done["fold"] = stages.fold(run, job, done.get("compress"))

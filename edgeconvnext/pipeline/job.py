@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgeconvnext.backends import DEFAULT_TARGET, backend_for, load_target
-from edgeconvnext.choices import ActivationBits, Calibrator, Effort, Head, Preparation, Rounding, WeightBits
+from edgeconvnext.backends import backend_for, load_target
 from edgeconvnext.data.image_set import ImageSet, split_held_out
 from edgeconvnext.data.labels import IMAGENET_ORDER_NOTE, assumes_imagenet_order, match_labels
 from edgeconvnext.data.sets import resolve_image_set, set_files
@@ -19,8 +18,10 @@ from edgeconvnext.errors import CheckpointError, LabelMismatchError, Quantizatio
 from edgeconvnext.model.input_size import SizeRange, check_input_size
 from edgeconvnext.model.load import load_model
 from edgeconvnext.model.loaded import LoadedModel
+from edgeconvnext.options.declaration import Options, declared_options
+from edgeconvnext.options.groups import Compression, Input, Measuring, Method, Output, Quantization, SourceRun
 from edgeconvnext.pipeline.stored_config import stored_config
-from edgeconvnext.quantization.candidates import DEFAULT_ADAROUND_MINUTES, ReconstructionOptions
+from edgeconvnext.quantization.candidates import ReconstructionOptions
 from edgeconvnext.quantization.precision import BitPlan, read_plan
 from edgeconvnext.run.manifest import load_run
 from edgeconvnext.targets import Target
@@ -31,65 +32,68 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "convnext_tiny"
 MODEL_VARIABLE = "EDGECONVNEXT_MODEL"
-DEFAULT_IMAGES = 256
-# Settings of the method that a run remembers and --from takes over, beside calibrator, effort and bits.
-KEPT_METHOD = ("preparation", "rounding", "bias_correction", "adaround_minutes", "max_drop")
+METHOD = tuple(declared_options(Method))
+"""Options that decide how a plan is made: a run stores them, and --from uses them again."""
 # Without an evaluation set, so many of the calibration set's other images are evaluated on.
 EVALUATED_OF_CALIBRATION_SET = 1000
 
 
-@dataclass(frozen=True)
-class Request:
-    """What the user asked for, before any name is looked up.
+@dataclass(frozen=True, kw_only=True)
+class Request(Output, Measuring, Compression, Quantization, SourceRun, Input):
+    """What the user asked for, before any name is looked up: all options, and what only the pipeline itself sets.
 
-    model: None takes EDGECONVNEXT_MODEL, else the hub's convnext_tiny. head: what the network ends with; all but "classifier" make
-    a backbone of it, which is judged by its outputs and needs no labels. calibration, evaluation: a set's name or a folder.
-    num_images: calibration images in all, a third of which is held out. weights, activations: bits; None takes the plan file's,
-    then the target's. plan: a plan file with bits by layer. preparation, rounding, bias_correction, adaround_minutes: see
-    `ReconstructionOptions`. max_drop: points of top-1 (of agreement without labels) that may be lost on held-out calibration
-    images; the costliest layers stay float until that holds. compress: what is changed before quantization; None: nothing.
-    sizes: further input sizes that the artifact takes, beside the network's own.
-    reuse_from: a run whose model, images and finished stages are used again; stored_bits: that run's; model_from_copy: its folded
-    copy is the model. reuse_beside: data that others' runs beside this one hold is used, too; this user's own is in any case.
-    measure_latency: False leaves timings out (CI). most_evaluated: images that are evaluated where no evaluation set is named.
+    model: None takes EDGECONVNEXT_MODEL, else the hub's convnext_tiny. head: all but "classifier" make a backbone of the network,
+    which is judged by its outputs and needs no labels. most_evaluated: images that are evaluated where no evaluation set is named.
+    stored_target, stored_bits, stored_compression: those of the run that `from_run` names. model_from_copy: its folded copy is the
+    model.
     """
 
-    model: str | None = None
-    head: Head = "classifier"
-    target: str | Target = DEFAULT_TARGET
-    calibration: str | None = None
-    evaluation: str | None = None
-    num_images: int = DEFAULT_IMAGES
-    calibrator: Calibrator = "auto"
-    effort: Effort = "default"
-    weights: WeightBits | None = None
-    activations: ActivationBits | None = None
-    plan: Path | None = None
-    preparation: Preparation = "auto"
-    rounding: Rounding = "auto"
-    bias_correction: bool = True
-    adaround_minutes: float = DEFAULT_ADAROUND_MINUTES
-    max_drop: float | None = None
-    compress: CompressOptions | None = None
-    resolution: int | Size | None = None
-    sizes: tuple[Size, ...] = ()
-    crop_pct: float | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    measure_latency: bool = True
     most_evaluated: int = EVALUATED_OF_CALIBRATION_SET
-    threads: int = 1
-    output: Path | None = None
-    reuse_from: Path | None = None
-    reuse_beside: bool = False
+    stored_target: Target | None = None
     stored_bits: BitPlan | None = None
+    stored_compression: CompressOptions | None = None
     model_from_copy: bool = False
+
+    @classmethod
+    def from_options(cls, options: Options) -> Request:
+        """Return the request that the options of a command make."""
+        names = declared_options(cls).keys() & declared_options(type(options)).keys()
+        request = cls(**{name: getattr(options, name) for name in names})
+        object.__setattr__(request, "given", options.given & names)
+        return request
+
+    @property
+    def compression(self) -> CompressOptions | None:
+        """What is changed before quantization, or None; a run's own changes where the request names none."""
+        if not self.changes:
+            return self.stored_compression
+        return compress_options(self, threads=self.threads, measure_latency=self.latency)
 
     @property
     def reconstruction_options(self) -> ReconstructionOptions:
         """How the layers are reconstructed."""
-        names = ("calibrator", "effort", "preparation", "rounding", "bias_correction", "adaround_minutes")
-        return ReconstructionOptions(**{name: getattr(self, name) for name in names})
+        return ReconstructionOptions(
+            calibrator=self.calibrator,
+            effort=self.effort,
+            preparation=self.smoothing,
+            rounding=self.rounding,
+            bias_correction=self.bias_correction,
+            adaround_minutes=self.adaround_minutes,
+        )
+
+
+def compress_options(options: Compression, **more: Any) -> CompressOptions:
+    """Return how the network is changed. more: what the group `Compression` does not say."""
+    return CompressOptions(
+        macs=options.prune_macs,
+        replace_norms=options.replace_norm,
+        norms=options.norms,
+        max_drop=options.norm_drop,
+        recover=options.recover,
+        epochs=options.epochs,
+        minutes=options.budget_minutes,
+        **more,
+    )
 
 
 @dataclass(frozen=True)
@@ -163,20 +167,18 @@ class Job:
                 "definition": self.target.model_dump(mode="json"),
             },
             "calibration": {
-                "set": _from_anywhere(request.calibration),
+                "set": _from_anywhere(request.calib),
                 "images": len(self.calibration),
                 "list_sha256": self.calibration.list_sha256,
             },
             "evaluation": {
-                "set": _from_anywhere(request.evaluation),
+                "set": _from_anywhere(request.eval),
                 "images": len(self.evaluation.images),
                 "list_sha256": self.evaluation.images.list_sha256,
             },
-            "calibrator": request.calibrator,
-            "effort": request.effort,
             "bits": self.bits.model_dump(),
-            **{name: getattr(request, name) for name in KEPT_METHOD},
-            "compress": None if request.compress is None else asdict(request.compress),
+            "method": {name: getattr(request, name) for name in METHOD},
+            "compress": None if request.compression is None else asdict(request.compression),
         }
 
     @property
@@ -193,11 +195,11 @@ def resolve(request: Request) -> Job:
         )
     target = named_target(request)
     notes: list[str] = []
-    if request.reuse_from is not None:
-        request, model = _from_run(request, request.reuse_from, notes)
+    if request.from_run is not None:
+        request, model = _from_run(request, Path(request.from_run), notes)
     else:
         model = _named_model(request)
-    if request.calibration is None:
+    if request.calib is None:
         raise QuantizationError(
             "No calibration images were named. Give a set's name or a folder with --calib, for example --calib imagenet_1k_subset."
         )
@@ -210,18 +212,18 @@ def resolve(request: Request) -> Job:
     limits = backend_for(target).limits
     if request.sizes and not limits.free_sizes:
         raise TargetError(limits.refused_sizes(target))
-    if request.compress is not None:
-        request.compress.check()
-        if request.evaluation is None:
+    if request.compression is not None:
+        request.compression.check()
+        if request.eval is None:
             raise QuantizationError(
                 "Pruning, replacing LayerNorms and recovery use the calibration set beyond --num-images, so none of it is left to "
                 "evaluate on. Name evaluation images with --eval."
             )
-    whole = resolve_image_set(request.calibration)
+    whole = resolve_image_set(request.calib)
     calibration = whole.take(request.num_images)
     fit, held_out = split_held_out(calibration)
     evaluation = _evaluation(request, model, whole, calibration, fit)
-    notes = [*notes, *model.notes, *calibration.notes, *(evaluation.images.notes if request.evaluation else ())]
+    notes = [*notes, *model.notes, *calibration.notes, *(evaluation.images.notes if request.eval else ())]
     if evaluation.labels is not None and assumes_imagenet_order(model.labels, model.config.num_classes):
         notes.append(IMAGENET_ORDER_NOTE)
     labels = (
@@ -236,7 +238,7 @@ def resolve(request: Request) -> Job:
 
 def _bits(request: Request) -> BitPlan:
     """Return the bits of the plan file with those of the command line over them."""
-    plan = BitPlan() if request.plan is None else read_plan(request.plan)
+    plan = BitPlan() if request.plan is None else read_plan(Path(request.plan))
     own = {"weights": request.weights, "activations": request.activations}
     merged = plan.model_copy(update={key: bits for key, bits in own.items() if bits is not None})
     return merged if request.stored_bits is None or request.plan is not None else merged.over(request.stored_bits)
@@ -260,7 +262,7 @@ def _check_method(request: Request, target: Target) -> None:
     if request.effort == "quick":
         asked = [
             name
-            for name, value in (("--rounding", request.rounding), ("--prepare", request.preparation))
+            for name, value in (("--rounding", request.rounding), ("--smoothing", request.smoothing))
             if value not in ("auto", "nearest", "none")
         ]
         if request.max_drop is not None:
@@ -279,7 +281,7 @@ def _check_backbone(request: Request, model: LoadedModel) -> None:
             f"--max-drop counts points of top-1, and this network ends with {ends}. Find the layers that need more bits with the "
             "classifier, and give its run's plan.toml with --plan."
         )
-    if request.compress is not None:
+    if request.compression is not None:
         raise QuantizationError(
             f"Pruning, replacing LayerNorms and recovery are judged by a classifier's logits, and this network ends with {ends}. "
             "Change the classifier first (edgeconvnext prune, or fold --replace-norm), and give the file it writes with --model."
@@ -308,7 +310,7 @@ def _calibration_labels(
 
 def named_target(request: Request) -> Target:
     """Look up the target of a request; a run that is measured again brings its own."""
-    return request.target if isinstance(request.target, Target) else load_target(request.target)
+    return request.stored_target or load_target(request.target)
 
 
 def _named_model(request: Request) -> LoadedModel:
@@ -341,8 +343,8 @@ def _evaluation(
     classifier needs none.
     """
     unlabelled = None if model.config.num_classes else "the network has no classifier; see outputs"
-    if request.evaluation is not None:
-        images = resolve_image_set(request.evaluation)
+    if request.eval is not None:
+        images = resolve_image_set(request.eval)
         return Evaluation(images, None if unlabelled else _labels_of(images, model), unlabelled, images.name)
     fitted = {calibration.ids[index] for index in fit}
     rest = [index for index, image_id in enumerate(whole.ids) if image_id not in fitted]
@@ -369,7 +371,7 @@ def _from_run(request: Request, path: Path, notes: list[str]) -> tuple[Request, 
     stored = config.model
     preprocessing: dict[str, Any] = {"crop_pct": stored.crop_pct, "mean": stored.mean, "std": stored.std}
     size, head = stored.input_size, stored.head
-    if request.head not in ("classifier", head):
+    if request.is_given("head") and request.head != head:
         raise QuantizationError(
             f"{path} was made with --head {head}, and --from takes the head over with the model. Leave out --head "
             f"{request.head}, or name the model with --model."
@@ -392,30 +394,23 @@ def _from_run(request: Request, path: Path, notes: list[str]) -> tuple[Request, 
             f"The checkpoint that {path.name} was made from is not available ({error}); FP32 figures are those of its exactly "
             "folded copy in the run."
         )
+    stored_options = {"num_images": config.calibration.images, **config.method}
     merged = replace(
         request,
         head=head,
         sizes=request.sizes or stored.sizes,
-        calibration=request.calibration or config.calibration.set,
-        evaluation=request.evaluation or config.evaluation.set,
-        num_images=_own(request.num_images, DEFAULT_IMAGES, config.calibration.images),
-        calibrator=_own(request.calibrator, "auto", config.calibrator),
-        effort=_own(request.effort, "default", config.effort),
+        calib=request.calib or config.calibration.set,
+        eval=request.eval or config.evaluation.set,
         stored_bits=config.bits,
-        **{name: _own(getattr(request, name), getattr(Request(), name), getattr(config, name)) for name in KEPT_METHOD},
-        compress=request.compress or config.compress,
+        stored_compression=config.compress,
         model_from_copy=model_from_copy,
+        **{name: value for name, value in stored_options.items() if not request.is_given(name)},
     )
     return merged, model
 
 
-def _from_anywhere(name: str | None) -> str | None:
+def _from_anywhere(name: str | Path | None) -> str | None:
     """Return a path as an absolute one, so that the run can be taken up from another folder; names stay as they are."""
     if name is None or name in set_files() or not Path(name).expanduser().exists():
-        return name
+        return None if name is None else str(name)
     return str(Path(name).expanduser().absolute())
-
-
-def _own(asked: Any, default: Any, stored: Any) -> Any:
-    """Return what the request asks for itself; what the run was made with where the request says no more than usual."""
-    return stored if asked == default else asked

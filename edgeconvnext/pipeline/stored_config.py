@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
 
 from edgeconvnext.backends import refusal
-from edgeconvnext.choices import Calibrator, Effort, Head, Preparation, Rounding
+from edgeconvnext.choices import Head
 from edgeconvnext.data.size import Size
 from edgeconvnext.errors import RunDirectoryError
 from edgeconvnext.escape import for_terminal
+from edgeconvnext.options.declaration import declared_options
+from edgeconvnext.options.groups import Method
 from edgeconvnext.quantization.precision import BitPlan
 from edgeconvnext.run.manifest import FinishedRun
 from edgeconvnext.targets import Target
@@ -62,27 +64,28 @@ class StoredImages(_Stored):
     list_sha256: _Name
 
 
+# Each option has to be there: a run that lacks one was made by another version, whose default may have been another.
+_fields: Any = {name: (get_type_hints(Method)[name], ...) for name in declared_options(Method)}
+_StoredMethod = create_model("_StoredMethod", __base__=_Stored, **_fields)
+
+
 class StoredConfig(_Stored):
-    """What `Job.config` wrote."""
+    """What `Job.config` wrote. method: the options of `options.groups.Method`, by name."""
 
     model: StoredModel
     target: StoredTarget
     calibration: StoredImages
     evaluation: StoredImages
-    calibrator: Calibrator
-    effort: Effort
     bits: BitPlan
-    preparation: Preparation
-    rounding: Rounding
-    bias_correction: bool
-    adaround_minutes: float
-    max_drop: float | None
+    method: dict[str, Any]
     compress: CompressOptions | None = None
 
 
 def stored_config(run: FinishedRun) -> StoredConfig:
     """Return what a finished run was asked for; raises RunDirectoryError where its manifest says something else."""
-    return _checked(StoredConfig, run.config, run)
+    config = _checked(StoredConfig, run.config, run)
+    method = _checked(_StoredMethod, config.method, run)
+    return config.model_copy(update={"method": method.model_dump()})
 
 
 def stored_target(run: FinishedRun) -> Target:

@@ -13,7 +13,7 @@ from typing import cast
 import numpy as np
 import torch
 
-from edgeconvnext.choices import Calibrator, Effort, Preparation, Rounding
+from edgeconvnext.choices import DEFAULT_ADAROUND_MINUTES, Calibrator, Effort, Rounding, Smoothing
 from edgeconvnext.data.preprocess import Preprocess
 from edgeconvnext.model.layers import weighted_layers
 from edgeconvnext.model.network import Network
@@ -31,7 +31,6 @@ from edgeconvnext.quantization.weights import palette_grid, weight_grid
 from edgeconvnext.rewrite.channel_scaling import Affine, norm_before, takes_shift
 from edgeconvnext.targets import Target
 
-DEFAULT_ADAROUND_MINUTES = 10.0
 FINALISTS = 2
 RIDGES = (0.01, 0.1)
 
@@ -45,7 +44,7 @@ class ReconstructionOptions:
 
     calibrator: Calibrator = "auto"
     effort: Effort = "default"
-    preparation: Preparation = "auto"
+    preparation: Smoothing = "auto"
     rounding: Rounding = "auto"
     bias_correction: bool = True
     adaround_minutes: float = DEFAULT_ADAROUND_MINUTES

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from edgeconvnext.choices import Calibrator, Effort, Operator, Preparation
+from edgeconvnext.choices import Calibrator, Effort, Operator, Smoothing
 from edgeconvnext.schema.report import Decibel, FileName, Record
 
 
@@ -121,7 +121,7 @@ class Setting(Record):
     prepares_depthwise: bool
     effort: Effort
     calibrator: Calibrator
-    preparation: Preparation
+    preparation: Smoothing
     calibration_set: FileName
     fit_images: int
     held_out_images: int

@@ -21,6 +21,8 @@ from edgeconvnext.errors import LabelMismatchError, RewriteError
 from edgeconvnext.model.convnext.network import ConvNeXt
 from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.model.macs import count_macs, count_parameters
+from edgeconvnext.options.commands import REFIT_IMAGES
+from edgeconvnext.options.groups import Compression, Measuring
 from edgeconvnext.rewrite.channel_norm import fold_batch_norms, leave_inputs_as_they_are, with_batch_norms
 from edgeconvnext.rewrite.exact import PROOF_IMAGES, fold_exact
 from edgeconvnext.rewrite.float_timer import FloatTimer
@@ -40,9 +42,6 @@ from edgeconvnext.train.distill import DistillOptions, distill
 from edgeconvnext.tuning.norm_latency import measure_norm_latencies, norm_elements
 from edgeconvnext.tuning.norm_removal import Loss, measure_loss, replace_within_budget
 
-DEFAULT_IMAGES = 768
-"""Images that layers are re-fitted on, a third of them held out: as many as resolve half a point of agreement."""
-
 FEWEST_IMAGES = 6
 """A third of them is held out, and recovery learns from the others."""
 
@@ -54,21 +53,21 @@ class CompressOptions:
     macs: share of the multiply-adds to keep; None prunes nothing. replace_norms: whether LayerNorms may go; norms: all of them, or
     those of blocks only, behind the depthwise convs. max_drop: points that replacing norms may cost on held-out images. recover:
     whether the result is trained, without labels, towards the original; epochs, minutes: how long (`train.distill`). images: as
-    DEFAULT_IMAGES. multiple: of hidden widths; None: the target's. threads, measure_latency: of the runtime, if it is here; what
+    REFIT_IMAGES. multiple: of hidden widths; None: the target's. threads, measure_latency: of the runtime, if it is here; what
     a norm saves decides which go, so a run remembers both, and validating it anew keeps its network.
     """
 
     macs: float | None = None
-    replace_norms: bool = False
-    norms: NormScope = "all"
-    max_drop: float = 0.5
-    recover: bool = False
-    epochs: int = 10
+    replace_norms: bool = Compression.replace_norm
+    norms: NormScope = Compression.norms
+    max_drop: float = Compression.norm_drop
+    recover: bool = Compression.recover
+    epochs: int = Compression.epochs
     minutes: float | None = None
-    images: int = DEFAULT_IMAGES
+    images: int = REFIT_IMAGES
     multiple: int | None = None
-    threads: int = 1
-    measure_latency: bool = True
+    threads: int = Measuring.threads
+    measure_latency: bool = Measuring.latency
 
     def check(self) -> None:
         """Raise RewriteError for values that make no sense, before any image is read."""

@@ -309,7 +309,7 @@ def _evened_out(setting: Setting, layer: LayerAnalysis, tensor: TensorAnalysis) 
     if setting.effort == "quick":
         yield "--effort default, which scales channels in front of quantizers"
     elif setting.preparation == "none":
-        yield "leaving out --prepare none, so that channels are scaled in front of the quantizer"
+        yield "leaving out --smoothing none, so that channels are scaled in front of the quantizer"
     if layer.operator == "depthwise" and not setting.prepares_depthwise:
         yield "`depthwise = true` under [quantize.prepare] in a target file of your own"
     if layer.operator == "pointwise2" and setting.prepares_hidden != "channel":
@@ -324,6 +324,6 @@ def _shifted(setting: Setting, layer: LayerAnalysis, tensor: TensorAnalysis) -> 
         elif setting.effort == "quick":
             yield "--effort default, which shifts the values in front of the quantizer"
         elif setting.preparation == "none":
-            yield "leaving out --prepare none, so that the values are shifted in front of the quantizer"
+            yield "leaving out --smoothing none, so that the values are shifted in front of the quantizer"
     if not setting.affine_activations and backend(setting.exporter).limits.zero_points:
         yield '`scheme = "affine"` under [quantize.activations] in a target file of your own'

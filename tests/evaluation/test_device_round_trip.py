@@ -12,6 +12,7 @@ import pytest
 
 from edgeconvnext.backends.kit import results as device_results
 from edgeconvnext.errors import DeviceResultsError, RunDirectoryError
+from edgeconvnext.options.commands import Validate
 from edgeconvnext.pipeline import commands as pipeline
 from edgeconvnext.pipeline.job import Request
 from edgeconvnext.run.manifest import load_run
@@ -27,11 +28,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     request = Request(
         model="digits",
-        calibration="digits",
-        evaluation="digits_test",
+        calib="digits",
+        eval="digits_test",
         num_images=48,
         effort="quick",
-        measure_latency=False,
+        latency=False,
         target=str(folder / "board.toml"),
         output=folder / "board",
     )
@@ -53,7 +54,7 @@ def test_a_kit_moved_away_and_run_comes_back_into_the_report(run: Path, tmp_path
     report = json.loads((run / "report.json").read_text())
     assert report["device"]["fidelity_db"] > 60, "the same runtime on the same machine"
 
-    again = pipeline.validate(run, measure_latency=False)
+    again = pipeline.validate(run, Validate(latency=False))
     assert again.report.device is not None, "measuring here again keeps what the device measured"
     assert again.report.device.fidelity_db == report["device"]["fidelity_db"]
 
@@ -66,7 +67,7 @@ def test_a_kit_moved_away_and_run_comes_back_into_the_report(run: Path, tmp_path
     refuse = pytest.MonkeyPatch()
     refuse.setattr(device_results, "RESULT_FORMAT", device_results.RESULT_FORMAT - 1)
     try:
-        older = pipeline.validate(run, measure_latency=False)
+        older = pipeline.validate(run, Validate(latency=False))
     finally:
         refuse.undo()
     assert older.report.device is None
@@ -75,6 +76,6 @@ def test_a_kit_moved_away_and_run_comes_back_into_the_report(run: Path, tmp_path
 
 @pytest.mark.slow
 def test_a_run_without_a_kit_takes_no_results(run: Path, tmp_path: Path) -> None:
-    quantized = pipeline.quantize(Request(reuse_from=run, target="onnx", output=tmp_path / "quantized"))
+    quantized = pipeline.quantize(Request(from_run=run, target="onnx", output=tmp_path / "quantized"))
     with pytest.raises(RunDirectoryError, match="no device kit"):
         pipeline.merge_device(quantized.path, tmp_path / "device.json")

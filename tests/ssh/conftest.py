@@ -36,11 +36,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "board.toml").write_text(target.replace('name = "onnx"', 'name = "board"'))
     request = Request(
         model="digits",
-        calibration="digits",
-        evaluation="digits_test",
+        calib="digits",
+        eval="digits_test",
         num_images=48,
         effort="quick",
-        measure_latency=False,
+        latency=False,
         target=str(folder / "board.toml"),
         output=folder / "board",
     )

@@ -242,6 +242,6 @@ def test_only_what_scripts_save_is_brought_back_whatever_a_device_claims(name: s
 
 
 def test_a_run_without_a_kit_is_refused_before_connecting(run: Path, tmp_path: Path) -> None:
-    quantized = pipeline.quantize(Request(reuse_from=run, target="onnx", output=tmp_path / "quantized"))
+    quantized = pipeline.quantize(Request(from_run=run, target="onnx", output=tmp_path / "quantized"))
     with pytest.raises(RunDirectoryError, match="no device kit"):
         pipeline.remote(quantized.path, "nowhere", python="python3", workdir=None, say=print, print_=print)

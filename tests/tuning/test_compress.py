@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import json
 import subprocess
 from pathlib import Path
@@ -31,9 +32,11 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_everything_together_is_recorded(tmp_path: Path) -> None:
-    options = dataclasses.replace(QUICK, macs=0.7, replace_norms=True, recover=True, epochs=1, max_drop=50)
     output = tmp_path / "small.safetensors"
-    result = api.compress("digits", calib="digits", options=options, output=output)
+    result = api.compress(
+        "digits", calib="digits", num_images=90, latency=False, prune_macs=0.7, replace_norm=True, norm_drop=50,
+        recover=True, epochs=1, output=output,
+    )  # fmt: skip
     record = result.record
     assert record.macs_after <= 0.7 * record.macs_before and record.pruning is not None
     assert [row.verdict for row in record.norms] == ["replaced"] * len(record.norms) and len(record.norms) == 10
@@ -81,7 +84,7 @@ def test_bad_options_are_refused(change: dict[str, float], said: str) -> None:
 
 def test_a_run_that_changes_the_network_needs_its_own_evaluation_images() -> None:
     with pytest.raises(QuantizationError, match="Name evaluation images with --eval"):
-        resolve(Request(model="digits", calibration="digits", compress=QUICK))
+        resolve(Request(model="digits", calib="digits", prune_macs=0.9))
 
 
 def test_export_changes_quantises_and_reports(tmp_path: Path) -> None:
@@ -169,16 +172,14 @@ def test_training_that_makes_it_worse_is_not_kept(monkeypatch: pytest.MonkeyPatc
 def test_an_interrupted_recovery_outlives_another_command(tmp_path: Path) -> None:
     begun = tmp_path / "x.recovery.pt"
     begun.write_bytes(b"begun")
-    api.compress(
-        "digits", calib="digits", options=dataclasses.replace(QUICK, macs=0.9), output=tmp_path / "x.safetensors"
-    )
+    pruned = functools.partial(api.compress, "digits", calib="digits", num_images=90, latency=False, prune_macs=0.9)
+    pruned(output=tmp_path / "x.safetensors")
     assert begun.read_bytes() == b"begun"
-    options = dataclasses.replace(QUICK, macs=0.9, recover=True, epochs=1)
     with pytest.raises(RewriteError, match="no checkpoint of this recovery; delete it"):
-        api.compress("digits", calib="digits", options=options, output=tmp_path / "x.safetensors")
+        pruned(recover=True, epochs=1, output=tmp_path / "x.safetensors")
     (tmp_path / "y.recovery.pt").mkdir()
     with pytest.raises(CheckpointError, match=r"y\.recovery\.pt is a folder"):
-        api.compress("digits", calib="digits", options=options, output=tmp_path / "y.safetensors")
+        pruned(recover=True, epochs=1, output=tmp_path / "y.safetensors")
 
 
 def test_recovery_alone_is_a_usage_error(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def _analysis_setting(job: Job, fit_images: int, held_out_images: int, sensitivi
         prepares_depthwise=target.quantize.prepare.depthwise,
         effort=request.effort,
         calibrator=request.calibrator,
-        preparation=request.preparation,
+        preparation=request.smoothing,
         calibration_set=job.calibration.name,
         fit_images=fit_images,
         held_out_images=held_out_images,

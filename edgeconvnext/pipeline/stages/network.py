@@ -33,7 +33,7 @@ def model_key(job: Job) -> dict[str, Any]:
 
 def compress(run: RunDirectory, job: Job) -> StageResult:
     """Prune, replace LayerNorms and recover as asked. Files: compressed.safetensors. Values: record (CompressionRecord)."""
-    options, images = job.request.compress, job.whole_set
+    options, images = job.request.compression, job.whole_set
     assert options is not None and images is not None
     checkpoint = run.path / RECOVERY
 
@@ -109,7 +109,7 @@ def float_program(job: Job, folded: StageResult) -> ExportedProgram:
     """Export the exactly folded network that was handed in, without Q/DQ: what the artifact is compared with."""
     from edgeconvnext.rewrite.exact import fold_exact
 
-    if job.request.compress is None:
+    if job.request.compression is None:
         model = folded_model(folded, job)
     else:
         module = fold_exact(job.model.module, proof_images(job)).module

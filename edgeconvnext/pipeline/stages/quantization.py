@@ -15,7 +15,9 @@ from edgeconvnext.data.loader import batches, check_broken
 from edgeconvnext.memory import give_back_free_memory
 from edgeconvnext.model.layers import weighted_layers
 from edgeconvnext.model.network import Network
-from edgeconvnext.pipeline.job import KEPT_METHOD, Job
+from edgeconvnext.options.declaration import declared_options
+from edgeconvnext.options.groups import Method
+from edgeconvnext.pipeline.job import Job
 from edgeconvnext.pipeline.stages.network import exported, folded_model, for_target, images_of
 from edgeconvnext.pipeline.stages.values import CalibrationCounts, PlanValues, QuantizedValues
 from edgeconvnext.quantization.precision import BitPlan, asked_bits, resolve_precision
@@ -32,7 +34,7 @@ PLAN_TOML = "plan.toml"
 # What --max-drop started from, to time what it cost.
 UNBUDGETED_PLAN = "plan_before_budget.safetensors"
 # What of a request decides how a plan is made.
-METHOD = ("calibrator", "effort", *KEPT_METHOD)
+METHOD = tuple(declared_options(Method))
 
 
 def statistics(run: RunDirectory, job: Job, folded: StageResult) -> StageResult:

@@ -1,0 +1,5 @@
+"""`python -m edgeconvnext` is the command `edgeconvnext`."""
+
+from edgeconvnext.cli import main
+
+main()
