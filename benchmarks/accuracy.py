@@ -230,7 +230,7 @@ def measure_own(prepared: Prepared, case: OwnRun, reference: np.ndarray) -> Row:
         # Beside the runs of the same network, whose FP32 results are taken over.
         run = prepared.folder / "runs" / artifact.stem
         command = [
-            sys.executable, "-m", "edgeconvnext.cli", "export", "--target", case.target_in(Path(scratch)),
+            sys.executable, "-m", "edgeconvnext", "export", "--target", case.target_in(Path(scratch)),
             "--model", str(prepared.checkpoint),
             "--calib", prepared.model.calibration, "--num-images", str(CALIBRATION_IMAGES),
             "--eval", prepared.model.evaluation, "--no-latency", "--output", str(run), "--json", *case.flags,

@@ -153,7 +153,7 @@ def _own(checkpoint: Path, images: int, effort: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         few = link_last_images(CALIBRATION, EVALUATED, Path(scratch) / "few")
         command = [
-            sys.executable, "-m", "edgeconvnext.cli", "quantize", "--target", "onnx", "--model", str(checkpoint),
+            sys.executable, "-m", "edgeconvnext", "quantize", "--target", "onnx", "--model", str(checkpoint),
             "--calib", CALIBRATION, "--eval", str(few), "--num-images", str(images), "--effort", effort,
             "--output", f"{scratch}/run", "--json",
         ]  # fmt: skip

@@ -174,7 +174,7 @@ def measure(case: Case) -> Row:
 
 def _command(case: Case, output: Path) -> list[str]:
     model, calibration = str(WEIGHTS), ("--calib", "imagenette")
-    start = [sys.executable, "-m", "edgeconvnext.cli"]
+    start = [sys.executable, "-m", "edgeconvnext"]
     end = ["--output", str(output), "--json", *case.flags]
     if case.export:
         return [*start, "export", "--target", "onnx", "--model", model, *calibration, "--eval", "imagenette_val", *end]

@@ -97,7 +97,7 @@ def measure(case: Case) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as scratch:
         few = link_last_images(CALIBRATION, EVALUATED, Path(scratch) / "evaluated")
         command = [
-            sys.executable, "-m", "edgeconvnext.cli", "export", "--target", "onnx",
+            sys.executable, "-m", "edgeconvnext", "export", "--target", "onnx",
             "--model", str(random_checkpoint(case.model, Path(scratch))), "--calib", CALIBRATION, "--eval", str(few),
             "--num-images", str(case.images), "--effort", case.effort, "--output", f"{scratch}/run", "--json",
         ]  # fmt: skip
@@ -131,7 +131,7 @@ def start() -> Iterator[Row]:
     seconds = []
     for _ in range(STARTS + 1):
         begun = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "edgeconvnext.cli", "--help"], capture_output=True, check=True)
+        subprocess.run([sys.executable, "-m", "edgeconvnext", "--help"], capture_output=True, check=True)
         seconds.append(time.perf_counter() - begun)
     yield Row(
         model=START.model,

@@ -77,7 +77,7 @@ def smaller() -> Path:
     """Return the checkpoint of the smaller network, made on first use."""
     pruned, path = CACHE / "pruned.safetensors", CACHE / "smaller.safetensors"
     CACHE.mkdir(parents=True, exist_ok=True)
-    start = [sys.executable, "-m", "edgeconvnext.cli"]
+    start = [sys.executable, "-m", "edgeconvnext"]
     if not pruned.is_file():
         options = ["--macs", "0.6", "--calib", "imagenette", "--num-images", "512", "--output", str(pruned)]
         subprocess.run([*start, "prune", str(WEIGHTS), *options], check=True)
@@ -100,7 +100,7 @@ def measure(network: str, target: str) -> Row:
     """Export for one target and read its report."""
     weights = WEIGHTS if network == TRAINED else smaller()
     command = [
-        sys.executable, "-m", "edgeconvnext.cli", "export", "--target", target, "--model", str(weights), "--calib", "imagenette",
+        sys.executable, "-m", "edgeconvnext", "export", "--target", target, "--model", str(weights), "--calib", "imagenette",
         "--eval", "imagenette_val", "--no-latency", "--output", str(CACHE / f"{weights.stem}-{target}"), "--json",
     ]  # fmt: skip
     result = subprocess.run(command, stdout=subprocess.PIPE, text=True)

@@ -58,26 +58,11 @@ def test_fold_and_prune_return_networks_and_save_them(tmp_path: Path) -> None:
 
 
 def test_quantize_export_and_validate_chain(tmp_path: Path) -> None:
-    quantized = edgeconvnext.quantization(
+    quantized = edgeconvnext.quantize(
         "digits", calib="digits", eval="digits_test", num_images=60, output=tmp_path / "q"
     )
-    exported = edgeconvnext.backends(target="onnx", from_run=quantized.path, latency=False, output=tmp_path / "onnx")
+    exported = edgeconvnext.export(target="onnx", from_run=quantized.path, latency=False, output=tmp_path / "onnx")
     assert exported.report.accuracy.artifact is not None
-    validated = edgeconvnext.evaluation(exported.path, data="digits", latency=False)
+    validated = edgeconvnext.validate(exported.path, data="digits", latency=False)
     assert validated.report.accuracy.dataset == "digits"
     assert validated.exit_code == 0
-
-
-@pytest.mark.parametrize("name", ["quantize", "export", "validate"])
-def test_a_command_and_the_package_of_its_name_are_both_there(name: str) -> None:
-    """In any order: importing the package puts it in the place of the function."""
-    code = f"""
-import inspect, edgeconvnext
-from edgeconvnext import {name} as first
-import edgeconvnext.{name}, edgeconvnext.api, edgeconvnext.evaluation.gates
-second = edgeconvnext.{name}
-assert callable(first) and callable(second)
-assert inspect.signature(first) == inspect.signature(second) == inspect.signature(edgeconvnext.api.{name})
-assert callable(edgeconvnext.evaluation.gates.judge)
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)

@@ -35,7 +35,12 @@ def command(
         def run(context: typer.Context, **values: Any) -> None:
             names = (*(known.name for known in declared), *former)
             given = {name: values[name] for name in names if _is_given(context, name)}
-            function(_read(options, given), **{parameter.name: values[parameter.name] for parameter in own})
+            others = {parameter.name: values[parameter.name] for parameter in own}
+            try:
+                function(_read(options, given), **others)
+            except OptionError as error:
+                wording = error.wording(_flags(options))
+                raise OptionError(lambda spelled: wording) from error
 
         hints = get_type_hints(function, include_extras=True)
         parameters = [
@@ -73,15 +78,16 @@ def _is_given(context: typer.Context, name: str) -> bool:
 
 def _read(options: type[Options], given: dict[str, Any]) -> Options:
     """Return the options that a user gave; a value that one does not take is a usage error."""
-    declared = declared_options(options)
-
-    def flag(name: str) -> str:
-        return declared[name].flag if name in declared else "--" + name.replace("_", "-")
-
     try:
         return options.of(given=given)
     except OptionError as error:
-        raise typer.BadParameter(error.wording(flag)) from error
+        raise typer.BadParameter(error.wording(_flags(options))) from error
+
+
+def _flags(options: type[Options]) -> Callable[[str], str]:
+    """Return how the command line writes an option, from its name."""
+    declared = declared_options(options)
+    return lambda name: declared[name].flag if name in declared else "--" + name.replace("_", "-")
 
 
 def _parameter(known: Declared) -> inspect.Parameter:

@@ -33,7 +33,7 @@ def inspect(options: groups.InputSize, model: ModelArgument, json: JsonOption = 
 @command(
     options.Fold,
     "fold digits --calib digits --output folded.safetensors",
-    "fold my.pth --calib photos/ --replace-norm --output no.safetensors",
+    "fold my.pth --replace-norm --calib val/ --output my.safetensors",
 )
 def fold(options: options.Fold, model: ModelArgument, json: JsonOption = False) -> None:
     """Fold layer scale and LayerNorm affines exactly, and with --replace-norm replace the LayerNorms that may go."""
@@ -59,7 +59,7 @@ def fold(options: options.Fold, model: ModelArgument, json: JsonOption = False) 
 @command(
     options.PruneAndRecover,
     "prune digits --macs 0.8 --calib digits --output small.safetensors",
-    "prune my.pth --macs 0.6 --calib photos/ --recover --output x.safetensors",
+    "prune my.pth --size 0.5 --calib photos/ --output small.safetensors",
 )
 def prune(options: options.PruneAndRecover, model: ModelArgument) -> None:
     """Make a network smaller: channels, blocks or 2:4 sparsity; fit what is left, train it with --recover, and save it."""

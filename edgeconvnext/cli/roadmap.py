@@ -16,7 +16,7 @@ from edgeconvnext.options import commands as options
 @command(
     options.Roadmap,
     "roadmap --steps resnet50,convnext_tiny --no-latency",
-    "roadmap --target jetson --trained resnet50=resnet50.pth --eval val/",
+    "roadmap --target jetson --trained resnet50=my.pth --eval val/",
 )
 def roadmap(options: options.Roadmap, json: JsonOption = False) -> None:
     """Take every step from ResNet-50 to ConvNeXt-T to INT8 and time it; finished steps are reused."""

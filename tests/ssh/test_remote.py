@@ -71,7 +71,7 @@ def test_the_command_runs_the_kit_merges_the_results_and_leaves_nothing_there(
     run: Path, server: Server, python: str, tmp_path: Path
 ) -> None:
     copy = Path(shutil.copytree(run, tmp_path / "run"))
-    command = [sys.executable, "-m", "edgeconvnext.cli", "remote", str(copy), "--host", server.host, "--python", python]
+    command = [sys.executable, "-m", "edgeconvnext", "remote", str(copy), "--host", server.host, "--python", python]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert "Checking in onnxruntime" in done.stderr and "fidelity to the simulation" in done.stderr

@@ -32,9 +32,9 @@ def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch was built without gloo")
 def test_two_processes_train_the_network_of_one(tmp_path: Path) -> None:
-    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "edgeconvnext.cli")
+    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "edgeconvnext")
     two = run(*torchrun, *OPTIONS, "--output", str(tmp_path / "two"))
-    one = run("edgeconvnext.cli", *OPTIONS, "--output", str(tmp_path / "one"))
+    one = run("edgeconvnext", *OPTIONS, "--output", str(tmp_path / "one"))
     assert two.stdout.count("model: ") == 1 and two.stderr.count("epoch 1 of 1") == 1  # only the first process speaks
     first, second = (torch.load(tmp_path / name / "last.ckpt", weights_only=True) for name in ("one", "two"))
     assert first["steps"] == second["steps"] == 10
@@ -43,5 +43,5 @@ def test_two_processes_train_the_network_of_one(tmp_path: Path) -> None:
         torch.testing.assert_close(second["module"][name], tensor, rtol=1e-3, atol=1e-5)
     assert "of 599 images" in one.stdout and "of 599 images" in two.stdout
     # What two processes began, one goes on with.
-    again = run("edgeconvnext.cli", *OPTIONS, "--output", str(tmp_path / "two"))
+    again = run("edgeconvnext", *OPTIONS, "--output", str(tmp_path / "two"))
     assert "model: " in again.stdout

@@ -1,3 +1,0 @@
-from edgeconvnext.cli import main
-
-main()
