@@ -9,12 +9,14 @@ import grimp
 import pytest
 
 LAYERS = (
+    ("__main__",),
     ("cli",),
     ("",),  # edgeconvnext itself, which hands out the functions of `api`
     ("api",),
     ("commands",),
     ("pipeline",),
     ("ssh", "tuning", "report"),
+    ("options",),
     ("train",),
     ("backends",),
     ("quantization",),

@@ -116,7 +116,8 @@ def test_a_new_option_is_one_edit(tmp_path: Path) -> None:
     text = groups.read_text()
     assert text.count("    rounding: Rounding = ") == 1
     groups.write_text(text.replace("    rounding: Rounding = ", f"{ADDED}    rounding: Rounding = "))
-    environment = os.environ | {"PYTHONPATH": str(package.parent), "COLUMNS": "100"}
+    search_path = os.pathsep.join([str(package.parent), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": search_path, "COLUMNS": "100"}
 
     def python(*arguments: str) -> str:
         done = subprocess.run(

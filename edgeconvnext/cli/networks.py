@@ -59,7 +59,7 @@ def fold(options: options.Fold, model: ModelArgument, json: JsonOption = False) 
 @command(
     options.PruneAndRecover,
     "prune digits --macs 0.8 --calib digits --output small.safetensors",
-    "prune my.pth --size 0.5 --calib photos/ --output small.safetensors",
+    "prune my.pth --size 0.5 --calib photos/ --output my.safetensors",
 )
 def prune(options: options.PruneAndRecover, model: ModelArgument) -> None:
     """Make a network smaller: channels, blocks or 2:4 sparsity; fit what is left, train it with --recover, and save it."""
