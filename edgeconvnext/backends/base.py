@@ -245,9 +245,7 @@ class Backend(Protocol):
 
     def latency(self, baseline: Path | None, artifact: Path, settings: LatencySettings) -> LatencyResult:
         """Time an artifact, interleaved with its float baseline where that is given; errors as `timed_runner`."""
-        from edgeconvnext.backends.latency import interleaved_latency
-
-        return interleaved_latency(self.timed_runner, baseline, artifact, settings)
+        raise RuntimeMissingError(f"{artifact} cannot be timed on this machine: {self.not_timed}.")
 
     def profile(self, path: Path, images: np.ndarray, threads: int) -> Profile | None:
         """Return what the operators of an artifact take on normalised images, (N, C, H, W); None: it does not say."""

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from edgeconvnext.backends import backend_for
 from edgeconvnext.backends.base import Programs
 from edgeconvnext.backends.metadata import ArtifactMetadata
-from edgeconvnext.backends.onnx.sparse import sparse_layers
 from edgeconvnext.data.preprocess import to_value_range
 from edgeconvnext.errors import GATE_MISSED_EXIT_CODE, CheckpointError, DeviceResultsError, RunDirectoryError
 from edgeconvnext.model.heads import require_answers
 from edgeconvnext.options.commands import Validate
+from edgeconvnext.model.two_of_four import sparse_layers
 from edgeconvnext.pipeline import stages
 from edgeconvnext.pipeline.job import Job, Request, named_target, resolve
 from edgeconvnext.pipeline.stages.values import ArtifactValues, DeviceValues, FoldValues, PlanValues

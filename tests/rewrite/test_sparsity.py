@@ -11,11 +11,11 @@ from networks import small_network
 from reconstructions import photographs, reconstructed, target_with
 
 import edgeconvnext
-from edgeconvnext.backends.onnx.sparse import sparse_layers, sparse_linears, sparsity_checks
+from edgeconvnext.backends.onnx.sparse import sparse_linears, sparsity_checks
 from edgeconvnext.errors import RewriteError
 from edgeconvnext.model.convnext.network import ConvNeXt, ConvNeXtConfig
 from edgeconvnext.model.load import load_model
-from edgeconvnext.model.two_of_four import is_two_of_four, zero_mask
+from edgeconvnext.model.two_of_four import is_two_of_four, sparse_layers, zero_mask
 from edgeconvnext.quantization.plan import QParams
 from edgeconvnext.quantization.rounding import factored, gptq, refit
 from edgeconvnext.rewrite.exact import fold_exact

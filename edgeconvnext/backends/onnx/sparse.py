@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
 
-from edgeconvnext.model.layers import weighted_layers
-from edgeconvnext.model.network import Network
-from edgeconvnext.model.two_of_four import is_two_of_four, zero_mask
+from edgeconvnext.model.two_of_four import LINEARS, is_two_of_four, zero_mask
 from edgeconvnext.schema.report import ExportCheck
-
-LINEARS = (".pwconv1.weight", ".pwconv2.weight")
 
 
 def sparse_linears(onnx_path: Path) -> dict[str, bool]:
@@ -29,19 +24,13 @@ def sparse_linears(onnx_path: Path) -> dict[str, bool]:
     graph = onnx.load(onnx_path).graph
     found = {}
     for tensor in graph.initializer:
-        if not tensor.name.endswith(LINEARS):
+        layer = tensor.name.removesuffix(".weight")
+        if layer == tensor.name or not layer.endswith(LINEARS):
             continue
         values = np.asarray(numpy_helper.to_array(tensor)).astype(np.float32)
         weight = torch.from_numpy(values.reshape(values.shape[0], -1)).T
-        found[tensor.name.removesuffix(".weight")] = is_two_of_four(weight) and zero_mask(weight) is not None
+        found[layer] = is_two_of_four(weight) and zero_mask(weight) is not None
     return found
-
-
-def sparse_layers(network: Network) -> tuple[str, ...]:
-    """Return the linears of a network's blocks whose weights are 2:4 sparse, by path."""
-    names = [name for name in weighted_layers(network) if f"{name}.weight".endswith(LINEARS)]
-    weights = {name: cast(torch.Tensor, network.get_submodule(name).weight) for name in names}
-    return tuple(name for name, weight in weights.items() if zero_mask(weight.detach()) is not None)
 
 
 def sparsity_checks(expected: Sequence[str], onnx_path: Path) -> list[ExportCheck]:
