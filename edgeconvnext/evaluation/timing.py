@@ -9,18 +9,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgeconvnext.evaluation import turns
 from edgeconvnext.schema.report import Interval, Latency
 
-WARM_UP_S = 0.2
+WARM_UP_S = turns.WARM_UP_SECONDS
 MIN_SECONDS = 3.0
 SCREENING_SECONDS = 1.0
 """In place of MIN_SECONDS where many networks are timed to choose among them."""
 
-MIN_RUNS = 10
-BLOCK_S = 0.1
+MIN_RUNS = turns.LEAST_RUNS
+BLOCK_S = turns.BLOCK_SECONDS
 """Each network runs about this long before the other's turn; a turn's first run, on cold caches, is not counted."""
 
-MIN_BLOCKS = 10
+MIN_BLOCKS = turns.LEAST_BLOCKS
 RESAMPLES = 2000
 
 
@@ -45,21 +46,23 @@ def time_interleaved(
     """
     seconds = MIN_SECONDS if seconds is None else seconds
     warm_up_s = WARM_UP_S if warm_up_s is None else warm_up_s
-    runs_per_turn = {name: _warm_up(call, warm_up_s, clock) for name, call in calls.items()}
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    blocks: dict[str, list[int]] = {name: [] for name in calls}
-    turn = 0
-    while turn < MIN_BLOCKS or any(sum(t) < seconds or len(t) < MIN_RUNS for t in times.values()):
-        for name in list(calls)[:: -1 if turn % 2 else 1]:
-            call = calls[name]
+
+    def timed(call: Callable[[], None]) -> Callable[[], dict[str, float]]:
+        def run() -> dict[str, float]:
+            start = clock()
             call()
-            for _ in range(runs_per_turn[name]):
-                start = clock()
-                call()
-                times[name].append(clock() - start)
-                blocks[name].append(turn)
-        turn += 1
-    return {name: Samples(1000 * np.array(times[name]), np.array(blocks[name])) for name in calls}
+            return {"latency": 1000 * (clock() - start)}
+
+        return run
+
+    networks = {name: timed(call) for name, call in calls.items()}
+    blocks = turns.time_in_turns(networks, seconds, warm_up_s, BLOCK_S, clock)
+    return {name: _samples(own) for name, own in blocks.items()}
+
+
+def _samples(blocks: list[list[dict[str, float]]]) -> Samples:
+    times_ms = np.array([run["latency"] for block in blocks for run in block])
+    return Samples(times_ms, np.repeat(np.arange(len(blocks)), [len(block) for block in blocks]))
 
 
 def ratio_of_medians(
@@ -76,17 +79,6 @@ def ratio_of_medians(
     low, high = np.percentile(ratios, [2.5, 97.5])
     value = float(np.median(slow.times_ms) / np.median(fast.times_ms))
     return value, min(value, float(low)), max(value, float(high))
-
-
-def _warm_up(call: Callable[[], None], seconds: float, clock: Callable[[], float]) -> int:
-    """Run for `seconds`, at least twice; return how many runs fill a turn, judged by the fastest."""
-    begin, fastest, runs = clock(), float("inf"), 0
-    while runs < 2 or clock() - begin < seconds:
-        start = clock()
-        call()
-        fastest = min(fastest, clock() - start)
-        runs += 1
-    return max(1, round(BLOCK_S / max(fastest, 1e-6)))
 
 
 def _resampled_medians(samples: Samples, counts: np.ndarray) -> np.ndarray:

@@ -25,7 +25,7 @@ from edgeconvnext.backends.kit.device.kit import (
     run_script,
     write,
 )
-from edgeconvnext.backends.kit.device.timing import speedup, summaries, time_pair
+from edgeconvnext.evaluation.turns import speedup, summaries, time_in_turns
 
 
 def main(arguments=None):
@@ -59,7 +59,7 @@ def check(options):
     result["answers"], result["check"] = packed(measured), compare(kit, measured)
     calls = {name: timed(network) for name, network in networks.items()}
     result["clocks_before"] = clocks()
-    blocks = time_pair(calls, options.seconds)
+    blocks = time_in_turns(calls, options.seconds)
     result["clocks_after"] = clocks()
     result["latency"] = {"batch": 1, "threads": 1, "settings": {"timed": "one evaluation in numpy"}}
     result["latency"].update({name: summaries(blocks[name], 1) for name in networks})

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from edgeconvnext.backends.kit.device import timing
+from edgeconvnext.evaluation import turns as timing
 
 # Mean 3, median 2, squared deviations 4 + 1 + 9 of the mean.
 UNEQUAL = [6.0, 1.0, 2.0]
@@ -46,5 +46,5 @@ def test_timing_ends_where_device_json_would_grow_too_large(
     monkeypatch.setattr(timing, "WARM_UP_SECONDS", 0.0)
     monkeypatch.setattr(timing, "BLOCK_SECONDS", 0.0)  # one run a block
     monkeypatch.setattr(timing, limit, most)
-    blocks = timing.time_pair({name: lambda: {"latency": 1.0} for name in ("baseline", "artifact")}, seconds=1e9)
+    blocks = timing.time_in_turns({name: lambda: {"latency": 1.0} for name in ("baseline", "artifact")}, seconds=1e9)
     assert {name: len(found) for name, found in blocks.items()} == {"baseline": most, "artifact": most}

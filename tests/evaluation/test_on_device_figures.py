@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from device_files import POWER, Results, backbone, kit, times, told
 
-from edgeconvnext.backends.kit.device import timing
 from edgeconvnext.backends.kit.figures import latency_of, power_of, speedup_of
 from edgeconvnext.backends.kit.known import Kit
 from edgeconvnext.backends.kit.record import device_record
 from edgeconvnext.backends.kit.results import DeviceResults, ResultPower, ResultTimes
 from edgeconvnext.errors import DeviceResultsError
+from edgeconvnext.evaluation import turns as timing
 
 
 def record(results: Results, exported: Kit | None = None) -> Any:

@@ -57,7 +57,7 @@ def test_the_formats_are_those_that_the_kit_writes() -> None:
 
 
 def script_timing() -> Any:
-    from edgeconvnext.backends.kit.device import timing
+    from edgeconvnext.evaluation import turns as timing
 
     return timing
 

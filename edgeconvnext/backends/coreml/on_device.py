@@ -36,7 +36,7 @@ from edgeconvnext.backends.kit.device.kit import (
     run_script,
     write,
 )
-from edgeconvnext.backends.kit.device.timing import speedup, summaries, time_pair
+from edgeconvnext.evaluation.turns import speedup, summaries, time_in_turns
 
 UNITS = ("ALL", "CPU_AND_NE", "CPU_AND_GPU", "CPU_ONLY")
 
@@ -67,7 +67,7 @@ def check(options):
 
     calls = {name: package.timed(kit.window(0, 1)) for name, package in packages.items()}
     result["clocks_before"] = clocks()
-    blocks = time_pair(calls, options.seconds)
+    blocks = time_in_turns(calls, options.seconds)
     result["clocks_after"] = clocks()
     result["latency"] = {
         "batch": 1,

@@ -16,7 +16,7 @@ from edgeconvnext.schema.report import REFERENCE_EVALUATOR
 
 
 class CoreMLRunner:
-    """An .mlpackage: in Core ML itself on macOS, elsewhere in the reference evaluator (`validate.mil`).
+    """An .mlpackage: in Core ML itself on macOS, elsewhere in the reference evaluator (`coreml.mil`).
 
     Resolution, mean and standard deviation are read from the file. Raises ExportError for a package that cannot be read, or that
     has operators the evaluator does not know.

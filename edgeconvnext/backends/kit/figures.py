@@ -12,9 +12,9 @@ from edgeconvnext.backends.kit.known import Kit
 from edgeconvnext.backends.kit.results import MOST_RUNS, DeviceResults, ResultCheck, ResultPower, ResultTimes
 from edgeconvnext.errors import DeviceResultsError
 from edgeconvnext.evaluation.timing import summarize
+from edgeconvnext.evaluation.turns import RESAMPLES
 from edgeconvnext.schema.report import DECIBEL_LIMIT, DevicePower, DeviceRecord, Interval, Latency
 
-RESAMPLES = 1000
 # The device sums in another order: 10,000 sums of float64 stay within 1e-11.
 RELATIVE = 1e-9
 DECIBELS = 0.001
@@ -36,7 +36,7 @@ def speedup_of(baseline: Sequence[Sequence[float]], artifact: Sequence[Sequence[
     """Return the ratio of the medians of the blocks' medians, with a 95 % interval from resampled pairs of blocks.
 
     baseline, artifact: times in ms by block. Blocks of the same place were timed one after the other. Repeats the draws of
-    the kit's script (`export/device/timing.py`).
+    the kit's script (`evaluation/turns.py`).
     """
     count = min(len(baseline), len(artifact))
     medians = np.array([[np.median(pair[0]), np.median(pair[1])] for pair in zip(baseline, artifact, strict=False)])

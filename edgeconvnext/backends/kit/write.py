@@ -17,6 +17,7 @@ from edgeconvnext.backends.base import KitScript
 from edgeconvnext.backends.kit.layers import LayerOutput, sample
 from edgeconvnext.data.size import Size
 from edgeconvnext.errors import ExportError
+from edgeconvnext.evaluation import turns
 from edgeconvnext.files import atomic_write, tree_files, tree_sha256
 from edgeconvnext.targets import Target
 
@@ -30,7 +31,8 @@ MOST_VECTORS = 32
 COMPARED_VALUES = 4093
 """Values compared of each feature map and image: a prime, so that their steps do not fall on the same columns of every row."""
 
-_SHARED = tuple(Path(__file__).parent / "device" / name for name in ("kit.py", "timing.py", "board.py"))
+_DEVICE = Path(__file__).parent / "device"
+_SHARED = (_DEVICE / "kit.py", Path(turns.__file__), _DEVICE / "board.py")
 _OWN_PACKAGE = "edgeconvnext."
 # Python looks into the script's own folder first. A file there named like a module would run when that is imported.
 _OWN_FOLDER_IS_NO_PACKAGE = """

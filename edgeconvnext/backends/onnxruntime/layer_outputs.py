@@ -21,7 +21,7 @@ _BLOCK = re.compile(r"stages\.\d+\.\d+")
 def layer_outputs(simulation: GraphModule, model: Path, images: np.ndarray) -> tuple[LayerOutput, ...]:
     """Return what each block of the simulated graph puts out for a few images, with the name it has in the ONNX file.
 
-    simulation: `quantize.simulate.simulator` of the program that `model` was exported from. images: (N, C, H, W), as both take
+    simulation: `quantization.simulate.simulator` of the program that `model` was exported from. images: (N, C, H, W), as both take
     them.
     Residual additions are matched in their order; where file and graph do not have the same number, nothing is returned.
     """

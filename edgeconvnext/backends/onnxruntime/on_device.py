@@ -39,7 +39,7 @@ from edgeconvnext.backends.kit.device.kit import (
     run_script,
     write,
 )
-from edgeconvnext.backends.kit.device.timing import quantile, speedup, summaries, time_pair
+from edgeconvnext.evaluation.turns import quantile, speedup, summaries, time_in_turns
 
 PROFILED_RUNS = 10
 ELEMENT_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
@@ -71,7 +71,7 @@ def check(options):
 
     calls = {name: network.timed(kit.window(0, batch), batch) for name, network in networks.items()}
     result["clocks_before"] = clocks()
-    blocks = time_pair(calls, options.seconds)
+    blocks = time_in_turns(calls, options.seconds)
     result["clocks_after"] = clocks()
     result["latency"] = {
         "batch": batch,

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+from edgeconvnext.backends.tensorrt.on_device import WEIGHTED, dequantized, short
 from edgeconvnext.data.size import Size
 from edgeconvnext.errors import ExportError, RuntimeMissingError
 from edgeconvnext.files import atomic_write
@@ -24,9 +25,6 @@ Runtime = Literal["tensorrt_rtx", "tensorrt"]
 
 _EXTRA = {"tensorrt_rtx": "rtx", "tensorrt": "tensorrt"}
 _PRODUCT = {"tensorrt_rtx": "TensorRT-RTX", "tensorrt": "TensorRT"}
-_WEIGHTED = {"CONVOLUTION", "MATRIX_MULTIPLY"}
-# Layers that hand their input on unchanged, between a dequantize layer and the operator it feeds.
-_CARRIERS = {"SHUFFLE", "CONSTANT_SHUFFLE", "IDENTITY"}
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ class ParsedNetwork:
 
     def weighted(self) -> tuple[NetworkLayer, ...]:
         """The convolutions and matrix products."""
-        return tuple(layer for layer in self.layers if layer.kind in _WEIGHTED)
+        return tuple(layer for layer in self.layers if layer.kind in WEIGHTED)
 
 
 @dataclass(frozen=True)
@@ -235,31 +233,17 @@ def _layer(layer: Any, makers: dict[str, Any]) -> NetworkLayer:
     inputs = [layer.get_input(index) for index in range(layer.num_inputs)]
     tensors = [tensor for tensor in inputs if tensor is not None]
     outputs = [layer.get_output(index) for index in range(layer.num_outputs)]
-    kind = _name(layer.type)
+    kind = short(layer.type)
     # A convolution's optional third input is its bias, which stays float.
-    quantized = (
-        kind in _WEIGHTED and len(tensors) >= 2 and all(_comes_from_int8(tensor, makers) for tensor in tensors[:2])
-    )
+    quantized = kind in WEIGHTED and len(tensors) >= 2 and all(dequantized(makers, tensor) for tensor in tensors[:2])
     return NetworkLayer(
         name=layer.name,
         kind=kind,
-        input_types=tuple(_name(tensor.dtype) for tensor in tensors),
-        output_types=tuple(_name(tensor.dtype) for tensor in outputs),
+        input_types=tuple(short(tensor.dtype) for tensor in tensors),
+        output_types=tuple(short(tensor.dtype) for tensor in outputs),
         output_shape=tuple(outputs[0].shape) if outputs else (),
         quantized=quantized,
     )
-
-
-def _comes_from_int8(tensor: Any, makers: dict[str, Any]) -> bool:
-    maker = makers.get(tensor.name)
-    while maker is not None and _name(maker.type) in _CARRIERS:
-        maker = makers.get(maker.get_input(0).name)
-    return maker is not None and _name(maker.type) == "DEQUANTIZE"
-
-
-def _name(value: Any) -> str:
-    """'LayerType.CONVOLUTION' -> 'CONVOLUTION'."""
-    return str(value).rpartition(".")[2]
 
 
 def _told(lines: list[tuple[str, str]]) -> str:
@@ -277,6 +261,6 @@ def _logger(runtime: ModuleType) -> Any:
             self.lines: list[tuple[str, str]] = []
 
         def log(self, severity: Any, message: str) -> None:
-            self.lines.append((_name(severity), message))
+            self.lines.append((short(severity), message))
 
     return Logger()

@@ -39,9 +39,12 @@ from edgeconvnext.backends.kit.device.kit import (
     run_script,
     write,
 )
-from edgeconvnext.backends.kit.device.timing import WARM_UP_SECONDS, quantile, speedup, summaries, time_pair
+from edgeconvnext.evaluation.turns import WARM_UP_SECONDS, quantile, speedup, summaries, time_in_turns
 
 PROFILED_RUNS = 10
+WEIGHTED = ("CONVOLUTION", "MATRIX_MULTIPLY")
+# Layers that hand their input on unchanged, between a dequantize layer and the operator it feeds.
+CARRIERS = ("SHUFFLE", "CONSTANT_SHUFFLE", "CAST", "IDENTITY")
 
 
 def main(arguments=None):
@@ -91,7 +94,7 @@ def build_and_check(options):
         engine.load(kit.window(0, batch))
         graphs[name] = engine.capture()
     result["clocks_before"] = clocks()
-    blocks = time_pair(timed, options.seconds)
+    blocks = time_in_turns(timed, options.seconds)
     result["clocks_after"] = clocks()
     result["latency"] = {
         "batch": batch,
@@ -218,7 +221,7 @@ def parsed_layers(network):
             makers[output.name] = layer
         kind = short(layer.type)
         weighted = [tensor for tensor in inputs if tensor is not None][:2]
-        if kind in ("CONVOLUTION", "MATRIX_MULTIPLY") and len(weighted) == 2:
+        if kind in WEIGHTED and len(weighted) == 2:
             int8 = all(dequantized(makers, tensor) for tensor in weighted)
             precision = "int8" if int8 else type_name(weighted[0])
         else:
@@ -230,7 +233,7 @@ def parsed_layers(network):
 def dequantized(makers, tensor):
     """Say whether a tensor comes from a DequantizeLinear, past layers that only move values."""
     maker = makers.get(tensor.name)
-    while maker is not None and short(maker.type) in ("SHUFFLE", "CAST", "IDENTITY"):
+    while maker is not None and short(maker.type) in CARRIERS:
         maker = makers.get(maker.get_input(0).name)
     return maker is not None and short(maker.type) == "DEQUANTIZE"
 

@@ -1,7 +1,7 @@
 # ruff: noqa: B905  (boards run Python 3.8, whose zip has no `strict`)
-"""The part of every kit's script that times two networks in turns and sums the times up as trtexec does.
+"""Networks timed in turns, on this machine and on every device: a part of each kit's script, Python 3.8 and its standard library.
 
-Every time is written to device.json (`blocks_ms`), so that whoever reads it computes the figures again.
+The sums are trtexec's. A device writes every time to device.json (`blocks_ms`), so that whoever reads it computes them again.
 """
 
 import math
@@ -18,19 +18,21 @@ MOST_RUNS = 200_000
 MOST_BLOCKS = 10_000
 
 
-def time_pair(networks, seconds):
+def time_in_turns(networks, seconds, warm_up=None, block_seconds=None, clock=time.perf_counter):
     """Time networks in turns of short blocks, at least `seconds`, LEAST_RUNS and LEAST_BLOCKS each, after a warm-up.
 
-    MOST_RUNS or MOST_BLOCKS of one network end it for both.
+    MOST_RUNS or MOST_BLOCKS of one network end it for all. warm_up, block_seconds: None stands for the constants above.
 
     networks: by name, called without arguments, each returning its times in ms by name ("latency" among them).
     Returns {name: list of blocks}, each block a list of such times. Clocks and temperature drift; turns share that
     drift. Odd turns go in reverse order, and a turn's first run, on cold caches, is not counted.
     """
+    warm_up = WARM_UP_SECONDS if warm_up is None else warm_up
+    block_seconds = BLOCK_SECONDS if block_seconds is None else block_seconds
     for network in networks.values():
-        end = time.perf_counter() + WARM_UP_SECONDS
+        end = clock() + warm_up
         network()
-        while time.perf_counter() < end:
+        while clock() < end:
             network()
     blocks = {name: [] for name in networks}
     spent = dict.fromkeys(networks, 0.0)
@@ -48,10 +50,10 @@ def time_pair(networks, seconds):
         for name in list(networks)[:: -1 if turn % 2 else 1]:
             network = networks[name]
             network()
-            start, block = time.perf_counter(), []
-            while not block or time.perf_counter() - start < BLOCK_SECONDS:
+            start, block = clock(), []
+            while not block or clock() - start < block_seconds:
                 block.append(network())
-            spent[name] += time.perf_counter() - start
+            spent[name] += clock() - start
             blocks[name].append(block)
         turn += 1
     return blocks
