@@ -15,8 +15,8 @@ from edgeconvnext.backends.metadata import ArtifactMetadata
 from edgeconvnext.data.preprocess import to_value_range
 from edgeconvnext.errors import GATE_MISSED_EXIT_CODE, CheckpointError, DeviceResultsError, RunDirectoryError
 from edgeconvnext.model.heads import require_answers
-from edgeconvnext.options.commands import Validate
 from edgeconvnext.model.two_of_four import sparse_layers
+from edgeconvnext.options.commands import Validate
 from edgeconvnext.pipeline import stages
 from edgeconvnext.pipeline.job import Job, Request, named_target, resolve
 from edgeconvnext.pipeline.stages.values import ArtifactValues, DeviceValues, FoldValues, PlanValues
