@@ -72,7 +72,10 @@ SWITCHES: dict[str, tuple[Any, str]] = {
     "drop_path": (float, "Stochastic depth: probability of skipping the last block; 0: none."),
     "layer_scale": (float, "What the layer scales start at."),
     "ema_decay": (float, "Decay of the average of the weights; 0, or --no-ema: none."),
-    "precision": (Literal["fp32", "bf16", "fp16"], "Of multiplications; fp16 needs a GPU."),
+    "precision": (
+        Literal["auto", "fp32", "bf16", "fp16"],
+        "Of multiplications; auto: bf16 where the hardware has it, else fp32. fp16 needs a GPU.",
+    ),
     "channels_last": (bool, "Memory layout of activations."),
     "seed": (int, "Of weights, order, augmentation and skipped blocks."),
 }
@@ -153,6 +156,10 @@ def train(
     preset: Annotated[
         str, typer.Option("--preset", help="paper, small-data, classic, or the recipe.toml of another training.")
     ] = "paper",
+    stem_stride: Annotated[
+        int | None,
+        typer.Option("--stem-stride", help="Of a patch stem: 4 in every preset; 2 suits images of about 64 pixels."),
+    ] = None,
     eval_every: EvalEveryOption = 1,
     budget_minutes: PauseOption = None,
 ) -> None:
@@ -162,7 +169,7 @@ def train(
 
     recipe = choose_recipe(preset, changes)
     request = _request(data, eval_set, recipe, output, eval_every, budget_minutes)
-    _run(new_model(architecture, request.labels, recipe), request)
+    _run(new_model(architecture, request.labels, recipe, stem_stride), request)
 
 
 @app.command(

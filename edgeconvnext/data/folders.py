@@ -71,13 +71,13 @@ def list_folder(root: Path, images_per_class: int | None = None) -> FolderListin
     elif classes:
         _refuse_splits(root, classes)
         left_out = _left_out(name for _, others in folders.values() for name in others)
-        listing = _from_classes(classes, left_out)
+        listing = listing_of_classes(classes, left_out)
     else:
         raise ImageSetError(
             f"{for_terminal(root)} holds no images. A set is a folder of images, or a folder with a subfolder of images for each "
             f"class; files count by their ending ({', '.join(sorted(IMAGE_SUFFIXES))})."
         )
-    return listing if images_per_class is None else _first_of_each_class(root, listing, images_per_class)
+    return listing if images_per_class is None else first_of_each_class(root, listing, images_per_class)
 
 
 def _visible(folder: Path) -> list[os.DirEntry[str]]:
@@ -85,12 +85,17 @@ def _visible(folder: Path) -> list[os.DirEntry[str]]:
         return [entry for entry in entries if not entry.name.startswith(".")]
 
 
+def has_image_suffix(name: str) -> bool:
+    """Say whether a file name ends as images do."""
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122
+
+
 def _split_by_suffix(names: Iterable[str]) -> tuple[list[str], list[str]]:
     """Divide file names into those that end as images do, and the others."""
     images: list[str] = []
     others: list[str] = []
     for name in names:
-        (images if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES else others).append(name)  # noqa: PTH122
+        (images if has_image_suffix(name) else others).append(name)
     return images, others
 
 
@@ -104,7 +109,8 @@ def _images_below(root: Path, name: str) -> tuple[list[str], list[str]]:
     return _split_by_suffix(sorted(paths))
 
 
-def _from_classes(classes: dict[str, list[str]], remarks: tuple[str, ...]) -> FolderListing:
+def listing_of_classes(classes: dict[str, list[str]], remarks: tuple[str, ...] = ()) -> FolderListing:
+    """Return the images of each class, class after class. classes: the ids of each."""
     ids: list[str] = []
     labels: list[int] = []
     for label, images in enumerate(classes.values()):
@@ -168,7 +174,8 @@ def _is_file(root: Path, name: str) -> bool:
     return os.path.isfile(root / name)  # noqa: PTH113  Path.is_file raises OSError for names that are too long
 
 
-def _first_of_each_class(root: Path, listing: FolderListing, limit: int) -> FolderListing:
+def first_of_each_class(root: Path, listing: FolderListing, limit: int) -> FolderListing:
+    """Return the first `limit` images of each class. Raises ImageSetError for a listing of `root` without classes."""
     if listing.labels is None:
         raise ImageSetError(
             f"{for_terminal(root)} has no classes, and this set takes {limit} of each class. Sort the images into a subfolder for "

@@ -60,10 +60,19 @@ def open_image(path: Path, shorter_side: int | None = None) -> Image.Image:
     decompression bombs.
     """
     try:
+        with _opened(path) as stream:
+            return decode_image(stream, shorter_side)
+    except OSError as error:
+        raise BrokenImage(_reason_at(path, error)) from error
+
+
+def decode_image(stream: BinaryIO, shorter_side: int | None = None) -> Image.Image:
+    """Decode one image of a file or of memory, as `open_image` does."""
+    try:
         # Pillow warns of damaged metadata and from 89 megapixels on; what cannot be used is refused below.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with _opened(path) as stream, Image.open(stream, formats=tuple(RASTER_FORMATS)) as image:
+            with Image.open(stream, formats=tuple(RASTER_FORMATS)) as image:
                 _refuse_bombs(image, stream)
                 _reduce_jpeg(image, shorter_side)
                 return to_rgb(ImageOps.exif_transpose(image))
@@ -74,7 +83,7 @@ def open_image(path: Path, shorter_side: int | None = None) -> Image.Image:
     except (
         Exception
     ) as error:  # decoders raise almost anything on damaged bytes: OSError, SyntaxError, struct.error, ...
-        raise BrokenImage(_reason(path, error)) from error
+        raise BrokenImage(_reason(stream, error)) from error
 
 
 def _opened(path: Path) -> BinaryIO:
@@ -151,18 +160,23 @@ def _reduce_jpeg(image: Image.Image, shorter_side: int | None) -> None:
         image.draft(None, (max(1, math.ceil(width * scale)), max(1, math.ceil(height * scale))))
 
 
-def _reason(path: Path, error: Exception) -> str:
-    """Say in a few words why `path` could not be decoded."""
-    if isinstance(error, Image.DecompressionBombError):
-        return f"too many pixels (more than {MOST_PIXELS / 1e6:.0f} million)"
+def _reason_at(path: Path, error: OSError) -> str:
+    """Say in a few words why `path` could not be opened."""
     if isinstance(error, FileNotFoundError):
         return "the file is gone"
     if isinstance(error, PermissionError):
         return "no permission to read it"
+    return f"the file cannot be read: {reason(error)}".rstrip(".")
+
+
+def _reason(stream: BinaryIO, error: Exception) -> str:
+    """Say in a few words why what `stream` holds could not be decoded."""
+    if isinstance(error, Image.DecompressionBombError):
+        return f"too many pixels (more than {MOST_PIXELS / 1e6:.0f} million)"
     try:
-        if path.stat().st_size == 0:
+        if stream.seek(0, os.SEEK_END) == 0:
             return "the file is empty"
-    except OSError:
+    except (OSError, ValueError):
         return "the file cannot be read"
     if isinstance(error, Image.UnidentifiedImageError):
         *others, last = RASTER_FORMATS

@@ -7,12 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from edgeconvnext.config_file import Section, parse_toml
-from edgeconvnext.data.folders import SPLIT_NAMES, list_folder
-from edgeconvnext.data.image_set import FolderReader, ImageSet
+from edgeconvnext.data.archives import find_archives, read_archives
+from edgeconvnext.data.folders import SPLIT_NAMES, FolderListing, first_of_each_class, list_folder
+from edgeconvnext.data.image_set import FolderReader, ImageReader, ImageSet
 from edgeconvnext.data.imagenet import imagenet_classes
+from edgeconvnext.data.names import unsafe_name
 from edgeconvnext.errors import ConfigFileError, ImageSetError, nearest
 from edgeconvnext.escape import for_terminal
 from edgeconvnext.received import MIB, require_regular_file, user_path
@@ -31,7 +33,7 @@ __all__ = [
 
 # More images or bytes than any set has.
 _MOST = 10**15
-_NAMED = 10
+_NAMED, _SHOWN = 10, 80
 
 
 class ExpectedSection(Section):
@@ -58,6 +60,8 @@ class SetFile(Section):
 
     embedded: a split of the digits inside the package. folders: where else the images may lie, most wanted first;
     relative ones are looked for in the data folders (and beside the TOML file, where it is the user's own).
+    archives: .tar or .tar.gz files with entries `class/name`, as patterns ("photos/train-*.tar.gz") below the data folders; read where
+    none of the folders is there.
     images_per_class: the first so many of each class, by file name; all of them where it is absent.
     how_to_get: the sentence an error ends with.
     """
@@ -66,15 +70,24 @@ class SetFile(Section):
     description: str
     embedded: Literal["train", "calibration", "test"] | None = None
     folders: list[str] = Field(default=[], max_length=1000)
+    archives: list[str] = Field(default=[], max_length=1000)
     images_per_class: int | None = Field(default=None, ge=1, le=_MOST)
     how_to_get: str = ""
     expected: ExpectedSection | None = None
     archive: ArchiveSection | None = None
 
+    @field_validator("archives")
+    @classmethod
+    def _relative(cls, patterns: list[str]) -> list[str]:
+        for pattern in patterns:
+            if fault := unsafe_name(pattern):
+                raise ValueError(f"the pattern {pattern[:_SHOWN]!r} {fault}")
+        return patterns
+
     @model_validator(mode="after")
     def _comes_from_somewhere(self) -> SetFile:
-        if (self.embedded is None) == (not self.folders):
-            raise ValueError("a set needs either folders or embedded, and not both")
+        if (self.embedded is None) == (not self.folders and not self.archives):
+            raise ValueError("a set needs either folders and archives or embedded, and not both")
         return self
 
 
@@ -138,24 +151,30 @@ def _from_set_file(description: SetFile, roots: list[Path]) -> ImageSet:
 
         found = replace(digits_set(description.embedded), name=description.name)
     else:
-        found = _from_folder(_find(description, roots), description.name, description.images_per_class)
+        found = _from_data_folders(description, roots)
     return replace(found, remarks=(*found.remarks, *_differences(found, description.expected)))
 
 
-def _find(description: SetFile, roots: list[Path]) -> Path:
-    # Path's "/" keeps an absolute right side as it is, so a user's file may name absolute folders.
+def _from_data_folders(description: SetFile, roots: list[Path]) -> ImageSet:
+    """Return the set from the first data folder that holds one of its folders, or else its archives."""
     for root in roots:
         for folder in description.folders:
+            # Path's "/" keeps an absolute right side as it is, so a user's file may name absolute folders.
             candidate = root / user_path(folder, ImageSetError)
             if _is_folder(candidate):
-                return candidate
+                return _from_folder(candidate, description.name, description.images_per_class)
+        if archives := find_archives(root, description.archives):
+            return _from_archives(archives, description.name, description.images_per_class)
+    raise _missing(description, roots)
+
+
+def _missing(description: SetFile, roots: list[Path]) -> ImageSetError:
     places = " and ".join(for_terminal(root) for root in roots)
-    more = len(description.folders) - _NAMED
-    folders = ", ".join(for_terminal(name, 200) for name in description.folders[:_NAMED]) + (
-        f" and {more} more" if more > 0 else ""
-    )
+    names = [*description.folders, *description.archives]
+    more = len(names) - _NAMED
+    folders = ", ".join(for_terminal(name, 200) for name in names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
     unset = "" if os.environ.get("EDGECONVNEXT_DATA") else " (EDGECONVNEXT_DATA is not set)"
-    raise ImageSetError(
+    return ImageSetError(
         f"The image set {for_terminal(description.name, 200)} is not on this machine: looked in {places}{unset} for "
         f"{folders}. {for_terminal(description.how_to_get, 500)}".rstrip()
     )
@@ -167,11 +186,21 @@ def _is_folder(path: Path) -> bool:
 
 
 def _from_folder(folder: Path, name: str, images_per_class: int | None = None) -> ImageSet:
-    listing = list_folder(folder, images_per_class)
+    return _from_listing(name, list_folder(folder, images_per_class), FolderReader(folder.resolve()))
+
+
+def _from_archives(archives: list[Path], name: str, images_per_class: int | None) -> ImageSet:
+    listing, reader = read_archives(archives, cache_dir() / "archives")
+    if images_per_class is not None:
+        listing = first_of_each_class(archives[0], listing, images_per_class)
+    return _from_listing(name, listing, reader)
+
+
+def _from_listing(name: str, listing: FolderListing, reader: ImageReader) -> ImageSet:
     return ImageSet(
         name=name,
         ids=listing.ids,
-        reader=FolderReader(folder.resolve()),
+        reader=reader,
         labels=listing.labels,
         class_names=listing.class_names,
         descriptions=_imagenet_descriptions(listing.class_names),

@@ -9,11 +9,12 @@ import shutil
 import tarfile
 import tempfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
 from edgeconvnext.data.names import unsafe_name
-from edgeconvnext.errors import DownloadError
+from edgeconvnext.errors import DownloadError, EdgeConvNextError
 from edgeconvnext.escape import for_terminal
 from edgeconvnext.received import reason
 
@@ -24,6 +25,7 @@ _SLACK_BYTES = 2**20
 MOST_MEMBERS = 200_000
 _CHUNK = 2**20
 _GZIP = b"\x1f\x8b"
+_DAMAGES = (tarfile.TarError, EOFError, zlib.error, ValueError, OverflowError, OSError)
 # What the archive itself is to blame for: a file where it has a folder, or a name that this system does not take.
 _ARCHIVE_FAULTS = (errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
 
@@ -35,29 +37,76 @@ def unpack(stream: BinaryIO, size_bytes: int, folder: Path, source: str) -> None
     Raises DownloadError for an archive that is damaged, that unpacks to too much, or that holds anything but plain files and
     folders below itself. An error of the disk passes as OSError.
     """
-    most = MOST_EXPANSION * size_bytes + _SLACK_BYTES
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        stream.seek(0)
-        packed = stream.read(2) == _GZIP
-        stream.seek(0)
-        plain = cast(BinaryIO, gzip.GzipFile(fileobj=stream)) if packed else stream
-        with tarfile.open(fileobj=cast(Any, _Bounded(plain, most)), mode="r:") as tar:
-            for number, member in enumerate(tar):
-                if number >= MOST_MEMBERS:
-                    raise tarfile.TarError(f"it has more than {MOST_MEMBERS:,} members")
+        with _opened(stream, size_bytes) as tar:
+            for member in _members(tar):
                 _unpack_member(tar, member, temporary)
         if not (temporary / folder.name).is_dir():
             raise DownloadError(f"The archive {for_terminal(source)} holds no folder {for_terminal(folder.name)}.")
         (temporary / folder.name).rename(folder)
-    except (tarfile.TarError, EOFError, zlib.error, ValueError, OverflowError, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None and error.errno not in _ARCHIVE_FAULTS:
-            raise
-        raise DownloadError(
-            f"The archive {for_terminal(source)} cannot be unpacked: {reason(error).rstrip('.')}."
-        ) from error
+    except _DAMAGES as error:
+        raise _damaged(error, source, DownloadError) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def archive_files(
+    stream: BinaryIO, size_bytes: int, source: str, kind: type[EdgeConvNextError]
+) -> Iterator[tuple[str, bytes]]:
+    """Yield name and content of each plain file of an archive, under the rules of `unpack`; raises `kind` in place of DownloadError."""
+    try:
+        with _opened(stream, size_bytes) as tar:
+            for member in _members(tar):
+                if (fault := _fault(member)) is not None:
+                    raise kind(f"{for_terminal(source)} holds {for_terminal(member.name)[:200]}, which {fault}.")
+                if member.isreg():
+                    yield PurePosixPath(member.name).as_posix(), _content(tar, member)
+    except _DAMAGES as error:
+        raise _damaged(error, source, kind) from error
+
+
+def _opened(stream: BinaryIO, size_bytes: int) -> tarfile.TarFile:
+    stream.seek(0)
+    packed = stream.read(2) == _GZIP
+    stream.seek(0)
+    plain = cast(BinaryIO, gzip.GzipFile(fileobj=stream)) if packed else stream
+    most = MOST_EXPANSION * size_bytes + _SLACK_BYTES
+    return tarfile.open(fileobj=cast(Any, _Bounded(plain, most)), mode="r:")
+
+
+def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    for number, member in enumerate(tar):
+        if number >= MOST_MEMBERS:
+            raise tarfile.TarError(f"it has more than {MOST_MEMBERS:,} members")
+        yield member
+
+
+def _damaged(error: Exception, source: str, kind: type[EdgeConvNextError]) -> Exception:
+    """Return what to raise: an error of the disk itself, else `kind`."""
+    if isinstance(error, OSError) and error.errno is not None and error.errno not in _ARCHIVE_FAULTS:
+        return error
+    return kind(f"The archive {for_terminal(source)} cannot be unpacked: {reason(error).rstrip('.')}.")
+
+
+def _fault(member: tarfile.TarInfo) -> str | None:
+    """Say why a member is not taken, in words that follow "which"; None for a folder or plain file."""
+    if member.isdir() and not PurePosixPath(member.name).parts:
+        return None  # "./", the archive's own top
+    if fault := unsafe_name(member.name):
+        return fault
+    if member.issparse() or not (member.isreg() or member.isdir()):
+        return "is a link, a device or a sparse file"
+    return "has a negative size" if member.size < 0 else None
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    source = tar.extractfile(member)
+    assert source is not None  # only links and devices give None, and they were refused above
+    content = io.BytesIO()
+    with source:
+        shutil.copyfileobj(source, content, _CHUNK)
+    return content.getvalue()
 
 
 def _unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, root: Path) -> None:
@@ -65,20 +114,12 @@ def _unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, root: Path) ->
 
     Written out rather than left to tarfile's "data" filter, which Python 3.11 has only from 3.11.4 on.
     """
-    path = PurePosixPath(member.name)
-    if member.isdir() and not path.parts:
-        return  # "./", the archive's own top
-    fault = unsafe_name(member.name)
-    if fault is None and (member.issparse() or not (member.isreg() or member.isdir())):
-        fault = "is a link, a device or a sparse file"
-    if fault is None and member.size < 0:
-        fault = "has a negative size"
-    if fault is not None:
+    if (fault := _fault(member)) is not None:
         raise DownloadError(
             f"The archive holds the member {for_terminal(member.name)[:200]}, which {fault}. Nothing was unpacked; do not "
             "trust where it came from."
         )
-    target = root / path
+    target = root / PurePosixPath(member.name)
     if member.isdir():
         target.mkdir(parents=True, exist_ok=True)
         return

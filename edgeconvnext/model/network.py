@@ -53,13 +53,16 @@ class NetworkBlock(nn.Module):
     operators: ClassVar[dict[str, Operator]]
     drop_path: float = 0.0
     """Probability that an image skips the block while it is trained (stochastic depth); `train` sets it."""
+    skip_generator: torch.Generator | None = None
+    """What draws the images that skip the block; None is torch's own generator."""
 
     def dropped(self, branch: torch.Tensor) -> torch.Tensor:
         """Return what is added to the block's input: in training, nothing for some images and more for the others. (N, ...)"""
         if not self.training or not self.drop_path:
             return branch
         keep = 1 - self.drop_path
-        kept = torch.rand(len(branch), *[1] * (branch.dim() - 1), device=branch.device) < keep
+        shape = (len(branch), *[1] * (branch.dim() - 1))
+        kept = torch.rand(shape, generator=self.skip_generator, device=branch.device) < keep
         return branch * (kept / keep).to(branch.dtype)
 
     @property

@@ -13,6 +13,7 @@ from edgeconvnext.data.label_names import Labels
 from edgeconvnext.data.preprocess import Preprocess
 from edgeconvnext.errors import CheckpointError, ModelConfigError, nearest
 from edgeconvnext.model.build import NetworkConfig, build
+from edgeconvnext.model.convnext.network import ConvNeXtConfig
 from edgeconvnext.model.convnext.presets import PRESETS, find_preset
 from edgeconvnext.model.input_size import check_input_size
 from edgeconvnext.model.load import load_model, shipped_models
@@ -52,10 +53,16 @@ def find_architecture(name: str) -> tuple[str, NetworkConfig]:
     return model.name, replace(config, folded=False) if isinstance(config, ResNetConfig) else config
 
 
-def new_model(name: str, labels: Labels, recipe: Recipe) -> LoadedModel:
-    """Build a network with random weights, drawn from the recipe's seed, that tells `labels` apart."""
+def new_model(name: str, labels: Labels, recipe: Recipe, stem_stride: int | None = None) -> LoadedModel:
+    """Build a network with random weights, drawn from the recipe's seed, that tells `labels` apart.
+
+    stem_stride: pixels that a ConvNeXt's patch stem makes one position of, in place of the architecture's own.
+    Raises ModelConfigError for another architecture, and for one without a patch stem.
+    """
     found, config = find_architecture(name)
     config = replace(config, num_classes=len(labels))
+    if stem_stride is not None:
+        config = _with_stem_stride(found, config, stem_stride)
     size = recipe.sizes[-1]
     for side in recipe.sizes:
         check_input_size(config, (side, side))
@@ -72,6 +79,12 @@ def new_model(name: str, labels: Labels, recipe: Recipe) -> LoadedModel:
     if channels != len(preprocess.mean):
         preprocess = replace(preprocess, mean=(0.5,) * channels, std=(0.25,) * channels)
     return LoadedModel(module, module.config, preprocess, labels, found, "edgeconvnext", found, sha256="")
+
+
+def _with_stem_stride(name: str, config: NetworkConfig, stride: int) -> NetworkConfig:
+    if not isinstance(config, ConvNeXtConfig) or config.stem != "patch":
+        raise ModelConfigError(f"{name} has no patch stem, whose stride --stem-stride sets. Leave it out.")
+    return replace(config, patch_size=stride)
 
 
 def with_classes(model: LoadedModel, labels: Labels, recipe: Recipe) -> LoadedModel:

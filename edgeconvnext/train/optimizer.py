@@ -41,7 +41,7 @@ def recipe_optimizer(module: Network, recipe: Recipe) -> torch.optim.Optimizer:
     groups = parameter_groups(module, recipe.step_rate, recipe.weight_decay, recipe.layer_decay)
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=recipe.step_rate, momentum=recipe.momentum)
-    return torch.optim.AdamW(groups, lr=recipe.step_rate)
+    return torch.optim.AdamW(groups, lr=recipe.step_rate, fused=True)
 
 
 def recovery_optimizers(module: Network, rate: float) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:

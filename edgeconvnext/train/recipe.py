@@ -39,7 +39,8 @@ class Recipe(Section):
     takes one of them at random.
     drop_path: stochastic depth: probability that an image skips the last block; it grows linearly from 0 at the first.
     layer_scale: what ConvNeXt's gammas start at. ema_decay: of the average of the weights that is evaluated and written.
-    precision: of the multiplications, by autocast; fp16 needs a GPU. accumulate: parts a step is computed in.
+    precision: of the multiplications, by autocast; "auto" is bf16 where the GPU or the processor multiplies in it, else fp32; fp16
+    needs a GPU. accumulate: parts a step is computed in.
     """
 
     epochs: int = Field(default=300, ge=1, le=100_000)
@@ -69,7 +70,7 @@ class Recipe(Section):
     drop_path: float = Field(default=0.1, ge=0, lt=1)
     layer_scale: float = Field(default=1e-6, gt=0, le=_LARGEST)
     ema_decay: float = Field(default=0.9999, ge=0, lt=1)
-    precision: Precision = "fp32"
+    precision: Precision | Literal["auto"] = "auto"
     channels_last: bool = True
     seed: int = Field(default=0, ge=0, lt=2**31)
 

@@ -31,11 +31,14 @@ from edgeconvnext.received import reading
 from edgeconvnext.run.lock import claim_folder, hold
 from edgeconvnext.run.stage_record import json_sha256
 from edgeconvnext.train.average import WeightAverage
+from edgeconvnext.train.lanes import Lanes, lanes_for, threads
 from edgeconvnext.train.log import Curve, EpochRow, curves_svg, log_csv
 from edgeconvnext.train.loop import LoopSettings, Trainer
+from edgeconvnext.train.memory import keep_freed_memory
 from edgeconvnext.train.mixing import mix
 from edgeconvnext.train.networks import set_drop_path, weights_sha256
 from edgeconvnext.train.optimizer import recipe_optimizer
+from edgeconvnext.train.precision import precision_on
 from edgeconvnext.train.recipe import Recipe, differences, read_recipe, recipe_toml
 from edgeconvnext.train.schedule import recipe_factor
 from edgeconvnext.train.small_images import SmallImages, delete_small_images, side_for, small_images
@@ -94,7 +97,9 @@ def train_model(model: LoadedModel, request: TrainRequest, say: Callable[[str], 
     Raises TrainingError for images or recipes that do not fit together, and for a folder that holds another training.
     """
     with joined_world() as world:
-        _check_precision(request.recipe, world)
+        precision = precision_on(world.device, request.recipe.precision)
+        request = replace(request, recipe=request.recipe.model_copy(update={"precision": precision}))
+        keep_freed_memory()
         if world.leads:
             claim_folder(request.output)
         world.wait()
@@ -112,7 +117,9 @@ def _train(model: LoadedModel, request: TrainRequest, world: World, say: Callabl
     classes = None if request.evaluation is None else _classes(request.evaluation, model)
     identity = _identity(model, request)
     stream = TrainingStream(_decoded(request, world), recipe, model.preprocess, world)
-    trainer = _trainer(model, recipe, request.pause_minutes, stream, world)
+    cores = torch.get_num_threads()
+    lanes = lanes_for(model.module, recipe.batch_size // recipe.accumulate, world)
+    trainer = _trainer(model, recipe, request.pause_minutes, stream, world, lanes)
     if (folder / CHECKPOINT_FILE).is_file():
         trainer.load(folder / CHECKPOINT_FILE, identity)
         say(f"going on at epoch {trainer.epoch + 1} of {recipe.epochs}")
@@ -123,23 +130,20 @@ def _train(model: LoadedModel, request: TrainRequest, world: World, say: Callabl
     result = replace(model, module=trainer.module if trainer.average is None else trainer.average.module)
 
     def end_epoch() -> None:
-        rows.append(_row(trainer, result, request, classes, world))
+        with threads(cores):
+            rows.append(_row(trainer, result, request, classes, world))
         trainer.notes["rows"] = [asdict(row) for row in rows]
         if world.leads:
             _write(result, rows, folder)
         say(_line(rows[-1], recipe))
 
-    finished = trainer.run(stream.from_step(trainer.steps), identity, folder / CHECKPOINT_FILE, end_epoch)
+    with threads(cores // lanes):
+        finished = trainer.run(stream.from_step(trainer.steps), identity, folder / CHECKPOINT_FILE, end_epoch)
     if finished and world.leads:
         delete_small_images(folder / IMAGES_FILE)
     world.wait()
     result.module.eval().cpu()
     return Trained(result, folder / MODEL_FILE, tuple(rows), finished, world.leads)
-
-
-def _check_precision(recipe: Recipe, world: World) -> None:
-    if recipe.precision == "fp16" and world.device.type == "cpu":
-        raise TrainingError("Training in fp16 needs a GPU, and there is none here. Use --precision bf16 or fp32.")
 
 
 def _check_folder(folder: Path, recipe: Recipe) -> None:
@@ -176,14 +180,14 @@ def _decoded(request: TrainRequest, world: World) -> SmallImages:
 
 
 def _trainer(
-    model: LoadedModel, recipe: Recipe, pause_minutes: float | None, stream: TrainingStream, world: World
+    model: LoadedModel, recipe: Recipe, pause_minutes: float | None, stream: TrainingStream, world: World, lanes: int
 ) -> Trainer[TrainingBatch]:
     module = model.module.to(world.device)
     if recipe.channels_last:
         module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     set_drop_path(module, recipe.drop_path)
     distributed = DistributedDataParallel(module) if world.size > 1 else None
-    forward = module if distributed is None else distributed
+    forward = distributed or (Lanes(module, lanes) if lanes > 1 else module)
     classes = model.config.num_classes
 
     def loss(part: TrainingBatch, step: int, number: int) -> torch.Tensor:
@@ -201,7 +205,7 @@ def _trainer(
         rate_factor=lambda progress: recipe_factor(recipe, progress),
         pause_minutes=pause_minutes,
         clip_norm=recipe.clip_norm,
-        precision=recipe.precision,
+        precision=precision_on(world.device, recipe.precision),
     )
     return Trainer(
         module=module,

@@ -177,7 +177,15 @@ def test_training_learns(tmp_path: Path) -> None:
 
 def test_accumulated_parts_are_one_step(tmp_path: Path) -> None:
     """Without mixing and skipping, which are drawn by part. Sums in another order: equal but for rounding."""
-    plain = {"mixup": 0.0, "cutmix": 0.0, "drop_path": 0.0, "optimizer": "sgd", "learning_rate": 0.05, "epochs": 1}
+    plain = {
+        "precision": "fp32",
+        "mixup": 0.0,
+        "cutmix": 0.0,
+        "drop_path": 0.0,
+        "optimizer": "sgd",
+        "learning_rate": 0.05,
+        "epochs": 1,
+    }
     whole = trained(tmp_path / "one", quick(**plain))
     parts = trained(tmp_path / "five", quick(**plain, accumulate=5))
     for name, tensor in whole.items():
