@@ -60,8 +60,8 @@ class SetFile(Section):
 
     embedded: a split of the digits inside the package. folders: where else the images may lie, most wanted first;
     relative ones are looked for in the data folders (and beside the TOML file, where it is the user's own).
-    archives: .tar or .tar.gz files with entries `class/name`, as patterns ("photos/train-*.tar.gz") below the data folders; read where
-    none of the folders is there.
+    archives: .tar or .tar.gz files with entries `class/name`, as patterns ("photos/train-*.tar.gz") below the data
+    folders; read where none of the folders is there.
     images_per_class: the first so many of each class, by file name; all of them where it is absent.
     how_to_get: the sentence an error ends with.
     """

@@ -54,7 +54,7 @@ def unpack(stream: BinaryIO, size_bytes: int, folder: Path, source: str) -> None
 def archive_files(
     stream: BinaryIO, size_bytes: int, source: str, kind: type[EdgeConvNextError]
 ) -> Iterator[tuple[str, bytes]]:
-    """Yield name and content of each plain file of an archive, under the rules of `unpack`; raises `kind` in place of DownloadError."""
+    """Yield name and content of each plain file of an archive, by the rules of `unpack`; raises `kind` where it breaks them."""
     try:
         with _opened(stream, size_bytes) as tar:
             for member in _members(tar):

@@ -7,8 +7,8 @@ Two ways around its kernels, which are slow for few places and in bfloat16 (7x7,
   take 10 ms instead of 19 in float32 and 34 in bfloat16; 320 of 4x4 3 ms instead of 16 and 34.
 - more places: in float32, also where the rest of the step is bfloat16: 40 channels of 32x32 take 71 ms instead of 108.
 
-The gradient of the input is a depthwise conv as well, of the gradient with the kernels turned by 180 degrees. As that it takes half
-as long as in oneDNN's backward kernel.
+The gradient of the input is a depthwise conv as well, of the output's gradient with the kernels turned by 180 degrees. As that it
+takes half as long as in oneDNN's backward kernel.
 """
 
 from __future__ import annotations

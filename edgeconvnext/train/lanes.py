@@ -1,8 +1,7 @@
 """One network on all cores of a processor: each core computes the gradients of its share of a batch.
 
 Threads that share each operator wait for each other at its end, and its memory goes through both caches. A lane is one thread that
-computes all operators for its share, and waits once, at the end of the step: two lanes on two cores train nearly twice as many images
-a second as one thread, where two threads in each operator train a fifth more.
+computes all operators for its share of the images, and waits once, at the end of the pass.
 """
 
 from __future__ import annotations
@@ -49,8 +48,8 @@ def threads(count: int) -> Iterator[None]:
 class Lanes(nn.Module):
     """The network `module`, which computes a batch in `count` shares side by side; for training alone.
 
-    The shares have their own gradients, which are added in the order of the lanes: the same batch gives the same sums. Skipped blocks
-    are drawn by a generator of each lane, seeded by torch's own in each batch.
+    Each share has its own gradients, which are added in the order of the lanes: the same batch gives the same sums. Skipped
+    blocks are drawn by a generator of each lane, seeded by torch's own in each batch.
     """
 
     def __init__(self, module: Network, count: int) -> None:

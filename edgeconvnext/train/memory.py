@@ -1,7 +1,7 @@
 """Memory that a step frees stays with the process, for the next step to take.
 
-glibc gives blocks from 32 MiB on back to the system as soon as they are freed, and each step gets them anew, page by page: a fifth of
-a step's time at 64 pixels.
+glibc gives large blocks back to the system as soon as they are freed, and each step gets them anew, page by page: a fifth of its
+time at 64 pixels.
 """
 
 from __future__ import annotations

@@ -29,7 +29,8 @@ def data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_every_shipped_file_holds_and_is_called_as_its_set() -> None:
-    assert set(set_files()) == {"digits", "digits_test", "imagenet_1k_subset", "imagenette", "imagenette_val"}
+    photographs = {"imagenet_1k_subset", "imagenette", "imagenette_val", "tiny_imagenet", "tiny_imagenet_val"}
+    assert set(set_files()) == {"digits", "digits_test"} | photographs
     for name in set_files():
         assert load_set_file(name).name == name
 
@@ -227,7 +228,8 @@ def test_a_file_of_the_users_own_names_folders_beside_itself(tmp_path: Path) -> 
     [
         ('name = "x"\ndescription = "y"\nfolder = ["z"]\n', "unknown key folder.*folders"),
         ('name = "x"\ndescription = "y"\nfolders = ["z"]\nimages_per_class = "one"\n', "images_per_class"),
-        ('name = "x"\ndescription = "y"\n', "either folders or embedded"),
+        ('name = "x"\ndescription = "y"\narchives = ["../*.tar"]\n', "archives.*leads outside"),
+        ('name = "x"\ndescription = "y"\n', "either folders and archives or embedded"),
     ],
 )
 def test_a_file_that_does_not_hold_names_its_key(tmp_path: Path, text: str, message: str) -> None:

@@ -14,6 +14,7 @@ import torch
 OPTIONS = (
     "train", "digits", "--data", "digits", "--eval", "digits_test", "--preset", "small-data", "--sizes", "32", "--epochs", "1",
     "--warm-up-epochs", "0", "--batch-size", "40", "--optimizer", "sgd", "--mixup", "0", "--cutmix", "0", "--drop-path", "0",
+    "--precision", "fp32",
 )  # fmt: skip
 
 
