@@ -64,8 +64,7 @@ def new_model(name: str, labels: Labels, recipe: Recipe, stem_stride: int | None
     if stem_stride is not None:
         config = _with_stem_stride(found, config, stem_stride)
     size = recipe.sizes[-1]
-    for side in recipe.sizes:
-        check_input_size(config, (side, side))
+    _check_sizes(config, recipe.sizes)
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
         module = build(config)
@@ -87,6 +86,16 @@ def _with_stem_stride(name: str, config: NetworkConfig, stride: int) -> NetworkC
     return replace(config, patch_size=stride)
 
 
+def _check_sizes(config: NetworkConfig, sizes: tuple[int, ...]) -> None:
+    """Raise ModelConfigError unless the last size, the network's own, is a multiple of its stride, and the others hold one."""
+    for side in sizes[:-1]:
+        whole = (
+            side - side % config.total_stride or side
+        )  # a conv leaves out what does not fill a patch: 48 of stride 32
+        check_input_size(config, (whole, whole))
+    check_input_size(config, (sizes[-1], sizes[-1]))
+
+
 def with_classes(model: LoadedModel, labels: Labels, recipe: Recipe) -> LoadedModel:
     """Return a copy of a trained model that tells `labels` apart: with a new head, unless they are its own, in its order."""
     module: Network = copy.deepcopy(model.module).requires_grad_(True)
@@ -99,8 +108,7 @@ def with_classes(model: LoadedModel, labels: Labels, recipe: Recipe) -> LoadedMo
             nn.init.trunc_normal_(module.head.weight, std=0.02)
             nn.init.zeros_(module.head.bias)
         module.config = config
-    for side in recipe.sizes:
-        check_input_size(module.config, (side, side))
+    _check_sizes(module.config, recipe.sizes)
     size = recipe.sizes[-1]
     preprocess = replace(model.preprocess, input_size=(size, size), crop_pct=recipe.crop_pct)
     return replace(

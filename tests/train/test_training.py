@@ -13,12 +13,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from edgeconvnext.cli import app
 from edgeconvnext.data.digits import digits_set
 from edgeconvnext.data.sets import resolve_image_set
-from edgeconvnext.errors import RunDirectoryError, TrainingError
+from edgeconvnext.errors import ModelConfigError, RunDirectoryError, TrainingError
+from edgeconvnext.model.convnext import ConvNeXtConfig
 from edgeconvnext.model.load import load_model
+from edgeconvnext.model.loaded import Labels
 from edgeconvnext.train.average import WeightAverage
+from edgeconvnext.train.lanes import threads
 from edgeconvnext.train.networks import new_model
 from edgeconvnext.train.optimizer import parameter_groups
 from edgeconvnext.train.recipe import Recipe, choose_recipe, recipe_toml
@@ -229,6 +234,60 @@ def test_photographs_are_trained_on(photographs: Path, tmp_path: Path) -> None:
     model = load_model(result.path)
     assert model.labels is not None and model.labels.descriptions[0] == "tench"
     assert not (tmp_path / "run" / "images.cache").exists()
+
+
+def test_lanes_go_on_exactly(tmp_path: Path) -> None:
+    """Two lanes, paused after each step: the bits of a training in one go, skipped blocks included."""
+    recipe = quick(drop_path=0.3, precision="fp32")
+    with threads(2):
+        whole = trained(tmp_path / "whole", recipe)
+        assert torch.get_num_threads() == 2
+        images = digits_set("calibration")
+        calls = 0
+        finished = False
+        while not finished:
+            request = TrainRequest(images, None, recipe, tmp_path / "cut", pause_minutes=1e-9)
+            result = train_model(new_model("digits", request.labels, recipe), request, lambda line: None)
+            finished, calls = result.finished, calls + 1
+    assert calls > 10
+    for name, tensor in result.model.module.state_dict().items():
+        assert torch.equal(tensor, whole[name]), name
+
+
+def test_sizes_on_the_way_need_not_be_multiples_of_the_stride(tmp_path: Path) -> None:
+    """48 pixels are 12, 6, 3 and 1 positions in the four stages of a ConvNeXt."""
+    images = digits_set("train").take(64)
+    recipe = quick(epochs=2, sizes=(48, 64), batch_size=32)
+    request = TrainRequest(images, None, recipe, tmp_path / "run")
+    rows = train_model(new_model("convnext_atto", request.labels, recipe), request, lambda line: None).rows
+    assert [row.size for row in rows] == [48, 64]
+    for sizes in ((64, 48), (16, 64)):
+        with pytest.raises(ModelConfigError, match="multiples of 32"):
+            new_model("convnext_atto", request.labels, quick(sizes=sizes))
+
+
+def test_the_stem_takes_another_stride(tmp_path: Path) -> None:
+    command = (
+        "--data",
+        "digits",
+        "--preset",
+        "small-data",
+        "--epochs",
+        "1",
+        "--warm-up-epochs",
+        "0",
+        "--batch-size",
+        "100",
+    )
+    options = (*command, "--sizes", "16", "--stem-stride", "2", "--output", tmp_path / "run")
+    result = CliRunner().invoke(app, ["train", "convnext_atto", *map(str, options)])
+    assert result.exit_code == 0, result.output
+    config = load_model(tmp_path / "run" / "model.safetensors").config
+    assert isinstance(config, ConvNeXtConfig) and config.patch_size == 2 and config.total_stride == 16
+    labels = Labels(("a", "b"), ("a", "b"))
+    for name in ("resnet_atto", "convnext_atto_ols"):
+        with pytest.raises(ModelConfigError, match="no patch stem"):
+            new_model(name, labels, quick(), stem_stride=2)
 
 
 def test_batch_norm_networks_train_and_load(tmp_path: Path) -> None:
