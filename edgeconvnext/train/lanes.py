@@ -91,9 +91,12 @@ class Lanes(nn.Module):
 
         shares = owed.split([len(answer) for answer in logits])
         first, *others = self._pool.map(compute, logits, shares)
-        used = [index for index, gradient in enumerate(first) if gradient is not None]
         for other in others:
-            torch._foreach_add_([first[index] for index in used], [other[index] for index in used])
+            # A parameter is used in all lanes or in none.
+            pairs = [
+                (one, more) for one, more in zip(first, other, strict=True) if one is not None and more is not None
+            ]
+            torch._foreach_add_([one for one, _ in pairs], [more for _, more in pairs])
         return list(first)
 
 
