@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from edgeconvnext.model.build import build
-from edgeconvnext.model.convnext import ConvNeXtConfig
+from edgeconvnext.model.convnext.network import ConvNeXtConfig
 from edgeconvnext.model.network import Network
 from edgeconvnext.train.lanes import Lanes, lanes_for, threads
 from edgeconvnext.train.networks import find_architecture, set_drop_path

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from edgeconvnext.data.digits import digits_set
+from edgeconvnext.data.label_names import Labels
 from edgeconvnext.errors import TrainingError
-from edgeconvnext.model.loaded import Labels
 from edgeconvnext.train.networks import new_model
 from edgeconvnext.train.precision import precision_on
 from edgeconvnext.train.recipe import choose_recipe, read_recipe

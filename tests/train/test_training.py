@@ -17,11 +17,11 @@ from typer.testing import CliRunner
 
 from edgeconvnext.cli import app
 from edgeconvnext.data.digits import digits_set
+from edgeconvnext.data.label_names import Labels
 from edgeconvnext.data.sets import resolve_image_set
 from edgeconvnext.errors import ModelConfigError, RunDirectoryError, TrainingError
-from edgeconvnext.model.convnext import ConvNeXtConfig
+from edgeconvnext.model.convnext.network import ConvNeXtConfig
 from edgeconvnext.model.load import load_model
-from edgeconvnext.model.loaded import Labels
 from edgeconvnext.train.average import WeightAverage
 from edgeconvnext.train.lanes import threads
 from edgeconvnext.train.networks import new_model
