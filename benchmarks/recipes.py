@@ -14,7 +14,7 @@ import argparse
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
@@ -30,7 +30,7 @@ from edgeconvnext.data.sets import resolve_image_set
 from edgeconvnext.model.macs import count_macs, count_parameters
 from edgeconvnext.schema.format import points
 from edgeconvnext.train.log import Curve, EpochRow, curves_svg
-from edgeconvnext.train.networks import find_architecture, new_model
+from edgeconvnext.train.networks import architecture_to_train, new_model
 from edgeconvnext.train.recipe import Recipe, choose_recipe
 from edgeconvnext.train.training import TrainRequest, train_model
 
@@ -196,7 +196,7 @@ def table(rows: Sequence[Row]) -> list[str]:
     ]
     finished = _finished(rows)
     for network, name in NETWORKS.items():
-        config = replace(find_architecture(name)[1], num_classes=10)
+        config = architecture_to_train(name)[1].replace(num_classes=10)
         macs, parameters = count_macs(config, (SIZE, SIZE)), count_parameters(config)
         cells = [f"{network} (`{name}`)", f"{macs / 1e6:.0f} M", f"{parameters / 1e6:.2f} M"]
         means = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from edgeconvnext.backends import backend_for, load_target, timing_runtime
 from edgeconvnext.data.image_set import ImageSet, split_held_out
@@ -181,7 +181,7 @@ def prune(model: str | Path | LoadedModel, options: options.Prune) -> Pruned:
     that defines the network and loads `output` without this package. score, blocks: see `edgeconvnext.rewrite.prune.prune`.
     """
     loaded = model if isinstance(model, LoadedModel) else load_model(model)
-    if not isinstance(loaded.module, ConvNeXt):
+    if not loaded.module.inverted_bottlenecks:
         raise RewriteError(f"{loaded.name} is no ConvNeXt; hidden channels are pruned in ConvNeXt blocks only.")
     require_answers(loaded)
     budget = _budget(options)
@@ -198,7 +198,7 @@ def prune(model: str | Path | LoadedModel, options: options.Prune) -> Pruned:
     _check_multiple(options.sparsity, None if budget is None else multiple)
     images = _fitting_images(options)
     fit, held_out = split_held_out(images)
-    module, channels, sparse = loaded.module, None, None
+    module, channels, sparse = cast(ConvNeXt, loaded.module), None, None
     if budget is not None:
         channels = prune_network(
             module,

@@ -21,16 +21,15 @@ from edgeconvnext.data.sets import resolve_image_set
 from edgeconvnext.errors import ModelConfigError, RunDirectoryError
 from edgeconvnext.files import atomic_write, storage_errors, tree_sha256
 from edgeconvnext.machine import describe_device
-from edgeconvnext.model.build import NetworkConfig, build
+from edgeconvnext.model.build import build
 from edgeconvnext.model.checkpoint import save_checkpoint
-from edgeconvnext.model.convnext.network import ConvNeXtConfig
-from edgeconvnext.model.convnext.presets import match_preset
+from edgeconvnext.model.families import match_architecture
 from edgeconvnext.model.input_size import check_input_size
 from edgeconvnext.model.load import load_model
 from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.model.macs import count_macs, count_parameters
-from edgeconvnext.model.network import Network
-from edgeconvnext.model.resnet.roadmap import STEPS, Step, match_step
+from edgeconvnext.model.network import Network, NetworkConfig
+from edgeconvnext.model.resnet.roadmap import STEPS, Step
 from edgeconvnext.options import commands as options
 from edgeconvnext.pipeline import commands as pipeline
 from edgeconvnext.pipeline.job import Request
@@ -257,7 +256,7 @@ def _check_trained(name: str, path: Path) -> None:
     if name not in STEPS:
         raise ModelConfigError(f"There is no step {name!r} to take {path} for. The steps are {', '.join(STEPS)}.")
     config = load_model(path).config
-    found = match_preset(config) if isinstance(config, ConvNeXtConfig) else match_step(config)
+    found = match_architecture(config)
     if found is None or found.name != name:
         raise ModelConfigError(
             f"{path} holds {'another network' if found is None else found.name}, not the step {name}. Leave it out, or name the "

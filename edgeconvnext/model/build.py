@@ -7,23 +7,23 @@ import json
 import math
 from contextlib import suppress
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 import torch
 
 from edgeconvnext.errors import ModelConfigError
 from edgeconvnext.escape import for_terminal
-from edgeconvnext.model.convnext.network import ConvNeXt, ConvNeXtConfig
-from edgeconvnext.model.network import Network
-from edgeconvnext.model.resnet.network import ResNet, ResNetConfig
+from edgeconvnext.model.families import FAMILIES, family_of
+from edgeconvnext.model.network import Network, NetworkConfig
 from edgeconvnext.received import parse_json
 
-NetworkConfig = ConvNeXtConfig | ResNetConfig
+_UNNAMED = "convnext"
+"""The family of configurations that name none."""
 
 
 def build(config: NetworkConfig) -> Network:
     """Return a network with new weights."""
-    return ConvNeXt(config) if isinstance(config, ConvNeXtConfig) else ResNet(config)
+    return family_of(config).network(config)
 
 
 def build_empty(config: NetworkConfig) -> Network:
@@ -33,9 +33,10 @@ def build_empty(config: NetworkConfig) -> Network:
 
 
 def config_json(config: NetworkConfig) -> str:
-    """Write a configuration as JSON, with the kind of network it is of where that is no ConvNeXt."""
-    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.init}
-    return json.dumps(values if isinstance(config, ConvNeXtConfig) else {"network": "resnet", **values})
+    """Write a configuration as JSON, with the family of the network where that is not ConvNeXt."""
+    family = family_of(config).name
+    values = {item.name: getattr(config, item.name) for item in dataclasses.fields(cast(Any, config)) if item.init}
+    return json.dumps(values if family == _UNNAMED else {"network": family, **values})
 
 
 def config_from_json(text: str) -> NetworkConfig:
@@ -43,12 +44,12 @@ def config_from_json(text: str) -> NetworkConfig:
     values = parse_json(text, "the configuration", ModelConfigError)
     if not isinstance(values, dict):
         raise ModelConfigError(f"A configuration is a JSON object, not {type(values).__name__}.")
-    kind = values.pop("network", "convnext")
-    config = {"convnext": ConvNeXtConfig, "resnet": ResNetConfig}.get(kind) if isinstance(kind, str) else None
-    if config is None:
-        raise ModelConfigError(f"There is no network {for_terminal(kind)[:80]}.")
-    types = get_type_hints(config)
-    fields = {item.name: item for item in dataclasses.fields(config) if item.init}
+    name = values.pop("network", _UNNAMED)
+    family = FAMILIES.get(name) if isinstance(name, str) else None
+    if family is None:
+        raise ModelConfigError(f"There is no network {for_terminal(name)[:80]}.")
+    types = get_type_hints(family.config)
+    fields = {item.name: item for item in dataclasses.fields(cast(Any, family.config)) if item.init}
     for name in values.keys() - fields.keys():
         raise ModelConfigError(f"{for_terminal(name, 80)}: a configuration has no such key.")
     checked = {}
@@ -62,7 +63,7 @@ def config_from_json(text: str) -> NetworkConfig:
         except (ValueError, OverflowError):
             shown = for_terminal(json.dumps(values[name]), 80)
             raise ModelConfigError(f"{name}: {shown} is of another type or not among the known values.") from None
-    return config(**checked)
+    return family.config(**checked)
 
 
 def _fitting(value: Any, hint: Any) -> Any:

@@ -12,10 +12,11 @@ import torch
 from edgeconvnext.errors import CheckpointError, ModelConfigError
 from edgeconvnext.escape import for_terminal
 from edgeconvnext.files import atomic_write, storage_errors
-from edgeconvnext.model.build import NetworkConfig, config_from_json, config_json
-from edgeconvnext.model.convnext.infer import listed
+from edgeconvnext.model.build import config_from_json, config_json
 from edgeconvnext.model.loaded import LoadedModel
+from edgeconvnext.model.network import NetworkConfig
 from edgeconvnext.model.pretrained_config import to_timm_config
+from edgeconvnext.model.renamed import listed
 from edgeconvnext.model.torch_file import MOST_DIMENSIONS, TorchFile
 from edgeconvnext.model.torch_pickle import OtherTensor, StoredTensor
 from edgeconvnext.received import MIB, reading, reason, require_regular_file

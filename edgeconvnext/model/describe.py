@@ -5,34 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
-
 from edgeconvnext.data.preprocess import Preprocess
-from edgeconvnext.model.build import NetworkConfig
-from edgeconvnext.model.convnext.network import ConvNeXtConfig
-from edgeconvnext.model.convnext.presets import match_preset
-from edgeconvnext.model.layers import weighted_layers
+from edgeconvnext.model.families import family_of, match_architecture
+from edgeconvnext.model.family import NormRow
 from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.model.macs import count_macs, count_parameters
-from edgeconvnext.model.resnet.network import ResNet
-from edgeconvnext.model.resnet.roadmap import match_step
+from edgeconvnext.model.network import NetworkConfig
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-
-_STEM_REASON = "feeds the residual stream and a zero-padded depthwise conv: a shift would reach the borders differently"
-
-
-@dataclass(frozen=True)
-class NormRow:
-    """One norm: what follows it, the layer its affine folds into exactly (None where it cannot), and why (not)."""
-
-    name: str
-    channels: int
-    followed_by: str
-    folds_into: str | None
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -81,7 +62,7 @@ def describe(model: LoadedModel) -> Description:
         num_classes=config.num_classes,
         labels=len(model.labels) if model.labels else 0,
         label_examples=model.labels.descriptions[:3] if model.labels else (),
-        norms=tuple(_norm_rows(model)),
+        norms=tuple(family_of(config).norm_rows(model.module)),
         layer_scale="folds into pwconv2 of every block" if config.layer_scale else "none (absent or already folded)",
         input_normalization=_input_normalization(config),
         notes=model.notes,
@@ -90,77 +71,18 @@ def describe(model: LoadedModel) -> Description:
 
 def _architecture(config: NetworkConfig) -> tuple[str, float | None]:
     """Return what the architecture is called, and the GFLOPs its authors print."""
-    if isinstance(config, ConvNeXtConfig):
-        preset = match_preset(config)
-        return (preset.name, preset.gflops) if preset else (f"custom ConvNeXt V{config.version}", None)
-    step = match_step(config)
-    return (step.name, step.published_gflops) if step else ("custom ResNet", None)
-
-
-def _norm_rows(model: LoadedModel) -> list[NormRow]:
-    """List the norms in the order data passes them."""
-    config = model.config
-    if not isinstance(config, ConvNeXtConfig):
-        return _batch_norm_rows(model)
-    stem_norm = f"downsample_layers.0.{len(model.module.downsample_layers[0]) - 1}"  # type: ignore[arg-type]
-    rows = [NormRow(stem_norm, config.dims[0], "stages.0.0 (residual and dwconv)", None, _STEM_REASON)]
-    for stage, depth in enumerate(config.depths):
-        if stage:
-            conv = f"downsample_layers.{stage}.1"
-            reason = "the 2x2 conv has no padding"
-            rows.append(_row(model, f"downsample_layers.{stage}.0", config.dims[stage - 1], conv, reason))
-        for block in range(depth):
-            path = f"stages.{stage}.{block}"
-            rows.append(_row(model, f"{path}.norm", config.dims[stage], f"{path}.pwconv1", "a linear layer follows"))
-    pooled_after = config.head_norm == "before_pool"
-    if config.ends_with != "head":
-        return rows
-    if not config.num_classes:
-        followed = "average pooling, output" if pooled_after else "output"
-        rows.append(
-            NormRow("norm", config.dims[-1], followed, None, "its result is the output; there is no classifier")
-        )
-    elif pooled_after:
-        rows.append(
-            _row(model, "norm", config.dims[-1], "head", "the mean over positions is linear", "average pooling, head")
-        )
-    else:
-        rows.append(_row(model, "norm", config.dims[-1], "head", "a linear layer follows"))
-    return rows
-
-
-def _batch_norm_rows(model: LoadedModel) -> list[NormRow]:
-    """List the BatchNorms of a ResNet; its LayerNorms, where it has some, keep their affine."""
-    assert isinstance(model.module, ResNet)
-    kinds = weighted_layers(model.module)
-    rows = []
-    for layer, norm in model.module.normalised_layers():
-        channels = model.module.get_parameter(f"{norm}.weight").numel()
-        followed = "addition" if kinds[layer] in ("projection", "pointwise2") else "activation or next layer"
-        rows.append(NormRow(norm, channels, followed, layer, "only this layer's output reaches it"))
-    return rows
-
-
-def _row(
-    model: LoadedModel, name: str, channels: int, into: str, reason: str, followed_by: str | None = None
-) -> NormRow:
-    norm = model.module.get_submodule(name)
-    if isinstance(norm, nn.LayerNorm) and _is_identity(norm):
-        return NormRow(name, channels, followed_by or into, None, "already folded: scale 1, shift 0")
-    return NormRow(name, channels, followed_by or into, into, reason)
-
-
-def _is_identity(norm: nn.LayerNorm) -> bool:
-    plain_scale = norm.weight is None or bool(torch.all(norm.weight == 1))
-    return plain_scale and (norm.bias is None or bool(torch.all(norm.bias == 0)))
+    if known := match_architecture(config):
+        return known.name, known.published_gflops
+    family = family_of(config)
+    return " ".join(("custom", family.title, family.variant(config))).rstrip(), None
 
 
 def _input_normalization(config: NetworkConfig) -> str:
-    if config.stem == "patch":
-        return "folds into the stem conv (patches without padding)"
-    if config.stem == "conv_pool":
-        return "does not fold: the zeros that pad the stem stand for the mean colour"
-    return "std folds into the first stem conv, the mean does not: the zeros that pad it stand for the mean colour"
+    return {
+        "stem": "folds into the stem conv (patches without padding)",
+        "shift": "std folds into the first stem conv, the mean does not: the zeros that pad it stand for the mean colour",
+        "none": "does not fold: the zeros that pad the stem stand for the mean colour",
+    }[config.input_fold]
 
 
 def render(description: Description) -> RenderableType:
@@ -173,7 +95,7 @@ def render(description: Description) -> RenderableType:
     for key, value in _facts(description):
         facts.add_row(Text(key, style="bold"), Text(value))
     norms = Table(
-        title="LayerNorms" if isinstance(description.config, ConvNeXtConfig) else "BatchNorms",
+        title=family_of(description.config).norm_kind,
         title_justify="left",
         box=None,
         padding=(0, 2, 0, 0),
@@ -192,7 +114,8 @@ def render(description: Description) -> RenderableType:
 def _facts(description: Description) -> list[tuple[str, str]]:
     config, preprocess = description.config, description.preprocess
     height, width = preprocess.input_size
-    version, ends = _version_and_ends(config)
+    family = family_of(config)
+    variant = f", {family.variant(config)}" if family.variant(config) else ""
     published = f" (published: {description.published_gflops} G at 224)" if description.published_gflops else ""
     labels = (
         f"{description.labels} names ({', '.join(description.label_examples)}, ...)"
@@ -204,13 +127,13 @@ def _facts(description: Description) -> list[tuple[str, str]]:
         f"crop {preprocess.crop_pct:g}" if preprocess.crop_mode == "center" else f"squash, crop {preprocess.crop_pct:g}"
     )
     return [
-        ("model", f"{description.name} ({description.architecture}{version})"),
+        ("model", f"{description.name} ({description.architecture}{variant})"),
         ("source", f"{description.source} (layout: {description.layout}, sha256 {description.sha256[:12]})"),
         (
             "stages",
             f"depths {list(config.depths)}, dims {list(config.dims)}, kernel {config.kernel_size}",
         ),
-        ("stem, head", ends),
+        ("stem, head", family.stem_and_head(config)),
         ("parameters", f"{description.parameters / 1e6:.2f} M"),
         ("MACs", f"{description.macs / 1e9:.3f} G at {height}x{width}, batch 1{published}"),
         ("input", f"(N, {config.in_channels}, {height}, {width}), {preprocess.interpolation}, {fit}"),
@@ -219,13 +142,3 @@ def _facts(description: Description) -> list[tuple[str, str]]:
         ("layer scale", description.layer_scale),
         ("input mean, std", description.input_normalization),
     ]
-
-
-def _version_and_ends(config: NetworkConfig) -> tuple[str, str]:
-    """Return the version of a ConvNeXt and what its stem and head are, for people."""
-    if not isinstance(config, ConvNeXtConfig):
-        stem = "4x4 patches" if config.stem == "patch" else "7x7 conv and pooling"
-        return "", f"{stem}; {'norm after pooling' if config.separate_downsampling else 'no norm'}"
-    patches = f"{config.patch_size}x{config.patch_size} patches"
-    stem = patches if config.stem == "patch" else f"two 3x3 convs ({config.stem})"
-    return f", V{config.version}", f"{stem}; norm {config.head_norm.replace('_', ' ')}ing"

@@ -7,7 +7,6 @@ import dataclasses
 from edgeconvnext.choices import Head
 from edgeconvnext.errors import ModelConfigError
 from edgeconvnext.model.build import build_empty
-from edgeconvnext.model.convnext.network import ConvNeXtConfig
 from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.model.network import EndsWith
 
@@ -38,10 +37,7 @@ def with_head(model: LoadedModel, head: Head) -> LoadedModel:
             f"{model.name} ends with its stages: the norm that an embedding goes through is not in the file any more. Load the "
             "classifier it was made from, or take --head none and pool its output."
         )
-    config = dataclasses.replace(model.config, num_classes=0, ends_with=ends_with)
-    if isinstance(config, ConvNeXtConfig) and ends_with != "head":
-        kept = tuple(path for path in config.identity_norms if path != "norm")
-        config = dataclasses.replace(config, identity_norms=kept)
+    config = model.config.with_end(ends_with)
     module = build_empty(config)
     state = model.module.state_dict()
     module.load_state_dict({name: state[name] for name in module.state_dict()}, assign=True)

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from edgeconvnext.data.size import LARGEST_SIDE, Size, size_text
 from edgeconvnext.errors import ModelConfigError
-
-if TYPE_CHECKING:
-    from edgeconvnext.model.build import NetworkConfig
+from edgeconvnext.model.network import NetworkConfig
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from torch import nn
 
+from edgeconvnext.choices import Operator
 from edgeconvnext.model.network import Network
-
-if TYPE_CHECKING:
-    from edgeconvnext.choices import Operator
 
 
 def weighted_layers(module: Network) -> dict[str, Operator]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,22 +15,19 @@ from edgeconvnext.data.size import Size
 from edgeconvnext.errors import CheckpointError, ConfigFileError, ModelConfigError, nearest
 from edgeconvnext.escape import for_terminal
 from edgeconvnext.files import tree_sha256
-from edgeconvnext.model.build import NetworkConfig, build_empty
+from edgeconvnext.model.build import build_empty
 from edgeconvnext.model.checkpoint import WEIGHTS_SUFFIXES, Checkpoint, read_checkpoint
-from edgeconvnext.model.convnext.infer import check_tensors, infer_config, listed
-from edgeconvnext.model.convnext.layouts import Renamed, rename
-from edgeconvnext.model.convnext.network import ConvNeXtConfig
-from edgeconvnext.model.convnext.presets import PRESETS, preset_hub_name
+from edgeconvnext.model.families import FAMILIES, architecture_hub_name, architectures, family_of
+from edgeconvnext.model.family import Family
 from edgeconvnext.model.foreign import looks_like
 from edgeconvnext.model.heads import with_head
 from edgeconvnext.model.hub import fetch, parse_hub_name
 from edgeconvnext.model.input_size import check_input_size
 from edgeconvnext.model.loaded import LoadedModel
-from edgeconvnext.model.network import Network
+from edgeconvnext.model.network import Network, NetworkConfig
 from edgeconvnext.model.pretrained_config import PretrainedConfig, read_config
-from edgeconvnext.model.resnet.checkpoint import LAYOUT, infer_resnet, own_names, rename_resnet
-from edgeconvnext.model.resnet.network import ResNetConfig
-from edgeconvnext.model.resnet.roadmap import as_convnext
+from edgeconvnext.model.renamed import OWN_LAYOUT, Renamed, listed, own_names
+from edgeconvnext.model.tensor_check import check_tensors
 from edgeconvnext.received import reading, require_regular_file
 
 _SHOWN = 200
@@ -116,7 +112,7 @@ def find_model(path_or_name: str | Path) -> ModelFiles:
         return _weights_file(shipped[name])
     if name and path.is_dir():
         raise CheckpointError(f"The folder {for_terminal(path)} holds no weights ({', '.join(WEIGHTS_SUFFIXES)}).")
-    preset = preset_hub_name(name)
+    preset = architecture_hub_name(name)
     hub_name = parse_hub_name(preset or name)
     # "runs/model" beside an existing folder runs/ is a mistyped path, not a repository.
     if hub_name is not None and (preset or not path.parent.is_dir()):
@@ -124,7 +120,7 @@ def find_model(path_or_name: str | Path) -> ModelFiles:
         found = fetch(repository, revision)
         short = _safe(repository.split("/")[1])
         return ModelFiles(found.weights, found.config, found.preprocessor, short, f"{repository}@{found.commit[:12]}")
-    known, shown = [*shipped, *PRESETS], name[:_SHOWN]
+    known, shown = [*shipped, *(known for known in architectures() if architecture_hub_name(known))], name[:_SHOWN]
     raise CheckpointError(
         f"There is no model {shown!r}: no such file or folder, and no known name.{nearest(shown, known)} Give a weights "
         f"file, a folder with config.json and weights, a hub name (org/name), or one of {', '.join(known)}."
@@ -172,36 +168,32 @@ def _safe(name: str) -> str:
 
 def _build(checkpoint: Checkpoint, pretrained: PretrainedConfig, source: str) -> tuple[Network, str]:
     """Infer the architecture, check every tensor against it, and put the tensors into a network in eval mode."""
-    if isinstance(checkpoint.config, ResNetConfig):
-        renamed: Renamed | None = own_names(checkpoint.tensors)
-    else:
-        renamed = rename(checkpoint.tensors) or rename_resnet(checkpoint.tensors, source)
-    if renamed is None:
-        first = ", ".join(for_terminal(name)[:80] for name in list(checkpoint.tensors)[:4])
-        likeness = looks_like(checkpoint.tensors)
-        finding = f"look like {likeness}" if likeness else "match no known layout"
-        raise CheckpointError(
-            f"{source} is not a ConvNeXt checkpoint: its tensors ({first}, ...) {finding}. "
-            "Readable are ConvNeXt V1 and V2 as saved by facebookresearch, timm, torchvision and transformers, and ResNet-50 and "
-            "ResNeXt as saved by torchvision and timm."
-        )
-    config: NetworkConfig
-    if isinstance(checkpoint.config, ResNetConfig):
-        config, layout = as_convnext(checkpoint.config) or checkpoint.config, "edgeconvnext"
-    elif checkpoint.config is not None:
-        config, layout = checkpoint.config, "edgeconvnext"
-    elif renamed.layout is LAYOUT:
-        config, layout = infer_resnet(renamed, source), renamed.layout.name
-    else:
-        config, layout = infer_config(renamed, source), renamed.layout.name
-    if isinstance(config, ConvNeXtConfig) and pretrained.norm_eps is not None:
-        config = dataclasses.replace(config, norm_eps=pretrained.norm_eps, head_norm_eps=pretrained.norm_eps)
-    if isinstance(config, ConvNeXtConfig) and pretrained.head_norm_eps is not None:
-        config = dataclasses.replace(config, head_norm_eps=pretrained.head_norm_eps)
+    family, renamed = _recognised(checkpoint, source)
+    stored = checkpoint.config
+    config = family.canonical(family.infer(renamed, source) if stored is None else stored)
+    config = config.with_norm_eps(pretrained.norm_eps, pretrained.head_norm_eps)
     check_tensors(renamed, config, source)
     module = build_empty(config)
     module.load_state_dict(renamed.tensors, assign=True)
-    return module.eval(), layout
+    return module.eval(), renamed.layout if stored is None else OWN_LAYOUT
+
+
+def _recognised(checkpoint: Checkpoint, source: str) -> tuple[Family, Renamed]:
+    """Return the family of a checkpoint and its tensors under our names. Raises CheckpointError where no family knows it."""
+    tensors = checkpoint.tensors
+    if checkpoint.config is not None:
+        family = family_of(checkpoint.config)
+        return family, family.rename(tensors, source) or own_names(tensors)
+    for family in FAMILIES.values():
+        if renamed := family.rename(tensors, source):
+            return family, renamed
+    first = ", ".join(for_terminal(name)[:80] for name in list(tensors)[:4])
+    likeness = looks_like(tensors)
+    finding = f"look like {likeness}" if likeness else "match no known layout"
+    raise CheckpointError(
+        f"{source} is not a ConvNeXt checkpoint: its tensors ({first}, ...) {finding}. "
+        f"Readable are {', and '.join(family.readable for family in FAMILIES.values())}."
+    )
 
 
 def _preprocess(

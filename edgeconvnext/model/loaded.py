@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from edgeconvnext.data.label_names import Labels
 from edgeconvnext.data.preprocess import Preprocess
-from edgeconvnext.model.build import NetworkConfig
-from edgeconvnext.model.network import Network
+from edgeconvnext.model.network import Network, NetworkConfig
 
 
 @dataclass(frozen=True)

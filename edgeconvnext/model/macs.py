@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from edgeconvnext.model.build import NetworkConfig, build_empty
+from edgeconvnext.model.build import build_empty
 from edgeconvnext.model.input_size import check_input_size
 from edgeconvnext.model.layers import weighted_layers
-from edgeconvnext.model.network import Network
+from edgeconvnext.model.network import Network, NetworkConfig
 
 
 def layer_macs(model: Network | NetworkConfig, input_size: tuple[int, int]) -> dict[str, int]:

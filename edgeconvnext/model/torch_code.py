@@ -5,31 +5,30 @@ from __future__ import annotations
 import ast
 import inspect
 from pathlib import Path
+from types import ModuleType
 
 from edgeconvnext.errors import ExportError
 from edgeconvnext.files import atomic_write
-from edgeconvnext.model import network
+from edgeconvnext.model import blocks, network
 from edgeconvnext.model.checkpoint import MOST_HEADER_BYTES
-from edgeconvnext.model.convnext import network as convnext
 from edgeconvnext.model.loaded import LoadedModel
 
-# What the two modules import from this package, and what stands in for it.
-_PROVIDED = {"ModelConfigError", "Operator", "EndsWith", "Network", "NetworkBlock", "check_bounds"}
+# What stands in for what networks import from other packages.
 _FALLBACKS = '''Operator = str
 
 
 class ModelConfigError(ValueError):
-    """Sizes that are no ConvNeXt's."""
+    """Sizes that no network can have."""
 '''
 _LOADER = '''
 
 {constants}
 
 
-def load_network(weights: str | Path = WEIGHTS) -> ConvNeXt:
+def load_network(weights: str | Path = WEIGHTS) -> {network}:
     """Return the trained network in eval mode: logits (N, {classes}) from images (N, {channels}, {height}, {width})."""
     with torch.device("meta"):
-        network = ConvNeXt(CONFIG)
+        network = {network}(CONFIG)
     network.load_state_dict(read_safetensors(weights), assign=True)
     return network.eval()
 
@@ -94,15 +93,18 @@ def write_torch_code(model: LoadedModel, weights: Path, path: Path) -> Path:
     )
     channels, (height, width) = preprocess.in_channels, preprocess.input_size
     sizes = {"classes": model.config.num_classes, "channels": channels, "height": height, "width": width}
-    atomic_write(path, _definition() + _LOADER.format(constants=constants, **sizes))
+    definition = _definition(inspect.getmodule(type(model.module)))
+    atomic_write(path, definition + _LOADER.format(constants=constants, network=type(model.module).__name__, **sizes))
     return path
 
 
-def _definition() -> str:
-    """Return the source of the network, with what it takes from elsewhere in this package replaced by its own."""
+def _definition(family: ModuleType | None) -> str:
+    """Return the source of the network that the module `family` defines, with what it takes from `blocks` and `network`."""
+    assert family is not None
     imports: set[str] = {"import json", "import math", "from pathlib import Path"}
+    provided = {"Operator", "ModelConfigError"}
     bodies = []
-    for module in (network, convnext):
+    for module in (network, blocks, family):
         lines, tree = inspect.getsource(module).splitlines(), ast.parse(inspect.getsource(module))
         body = next(node for node in tree.body[1:] if not _is_import(node))
         for node in tree.body:
@@ -110,20 +112,18 @@ def _definition() -> str:
             if isinstance(node, ast.Import | ast.ImportFrom) and "__future__" not in text:
                 if "edgeconvnext" not in text:
                     imports.add(text)
-                elif not {alias.name for alias in node.names} <= _PROVIDED:
+                elif not {alias.name for alias in node.names} <= provided:
                     raise AssertionError(f"{module.__name__}: a file of its own cannot hold `{text}`")
+        provided |= vars(module).keys()
         start = min([body.lineno, *(item.lineno for item in getattr(body, "decorator_list", []))])
         bodies.append("\n".join(lines[start - 1 :]).rstrip())
-    docstring = inspect.getdoc(convnext)
+    docstring = inspect.getdoc(family)
     head = f'"""{docstring}\n"""\n\nfrom __future__ import annotations\n\n' + "\n".join(sorted(imports))
     return "\n\n\n".join([head, _FALLBACKS.rstrip(), *bodies]) + "\n"
 
 
 def _is_import(node: ast.stmt) -> bool:
-    """Tell whether a statement is an import, or the block of imports that only type checkers see."""
-    return isinstance(node, ast.Import | ast.ImportFrom) or (
-        isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-    )
+    return isinstance(node, ast.Import | ast.ImportFrom)
 
 
 def _plain(preprocess: object) -> dict[str, object]:

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import cast
 
 import torch
 from torch import nn
 
-from edgeconvnext.model.resnet.network import ResNet
+from edgeconvnext.model.build import build
+from edgeconvnext.model.network import Network
 
 
-def fold_batch_norm(module: ResNet) -> ResNet:
+def fold_batch_norm(module: Network) -> Network:
     """Return the network without BatchNorms: g (W x + b - m) / s + t = (g / s W) x + (t + g / s (b - m)), s = sqrt(var + eps).
 
     Exact for the running mean m and variance of inference, up to the rounding of weights to float32; products are formed in
     float64. The names of the layers stay. Networks without BatchNorms are copied.
     """
-    config = module.config
-    folded = ResNet(dataclasses.replace(config, folded=config.norm == "batch"))
+    folded = build(module.config.without_batch_norms())
     tensors = dict(module.state_dict())
-    for layer, norm in module.normalised_layers():
+    for layer, norm in module.norms_behind():
         found = cast(nn.BatchNorm2d, module.get_submodule(norm))
         assert found.running_mean is not None and found.running_var is not None
         gain = found.weight.detach().double() / (found.running_var.double() + found.eps).sqrt()

@@ -7,10 +7,9 @@ rounded once, to the type of the weights. `fold_exact` applies them in order and
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -18,11 +17,11 @@ from torch import nn
 from edgeconvnext.data.loader import images_at_once
 from edgeconvnext.data.preprocess import Preprocess, ValueRange, to_value_range
 from edgeconvnext.errors import RewriteError
-from edgeconvnext.model.convnext.network import Block, ConvNeXt, ConvNeXtConfig
-from edgeconvnext.model.network import Network
-from edgeconvnext.model.resnet.network import ResNet
+from edgeconvnext.model.convnext.network import Block
+from edgeconvnext.model.network import ExactFold, Network
 from edgeconvnext.rewrite.batch_norm import fold_batch_norm
 
+NetworkType = TypeVar("NetworkType", bound=Network)
 Rewrite = Callable[[Any], Network]
 
 PROOF_IMAGES = 16
@@ -44,23 +43,6 @@ class FoldResult:
     errors: dict[str, float]
 
 
-class ShiftedInputConvNeXt(ConvNeXt):
-    """A ConvNeXt that adds a constant to each input channel first, so that it can take raw pixel values.
-
-    An overlapping stem pads with zeros, which stand for the mean colour only behind this addition, so it folds no
-    further. Layers keep the names they have in ConvNeXt. input_shift: (1, in_channels, 1, 1).
-    """
-
-    input_shift: torch.Tensor
-
-    def __init__(self, config: ConvNeXtConfig, input_shift: torch.Tensor) -> None:
-        super().__init__(config)
-        self.register_buffer("input_shift", input_shift)
-
-    def forward_stem(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward_stem(x + self.input_shift)
-
-
 def fold_exact(
     module: Network,
     inputs: torch.Tensor | Iterable[torch.Tensor],
@@ -75,15 +57,13 @@ def fold_exact(
 
     Raises RewriteError where a rewrite moves the logits by more than EXACT_LIMIT, or none can be compared.
     """
-    rewrites: dict[str, Rewrite] = {}
-    if isinstance(module, ConvNeXt):
-        if module.config.layer_scale:
-            rewrites["layer_scale"] = fold_layer_scale
-        rewrites["norm_affine"] = fold_norm_affine
-        if module.config.version == 2:
-            rewrites["grn_shift"] = fold_grn_shift
-    elif isinstance(module, ResNet) and module.config.norm == "batch" and not module.config.folded:
-        rewrites["batch_norm"] = fold_batch_norm
+    known: dict[ExactFold, Rewrite] = {
+        "layer_scale": fold_layer_scale,
+        "norm_affine": fold_norm_affine,
+        "grn_shift": fold_grn_shift,
+        "batch_norm": fold_batch_norm,
+    }
+    rewrites: dict[str, Rewrite] = {name: known[name] for name in module.exact_folds}
     images = _batches(inputs)
     result = apply_rewrites(module, rewrites, images)
     if value_range == "normalized":
@@ -110,7 +90,7 @@ def apply_rewrites(
     return FoldResult(copy.deepcopy(current) if current is module else current, errors)
 
 
-def fold_layer_scale(module: ConvNeXt) -> ConvNeXt:
+def fold_layer_scale(module: NetworkType) -> NetworkType:
     """Multiply `gamma` into pwconv2: gamma * (W x + b) = (gamma W) x + gamma b; copy networks without layer scale."""
     folded = copy.deepcopy(module)
     for block in _blocks(folded):
@@ -119,30 +99,24 @@ def fold_layer_scale(module: ConvNeXt) -> ConvNeXt:
             _assign(block.pwconv2.weight, gamma[:, None] * block.pwconv2.weight.detach().double())
             _assign(block.pwconv2.bias, gamma * block.pwconv2.bias.detach().double())
             block.gamma = None
-    folded.config = dataclasses.replace(folded.config, layer_scale=False)
+    folded.config = folded.config.replace(layer_scale=False)
     return folded
 
 
-def fold_norm_affine(module: ConvNeXt) -> ConvNeXt:
+def fold_norm_affine(module: NetworkType) -> NetworkType:
     """Move the scale and shift of each LayerNorm into the layer behind it: W (g n + s) + b = (W diag(g)) n + (b + W s).
 
-    Blocks fold into pwconv1, downsampling norms into their unpadded 2x2 conv, the head norm into the classifier (one
-    before pooling as well: a mean over positions is linear). The norms stay, with weight 1 and bias 0. Two keep their
-    affine: the stem's, which feeds a residual connection and a zero-padded conv, and the head's where no classifier
-    follows.
+    In a ConvNeXt, blocks fold into pwconv1, downsampling norms into their unpadded 2x2 conv, the head norm into the classifier
+    (one before pooling as well: a mean over positions is linear). The norms stay, with weight 1 and bias 0. Two keep their affine:
+    the stem's, which feeds a residual connection and a zero-padded conv, and the head's where no classifier follows.
     """
     folded = copy.deepcopy(module)
-    for block in _blocks(folded):
-        _fold_affine(block.norm, block.pwconv1)
-    for downsample in list(folded.downsample_layers)[1:]:
-        norm, conv = cast(nn.Sequential, downsample)
-        _fold_affine(norm, cast(nn.Conv2d, conv))
-    if isinstance(folded.head, nn.Linear):
-        _fold_affine(folded.norm, folded.head)
+    for norm, layer in folded.norms_in_front():
+        _fold_affine(folded.get_submodule(norm), cast(nn.Linear | nn.Conv2d, folded.get_submodule(layer)))
     return folded
 
 
-def fold_grn_shift(module: ConvNeXt) -> ConvNeXt:
+def fold_grn_shift(module: NetworkType) -> NetworkType:
     """Move GRN's additive `beta` into pwconv2's bias: W (y + beta) + b = W y + (b + W beta). V1 networks are copied."""
     folded = copy.deepcopy(module)
     for block in _blocks(folded):
@@ -158,13 +132,13 @@ def fold_input_normalization(module: Network, preprocess: Preprocess, value_rang
     """Return a network that takes pixel values 0..1 or 0..255 in place of (x - mean) / std.
 
     Division by std (and by 255) always goes into the stem conv's weights. The mean goes into its bias where the stem is
-    a patch conv, which has no padding; overlapping stems become a ShiftedInputConvNeXt, which subtracts the mean first.
+    a patch conv, which has no padding; a network with an overlapping stem subtracts the mean first (`input_shift`).
     Example: ImageNet's red channel in 0..255 is (v - 123.675) / 58.395; its weights are divided by 58.395.
     Raises RewriteError where mean and std do not fit the channels, or the network takes pixel values already.
     """
     if value_range == "normalized":
         return copy.deepcopy(module)
-    if isinstance(module, ShiftedInputConvNeXt):
+    if module.input_shift is not None:
         raise RewriteError("This network takes pixel values already; fold the input of the original one instead.")
     config = module.config
     if len(preprocess.mean) != config.in_channels or len(preprocess.std) != config.in_channels:
@@ -172,29 +146,22 @@ def fold_input_normalization(module: Network, preprocess: Preprocess, value_rang
             f"The input normalisation has {len(preprocess.mean)} means and {len(preprocess.std)} stds, but the network "
             f"takes {config.in_channels} channels; give one of each per channel (--mean, --std)."
         )
-    if isinstance(module, ResNet) and module.config.stem != "patch":
+    if config.input_fold == "none":
         raise RewriteError(
             "The padded stem of a ResNet cannot take raw pixel values: the zeros around the image stand for the mean colour. "
             'Use a target whose input.value_range is "normalized", such as onnx.'
         )
     mean, std = _pixel_statistics(preprocess, value_range)
-    folded = copy.deepcopy(module) if config.stem == "patch" else _with_input_shift(module, -mean)
+    folded = copy.deepcopy(module)
     conv = cast(nn.Conv2d, cast(nn.Sequential, folded.downsample_layers[0])[0])
     weight = conv.weight.detach().double() / std.to(conv.weight.device)[:, None, None]
     _assign(conv.weight, weight)
-    if config.stem == "patch":
+    if config.input_fold == "stem":
         assert conv.bias is not None
         _assign(conv.bias, conv.bias.detach().double() - weight.sum(dim=(2, 3)) @ mean.to(conv.weight.device))
+    else:
+        folded.input_shift = -mean.view(1, -1, 1, 1).to(conv.weight)
     return folded
-
-
-def _with_input_shift(module: Network, shift: torch.Tensor) -> ShiftedInputConvNeXt:
-    """Copy `module` behind the addition of `shift`, one value per input channel."""
-    assert isinstance(module, ConvNeXt)
-    weight = cast(nn.Sequential, module.downsample_layers[0])[0].weight
-    shifted = ShiftedInputConvNeXt(module.config, shift.view(1, -1, 1, 1)).to(cast(torch.Tensor, weight))
-    shifted.load_state_dict(module.state_dict(), strict=False)
-    return shifted.train(module.training)
 
 
 def _pixel_statistics(preprocess: Preprocess, value_range: ValueRange) -> tuple[torch.Tensor, torch.Tensor]:
@@ -223,9 +190,9 @@ def _assign(parameter: torch.Tensor, value: torch.Tensor) -> None:
     parameter.data.copy_(value)
 
 
-def _blocks(module: ConvNeXt) -> Iterator[Block]:
-    for stage in module.stages:
-        yield from cast(Iterable[Block], stage)
+def _blocks(module: Network) -> Iterator[Block]:
+    """Yield the blocks with ConvNeXt's parts."""
+    yield from (cast(Block, module.get_submodule(path)) for path in module.inverted_bottlenecks)
 
 
 def _batches(inputs: torch.Tensor | Iterable[torch.Tensor]) -> list[torch.Tensor]:

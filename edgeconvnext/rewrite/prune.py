@@ -182,7 +182,7 @@ def prune(
 
 
 def _check(module: ConvNeXt, multiple: int, blocks: int) -> None:
-    if module.config.version == 2:
+    if "grn_shift" in module.exact_folds:
         raise RewriteError(
             "Hidden channels of a ConvNeXt V2 cannot be pruned one by one: Global Response Normalization (GRN) divides "
             "each by the mean over all of them, so that removing one changes the rest. Prune a V1 network, or quantise "

@@ -6,11 +6,13 @@ import copy
 import dataclasses
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
 
 from edgeconvnext.choices import Score
+from edgeconvnext.model.build import build
 from edgeconvnext.model.convnext.network import Block, ConvNeXt
 from edgeconvnext.progress import progress_bar
 from edgeconvnext.rewrite.lockstep import StoredImages, TwoStreams
@@ -111,7 +113,7 @@ def _assembled(reference: ConvNeXt, segments: list[Segment], blocks: dict[str, B
             if f"{segment.path}.norm" in config.identity_norms:
                 gone.append(f"stages.{stage}.{index}.norm")
     changed = dataclasses.replace(config, depths=depths, hidden=hidden, identity_norms=tuple(gone))
-    pruned = ConvNeXt(changed).to(next(reference.parameters()))
+    pruned = cast(ConvNeXt, build(changed)).to(next(reference.parameters()))
     pruned.load_state_dict(tensors)
     return pruned.eval()
 

@@ -7,6 +7,7 @@ stage. Its input is compared with the original network's before the first of the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -33,9 +34,7 @@ class Segment:
 
     def block(self, reference: ConvNeXt) -> Block:
         """Return the block of the original network."""
-        block = reference.get_submodule(self.path)
-        assert isinstance(block, Block)
-        return block
+        return cast(Block, reference.get_submodule(self.path))
 
     def run(self, reference: ConvNeXt, x: torch.Tensor) -> torch.Tensor:
         """Return what the original network has behind the segment, for its input x, (N, C, H, W)."""

@@ -12,45 +12,33 @@ from torch import nn
 from edgeconvnext.data.label_names import Labels
 from edgeconvnext.data.preprocess import Preprocess
 from edgeconvnext.errors import CheckpointError, ModelConfigError, nearest
-from edgeconvnext.model.build import NetworkConfig, build
-from edgeconvnext.model.convnext.network import ConvNeXtConfig
-from edgeconvnext.model.convnext.presets import PRESETS, find_preset
+from edgeconvnext.model.build import build
+from edgeconvnext.model.families import architectures, find_architecture
 from edgeconvnext.model.input_size import check_input_size
 from edgeconvnext.model.load import load_model, shipped_models
 from edgeconvnext.model.loaded import LoadedModel
-from edgeconvnext.model.network import Network
-from edgeconvnext.model.resnet.network import ResNetConfig
-from edgeconvnext.model.resnet.roadmap import RESNET_ATTO, STEPS
+from edgeconvnext.model.network import Network, NetworkConfig
 from edgeconvnext.train.recipe import Recipe
 
-ARCHITECTURES: dict[str, NetworkConfig] = {
-    **{name: preset.config for name, preset in PRESETS.items()},
-    **{name: step.network for name, step in STEPS.items()},
-    "resnet_atto": RESNET_ATTO,
-}
 
-
-def find_architecture(name: str) -> tuple[str, NetworkConfig]:
+def architecture_to_train(name: str) -> tuple[str, NetworkConfig]:
     """Return the name and configuration of a preset, a step of the roadmap, or a shipped model or weights file.
 
     Raises ModelConfigError for an unknown name, CheckpointError for a file that cannot be read.
     """
-    if preset := find_preset(name):
-        return preset.name, preset.config
-    if name in ARCHITECTURES:
-        return name, ARCHITECTURES[name]
+    if known := find_architecture(name):
+        return known.name, known.config
     try:
         model = load_model(name)
     except CheckpointError as error:
         if "There is no model" not in str(error):
             raise
-        known = [*shipped_models(), *ARCHITECTURES]
+        names = [*shipped_models(), *architectures()]
         raise ModelConfigError(
-            f"There is no architecture {name!r}.{nearest(name, known)} Known are {', '.join(known)}, and any weights file, whose "
+            f"There is no architecture {name!r}.{nearest(name, names)} Known are {', '.join(names)}, and any weights file, whose "
             "architecture is taken without its weights."
         ) from error
-    config = model.config
-    return model.name, replace(config, folded=False) if isinstance(config, ResNetConfig) else config
+    return model.name, model.config.for_training()
 
 
 def new_model(name: str, labels: Labels, recipe: Recipe, stem_stride: int | None = None) -> LoadedModel:
@@ -59,10 +47,10 @@ def new_model(name: str, labels: Labels, recipe: Recipe, stem_stride: int | None
     stem_stride: pixels that a ConvNeXt's patch stem makes one position of, in place of the architecture's own.
     Raises ModelConfigError for another architecture, and for one without a patch stem.
     """
-    found, config = find_architecture(name)
-    config = replace(config, num_classes=len(labels))
+    name, config = architecture_to_train(name)
+    config = config.replace(num_classes=len(labels))
     if stem_stride is not None:
-        config = _with_stem_stride(found, config, stem_stride)
+        config = _with_stem_stride(name, config, stem_stride)
     size = recipe.sizes[-1]
     _check_sizes(config, recipe.sizes)
     with torch.random.fork_rng():
@@ -77,13 +65,14 @@ def new_model(name: str, labels: Labels, recipe: Recipe, stem_stride: int | None
     preprocess = Preprocess(input_size=(size, size), crop_pct=recipe.crop_pct)
     if channels != len(preprocess.mean):
         preprocess = replace(preprocess, mean=(0.5,) * channels, std=(0.25,) * channels)
-    return LoadedModel(module, module.config, preprocess, labels, found, "edgeconvnext", found, sha256="")
+    return LoadedModel(module, module.config, preprocess, labels, name, "edgeconvnext", name, sha256="")
 
 
 def _with_stem_stride(name: str, config: NetworkConfig, stride: int) -> NetworkConfig:
-    if not isinstance(config, ConvNeXtConfig) or config.stem != "patch":
+    strided = config.with_stem_stride(stride)
+    if strided is None:
         raise ModelConfigError(f"{name} has no patch stem, whose stride --stem-stride sets. Leave it out.")
-    return replace(config, patch_size=stride)
+    return strided
 
 
 def _check_sizes(config: NetworkConfig, sizes: tuple[int, ...]) -> None:
@@ -100,7 +89,7 @@ def with_classes(model: LoadedModel, labels: Labels, recipe: Recipe) -> LoadedMo
     """Return a copy of a trained model that tells `labels` apart: with a new head, unless they are its own, in its order."""
     module: Network = copy.deepcopy(model.module).requires_grad_(True)
     if model.labels is None or model.labels.names != labels.names:
-        config = replace(module.config, num_classes=len(labels))
+        config = module.config.replace(num_classes=len(labels))
         features = module.head.in_features if isinstance(module.head, nn.Linear) else config.dims[-1]
         with torch.random.fork_rng():
             torch.manual_seed(recipe.seed)

@@ -109,7 +109,7 @@ def compress(
     out. checkpoint: where recovery is saved meanwhile and resumed from. Raises RewriteError for budgets that cannot be met.
     """
     options.check()
-    if not isinstance(model.module, ConvNeXt):
+    if not model.module.inverted_bottlenecks:
         raise RewriteError(
             f"Pruning, replacing LayerNorms and recovery know ConvNeXts; {model.name} is another network. Quantise it as it is."
         )

@@ -75,7 +75,7 @@ def test_stored_configurations_are_refused_before_they_are_built(
     content, words = CONFIGS[config]
     text = content if isinstance(content, str) else json.dumps(content)
     (tmp_path / "model.safetensors").write_bytes(save(state, {"edgeconvnext.config": text}))
-    monkeypatch.setattr("edgeconvnext.model.convnext.infer.build_empty", lambda config: pytest.fail("it was built"))
+    monkeypatch.setattr("edgeconvnext.model.tensor_check.build_empty", lambda config: pytest.fail("it was built"))
     with pytest.raises(CheckpointError) as caught:
         load_model(tmp_path / "model.safetensors")
     message = str(caught.value)

@@ -152,7 +152,7 @@ def test_a_checkpoint_of_any_layout_comes_back_under_our_names(
     shuffled.shuffle(file)
     renamed = rename(dict(file))
     assert renamed is not None
-    assert renamed.layout == layout
+    assert renamed.layout == layout.name
     assert sorted(renamed.unexpected) == ["num_batches_tracked", "surplus.7.weight"]
     assert renamed.tensors.keys() == state.keys()
     for name, tensor in state.items():

@@ -100,7 +100,8 @@ def test_pruned_widths_are_read_per_block() -> None:
     state[f"{block}.pwconv1.weight"] = state[f"{block}.pwconv1.weight"][:40]
     state[f"{block}.pwconv1.bias"] = state[f"{block}.pwconv1.bias"][:40]
     state[f"{block}.pwconv2.weight"] = state[f"{block}.pwconv2.weight"][:, :40]
-    from edgeconvnext.model.convnext.infer import check_tensors, infer_config
+    from edgeconvnext.model.convnext.infer import infer_config
+    from edgeconvnext.model.tensor_check import check_tensors
 
     renamed = rename({name: tensor.float() for name, tensor in state.items()})
     assert renamed is not None

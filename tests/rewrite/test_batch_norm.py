@@ -39,7 +39,7 @@ def test_batch_norms_fold_and_the_logits_stay(name: str) -> None:
 def test_folded_weights_are_those_of_torchs_own_fusion(name: str) -> None:
     module = trained_like(narrow(CONFIGS[name]), seed=1).double()
     folded = fold_batch_norm(module)
-    for layer, norm in module.normalised_layers():
+    for layer, norm in module.norms_behind():
         conv, batch_norm = module.get_submodule(layer), module.get_submodule(norm)
         fuse = fuse_conv_bn_weights if conv.weight.dim() == 4 else fuse_linear_bn_weights
         of_norm = (batch_norm.running_mean, batch_norm.running_var, batch_norm.eps, batch_norm.weight, batch_norm.bias)

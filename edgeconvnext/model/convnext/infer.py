@@ -1,4 +1,4 @@
-"""From named tensors to the architecture they belong to, and a complaint that names every tensor that does not fit."""
+"""From named tensors to the ConvNeXt they belong to."""
 
 from __future__ import annotations
 
@@ -6,18 +6,14 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-import torch
-
 from edgeconvnext.errors import CheckpointError, ModelConfigError
-from edgeconvnext.escape import for_terminal
-from edgeconvnext.model.build import NetworkConfig, build_empty
-from edgeconvnext.model.convnext.layouts import Renamed
+from edgeconvnext.model.convnext.layouts import LAYOUTS
 from edgeconvnext.model.convnext.network import ConvNeXtConfig, Stem, tiered_stem_width
+from edgeconvnext.model.renamed import Renamed, listed
 from edgeconvnext.received import reason
 
 Shape = tuple[int, ...]
-_LISTED = 8
-"""How many tensor names an error lists before it counts the rest."""
+_LAYOUTS = {layout.name: layout for layout in LAYOUTS}
 
 
 def infer_config(renamed: Renamed, source: str) -> ConvNeXtConfig:
@@ -34,7 +30,7 @@ def infer_config(renamed: Renamed, source: str) -> ConvNeXtConfig:
         for stage, (depth, dim) in enumerate(zip(depths, dims, strict=True))
     )
     plain = all(width == 4 * dim for widths, dim in zip(hidden, dims, strict=True) for width in widths)
-    timm = renamed.layout.name.startswith("timm")
+    layout, timm = _LAYOUTS[renamed.layout], renamed.layout.startswith("timm")
     stem, patch_size = _stem(shapes, dims[0], timm, source)
     version_2 = any(".grn." in name for name in shapes)
     eps = _norm_eps(timm, depths, dims)
@@ -48,58 +44,16 @@ def infer_config(renamed: Renamed, source: str) -> ConvNeXtConfig:
             stem=stem,
             patch_size=patch_size,
             kernel_size=_vote((s[-1] for name, s in shapes.items() if name.endswith("dwconv.weight") and s), default=7),
-            head_norm=renamed.layout.head_norm,
+            head_norm=layout.head_norm,
             layer_scale=any(re.fullmatch(r"stages\.\d+\.\d+\.gamma", name) for name in shapes),
             hidden=None if plain else hidden,
             norm_eps=eps,
-            head_norm_eps=eps if eps != 1e-6 else renamed.layout.head_norm_eps,
+            head_norm_eps=eps if eps != 1e-6 else layout.head_norm_eps,
         )
     except ModelConfigError as error:
         raise CheckpointError(
             f"{source} has the tensor names of a ConvNeXt, but sizes that make none: {reason(error)}"
         ) from error
-
-
-def check_tensors(renamed: Renamed, config: NetworkConfig, source: str) -> None:
-    """Raise CheckpointError naming every missing, unexpected and misshapen tensor, under the file's own names."""
-    empty = build_empty(config).state_dict()
-    expected = {name: tuple(tensor.shape) for name, tensor in empty.items()}
-    found = {name: tuple(tensor.shape) for name, tensor in renamed.tensors.items()}
-    theirs = renamed.theirs
-    missing = [theirs.get(name, name) for name in expected if name not in found]
-    unexpected = [*renamed.unexpected, *(theirs.get(name, name) for name in found if name not in expected)]
-    misshapen = [
-        f"{theirs.get(name, name)} is {found[name]}, expected {shape}"
-        for name, shape in expected.items()
-        if name in found and found[name] != shape
-    ]
-    floats = {
-        name
-        for name, tensor in renamed.tensors.items()
-        if tensor.dtype in (torch.float32, empty.get(name, tensor).dtype)
-    }
-    problems = [
-        f"{len(names)} {kind}: {listed(names)}"
-        for kind, names in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("misshapen", misshapen),
-            (
-                "not floating-point (already quantised?)",
-                [theirs.get(name, name) for name in found if name not in floats],
-            ),
-        )
-        if names
-    ]
-    if problems:
-        kind, version = "ResNet", ""
-        if isinstance(config, ConvNeXtConfig):
-            kind, version = "ConvNeXt", f", version {config.version}"
-        raise CheckpointError(
-            f"{source} does not fit the {kind} its tensors describe (read as {renamed.layout.name} layout{version}"
-            f", depths {list(config.depths)}, dims {list(config.dims)}). Tensors {'; '.join(problems)}."
-            f"{_hint(missing, unexpected)}"
-        )
 
 
 def _depths(shapes: Mapping[str, Shape], source: str) -> tuple[int, ...]:
@@ -189,14 +143,8 @@ def _vote(values: Iterable[int], default: int) -> int:
     return counted.most_common(1)[0][0] if counted else default
 
 
-def listed(names: list[str]) -> str:
-    """Join the first few names and count the rest."""
-    rest = len(names) - _LISTED
-    return ", ".join(for_terminal(name)[:200] for name in names[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _hint(missing: list[str], unexpected: list[str]) -> str:
-    """Say which known variant explains the mismatch, if one does."""
+def hint(missing: list[str], unexpected: list[str]) -> str:
+    """Say which known variant explains that tensors are missing or unexpected, if one does."""
     if any("pre_logits" in name for name in unexpected):
         return " The classifier has a hidden layer (timm's convnext_large_mlp): this variant is not supported."
     if any(name.startswith("stem.3.") for name in unexpected):

@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 
 from edgeconvnext.model.network import MOST_BLOCKS, MOST_STAGES
+from edgeconvnext.model.renamed import Renamed
 
 _AFFINE = ("weight", "bias")
 _BLOCK_PARTS = ("dwconv", "norm", "pwconv1", "pwconv2")
@@ -133,20 +134,6 @@ LAYOUTS: tuple[Layout, ...] = (
 )
 
 
-@dataclass(frozen=True)
-class Renamed:
-    """A checkpoint under our names.
-
-    tensors: by our name. theirs: the file's name for each name of ours the layout knows, present or not.
-    unexpected: names of the file that mean nothing in this layout.
-    """
-
-    layout: Layout
-    tensors: dict[str, torch.Tensor]
-    theirs: dict[str, str]
-    unexpected: tuple[str, ...]
-
-
 def rename(tensors: Mapping[str, torch.Tensor]) -> Renamed | None:
     """Rename `tensors` by the layout that explains most of them; None where none explains half, or any block."""
     stages, blocks = _largest_indices(tensors)
@@ -156,7 +143,7 @@ def rename(tensors: Mapping[str, torch.Tensor]) -> Renamed | None:
         ours = {their_name: our_name for our_name, their_name in theirs.items()}
         found = {ours[name]: _plain_shape(ours[name], tensor) for name, tensor in tensors.items() if name in ours}
         if best is None or len(found) > len(best.tensors):
-            best = Renamed(layout, found, theirs, tuple(name for name in tensors if name not in ours))
+            best = Renamed(layout.name, found, theirs, tuple(name for name in tensors if name not in ours))
     if best is None or 2 * len(best.tensors) < len(tensors):
         return None
     return best if any(name.startswith("stages.") for name in best.tensors) else None

@@ -13,24 +13,31 @@ Overlapping stems hold two 3x3 stride-2 convs: `downsample_layers.0.0`, `.1`, an
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import nn
 
+from edgeconvnext.choices import Operator
 from edgeconvnext.errors import ModelConfigError
 from edgeconvnext.model.blocks import LayerNorm2d, check_end, initialise_truncated_normal
-from edgeconvnext.model.network import EndsWith, Network, NetworkBlock, check_bounds
-
-if TYPE_CHECKING:
-    from edgeconvnext.choices import Operator
+from edgeconvnext.model.network import (
+    EndsWith,
+    ExactFold,
+    InputFold,
+    Network,
+    NetworkBlock,
+    NetworkConfig,
+    check_bounds,
+)
 
 Stem = Literal["patch", "overlap", "overlap_tiered"]
 
 
 @dataclass(frozen=True)
-class ConvNeXtConfig:
+class ConvNeXtConfig(NetworkConfig):
     """Sizes and variant of a ConvNeXt.
 
     depths, dims: blocks and channels of each stage.
@@ -108,6 +115,9 @@ class ConvNeXtConfig:
             paths += [f"stages.{stage}.{block}.norm" for block in range(depth)]
         return (*paths, "norm") if self.ends_with == "head" else tuple(paths)
 
+    def with_stem_stride(self, stride: int) -> Self | None:
+        return self.replace(patch_size=stride) if self.stem == "patch" else None
+
     @property
     def stem_stride(self) -> int:
         return self.patch_size if self.stem == "patch" else 4
@@ -116,6 +126,22 @@ class ConvNeXtConfig:
     def total_stride(self) -> int:
         """Input pixels per position of the last stage; input sizes must be multiples of it (32 for the paper's networks)."""
         return self.stem_stride * 2 ** (len(self.dims) - 1)
+
+    @property
+    def input_fold(self) -> InputFold:
+        return "stem" if self.stem == "patch" else "shift"
+
+    def with_end(self, ends_with: EndsWith) -> Self:
+        norms = (
+            self.identity_norms
+            if ends_with == "head"
+            else tuple(path for path in self.identity_norms if path != "norm")
+        )
+        return self.replace(num_classes=0, ends_with=ends_with, identity_norms=norms)
+
+    def with_norm_eps(self, every: float | None, head: float | None) -> Self:
+        changes = {} if every is None else {"norm_eps": every, "head_norm_eps": every}
+        return self.replace(**changes | ({} if head is None else {"head_norm_eps": head}))
 
 
 class GlobalResponseNorm(nn.Module):
@@ -216,6 +242,27 @@ class ConvNeXt(Network):
         self.apply(initialise_truncated_normal)
         for path in config.identity_norms:
             self.set_submodule(path, nn.Identity())
+
+    @property
+    def exact_folds(self) -> tuple[ExactFold, ...]:
+        first: tuple[ExactFold, ...] = ("layer_scale",) if self.config.layer_scale else ()
+        last: tuple[ExactFold, ...] = ("grn_shift",) if self.config.version == 2 else ()
+        return (*first, "norm_affine", *last)
+
+    @property
+    def inverted_bottlenecks(self) -> tuple[str, ...]:
+        return tuple(
+            f"stages.{stage}.{block}" for stage, depth in enumerate(self.config.depths) for block in range(depth)
+        )
+
+    def norms_in_front(self) -> Iterator[tuple[str, str]]:
+        """Yield the blocks' norms, those in front of downsampling convs, which have no padding, and the head's."""
+        yield from ((f"{path}.norm", f"{path}.pwconv1") for path in self.inverted_bottlenecks)
+        yield from (
+            (f"downsample_layers.{stage}.0", f"downsample_layers.{stage}.1") for stage in range(1, len(self.stages))
+        )
+        if self.config.num_classes:
+            yield "norm", "head"
 
     def forward_head(self, x: torch.Tensor) -> torch.Tensor:
         """Return the logits for the last stage's output: pooled, normalised (in the config's order) and classified."""

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 
 import torch
 
 from edgeconvnext.errors import CheckpointError, ModelConfigError
-from edgeconvnext.model.convnext.layouts import NATIVE, Renamed
+from edgeconvnext.model.renamed import Renamed
 from edgeconvnext.model.resnet.network import ResNetConfig
 from edgeconvnext.received import reason
 
-LAYOUT = replace(NATIVE, name="torchvision (ResNet)")
+LAYOUT = "torchvision (ResNet)"
 _PATTERNS = (
     (r"conv1\.(\w+)", r"downsample_layers.0.0.\1"),
     (r"bn1\.(\w+)", r"downsample_layers.0.1.\1"),
@@ -25,11 +24,6 @@ _PATTERNS = (
     (r"layer([1-9]\d?)\.(\d{1,4})\.downsample\.([01])\.(\w+)", r"stages.<\1>.\2.shortcut.\3.\4"),
     (r"fc\.(\w+)", r"head.\1"),
 )
-
-
-def own_names(tensors: Mapping[str, torch.Tensor]) -> Renamed:
-    """Take a file of this package's own names as it is."""
-    return Renamed(LAYOUT, dict(tensors), {name: name for name in tensors}, ())
 
 
 def rename_resnet(tensors: Mapping[str, torch.Tensor], source: str) -> Renamed | None:

@@ -15,21 +15,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import nn
 
+from edgeconvnext.choices import Operator
 from edgeconvnext.errors import ModelConfigError
 from edgeconvnext.model.blocks import LayerNorm2d, check_end, initialise_truncated_normal
-from edgeconvnext.model.network import EndsWith, Network, NetworkBlock, check_bounds
-
-if TYPE_CHECKING:
-    from edgeconvnext.choices import Operator
+from edgeconvnext.model.network import (
+    EndsWith,
+    ExactFold,
+    InputFold,
+    Network,
+    NetworkBlock,
+    NetworkConfig,
+    check_bounds,
+)
 
 
 @dataclass(frozen=True)
-class ResNetConfig:
+class ResNetConfig(NetworkConfig):
     """Sizes of a residual network, and how far it is modernised.
 
     depths, dims, hidden: blocks, output channels and channels inside the blocks, of each stage. stem_dim: the stem's channels.
@@ -95,6 +101,16 @@ class ResNetConfig:
     def total_stride(self) -> int:
         """Input pixels per position of the last stage."""
         return 4 * 2 ** (len(self.dims) - 1)
+
+    @property
+    def input_fold(self) -> InputFold:
+        return "stem" if self.stem == "patch" else "none"
+
+    def for_training(self) -> Self:
+        return self.replace(folded=False)
+
+    def without_batch_norms(self) -> Self:
+        return self.replace(folded=self.norm == "batch")
 
 
 class BatchNormLast(nn.BatchNorm2d):
@@ -246,8 +262,11 @@ class ResNet(Network):
         """Return the logits for the last stage's output: pooled, normalised where downsampling is separate, classified."""
         return self.head(self.norm(x.mean(dim=(2, 3))))  # type: ignore[no-any-return]
 
-    def normalised_layers(self) -> Iterator[tuple[str, str]]:
-        """Yield every conv and linear that a BatchNorm follows, and that BatchNorm, by their paths."""
+    @property
+    def exact_folds(self) -> tuple[ExactFold, ...]:
+        return ("batch_norm",) if self.config.norm == "batch" and not self.config.folded else ()
+
+    def norms_behind(self) -> Iterator[tuple[str, str]]:
         pairs = [("downsample_layers.0.0", "downsample_layers.0.1")]
         names = ("conv1", "norm1"), ("conv2", "norm2"), ("conv3", "norm3"), ("shortcut.0", "shortcut.1")
         if self.config.depthwise_first:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from edgeconvnext.errors import ModelConfigError, nearest
-from edgeconvnext.model.build import NetworkConfig
 from edgeconvnext.model.convnext.network import ConvNeXtConfig
+from edgeconvnext.model.network import NetworkConfig
 from edgeconvnext.model.resnet.network import ResNetConfig
 
 RESNET50 = ResNetConfig()

@@ -28,7 +28,11 @@ FOLDED = "folded.safetensors"
 
 def model_key(job: Job) -> dict[str, Any]:
     """Everything about the model that a stage's result depends on."""
-    return {"weights": job.model.sha256, "config": asdict(job.model.config), "preprocess": asdict(job.model.preprocess)}
+    return {
+        "weights": job.model.sha256,
+        "config": job.model.config.as_dict(),
+        "preprocess": asdict(job.model.preprocess),
+    }
 
 
 def compress(run: RunDirectory, job: Job) -> StageResult:
