@@ -174,7 +174,7 @@ def export_float(prepared: Prepared, loaded: Any, images: np.ndarray) -> None:
     import torch
 
     from edgeconvnext.backends.metadata import ArtifactMetadata
-    from edgeconvnext.backends.onnx.write import export_onnx
+    from edgeconvnext.backends.onnxruntime.write import export_onnx
     from edgeconvnext.model.program import export_program
     from edgeconvnext.rewrite.exact import fold_exact
 

@@ -153,7 +153,7 @@ def prepare(subject: Subject) -> Prepared:
     import torch
 
     from edgeconvnext.backends.metadata import ArtifactMetadata
-    from edgeconvnext.backends.onnx.write import export_onnx
+    from edgeconvnext.backends.onnxruntime.write import export_onnx
     from edgeconvnext.data.loader import batches
     from edgeconvnext.data.sets import resolve_image_set
     from edgeconvnext.model.load import load_model

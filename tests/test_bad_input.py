@@ -589,7 +589,7 @@ INTERRUPTED = {
     "statistics": "edgeconvnext.quantization.statistics.collect_statistics",
     "plan": "edgeconvnext.quantization.planning.build_plan",
     "quantized": "edgeconvnext.quantization.program.quantize_program",
-    "artifact": "edgeconvnext.backends.onnx.write.export_onnx",
+    "artifact": "edgeconvnext.backends.onnxruntime.write.export_onnx",
     "reference": "edgeconvnext.evaluation.runner.collect",
     "manifest": "edgeconvnext.run.directory.write_manifest",
 }

@@ -46,12 +46,14 @@ LAYERS = (
 """From high to low; what shares a line may not import each other, but for base modules, the last line."""
 
 LAYERS_OF_BACKENDS = (
-    ("", "artifact"),  # the one place that knows all runtimes
-    ("kit",),
+    ("kit",),  # kits are written for any backend, so they ask the registry
+    ("",),  # the registry, which loads the runtimes by name
     ("tensorrt", "coreml", "triton"),
     ("onnxruntime",),
     ("onnx",),
-    ("base", "metadata"),
+    ("device", "latency", "programs"),
+    ("base",),
+    ("block_outputs", "limits", "metadata"),
 )
 
 

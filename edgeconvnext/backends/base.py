@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.fx import GraphModule
 
-    from edgeconvnext.backends.kit.layers import LayerOutput
+    from edgeconvnext.backends.block_outputs import LayerOutput
     from edgeconvnext.backends.limits import Limits
     from edgeconvnext.backends.metadata import ArtifactMetadata
     from edgeconvnext.data.size import Size

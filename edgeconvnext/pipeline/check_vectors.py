@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from edgeconvnext.backends import backend_for
-from edgeconvnext.backends.kit.layers import LayerOutput
+from edgeconvnext.backends.block_outputs import LayerOutput
 from edgeconvnext.backends.kit.write import MOST_VECTORS, CheckVectors, KitOutput, compared_values
 from edgeconvnext.data.loader import batches
 from edgeconvnext.data.preprocess import to_value_range

@@ -12,8 +12,8 @@ import math
 import sys
 import time
 
-from edgeconvnext.backends.kit.device.board import clocks, machine, measure_power
-from edgeconvnext.backends.kit.device.kit import (
+from edgeconvnext.backends.device.board import clocks, machine, measure_power
+from edgeconvnext.backends.device.kit import (
     HERE,
     Kit,
     compare,

@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 
 from edgeconvnext.backends import load_target
 from edgeconvnext.backends.metadata import ArtifactMetadata
-from edgeconvnext.backends.onnx.write import export_onnx
+from edgeconvnext.backends.onnxruntime.write import export_onnx
 from edgeconvnext.backends.tensorrt.typed_onnx import export_typed_onnx
 from edgeconvnext.data.preprocess import Preprocess
 from edgeconvnext.model.convnext.network import ConvNeXt, ConvNeXtConfig, Stem

@@ -17,8 +17,8 @@ import pytest
 from kit_folders import write_kit
 
 from edgeconvnext.backends import backend, load_target
-from edgeconvnext.backends.kit.device import kit as script
-from edgeconvnext.backends.kit.layers import LayerOutput
+from edgeconvnext.backends.block_outputs import LayerOutput
+from edgeconvnext.backends.device import kit as script
 from edgeconvnext.backends.kit.write import CheckVectors, KitNetworks, assemble_script, write_device_kit
 
 

@@ -25,7 +25,8 @@ from quantized_programs import (
 
 from edgeconvnext.backends import load_target
 from edgeconvnext.backends.metadata import ArtifactMetadata
-from edgeconvnext.backends.onnx.write import export_onnx, read_metadata
+from edgeconvnext.backends.onnx.write import read_metadata
+from edgeconvnext.backends.onnxruntime.write import export_onnx
 from edgeconvnext.errors import ExportError, RunDirectoryError
 
 

@@ -27,7 +27,7 @@ from quantized_programs import (
 from torch.export import ExportedProgram
 
 from edgeconvnext.backends import load_target
-from edgeconvnext.backends.onnx.write import build_onnx
+from edgeconvnext.backends.onnxruntime.write import build_laid_out
 from edgeconvnext.choices import Operator
 from edgeconvnext.model.program import export_program, with_batch
 from edgeconvnext.quantization.planning import build_plan
@@ -40,7 +40,7 @@ RESIDUALS: tuple[Literal["channels_last", "channels_first"], ...] = ("channels_l
 
 
 def written(program: ExportedProgram, layout: LayoutSection) -> bytes:
-    proto: onnx.ModelProto = ir.to_proto(build_onnx(program, opset=21, layout=layout))
+    proto: onnx.ModelProto = ir.to_proto(build_laid_out(program, opset=21, layout=layout))
     onnx.checker.check_model(proto, full_check=True)
     return proto.SerializeToString()
 
@@ -139,7 +139,7 @@ def test_a_bias_beyond_int32_stays_float() -> None:
     huge = torch.nn.Parameter(torch.full_like(original, 3e38))
     program.state_dict["stages.0.0.pwconv1.bias"] = huge
     try:
-        graph = build_onnx(program, opset=21, layout=LayoutSection()).graph
+        graph = build_laid_out(program, opset=21, layout=LayoutSection()).graph
     finally:
         program.state_dict["stages.0.0.pwconv1.bias"] = original
     assert {node.name: node.op_type for node in graph}["stages.0.0.pwconv1"] == "MatMul"

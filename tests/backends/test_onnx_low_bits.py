@@ -12,9 +12,9 @@ from networks import small_network, sqnr_db
 from quantized_programs import METADATA
 from reconstructions import photographs, reconstructed, target_with
 
-from edgeconvnext.backends.onnx.write import export_onnx
 from edgeconvnext.backends.onnxruntime.runner import OnnxRunner
 from edgeconvnext.backends.onnxruntime.saturation import saturation
+from edgeconvnext.backends.onnxruntime.write import export_onnx
 from edgeconvnext.model.program import export_program
 from edgeconvnext.quantization.precision import BitPlan
 from edgeconvnext.quantization.program import quantize_program

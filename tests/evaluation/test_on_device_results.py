@@ -13,9 +13,9 @@ import pytest
 from device_files import Results, described, kit, told
 from test_on_device_figures import changed, whole
 
+from edgeconvnext.backends.device import kit as script
 from edgeconvnext.backends.kit import results as device_results
 from edgeconvnext.backends.kit.description import KIT_FORMAT
-from edgeconvnext.backends.kit.device import kit as script
 from edgeconvnext.backends.kit.known import Kit
 from edgeconvnext.backends.kit.record import read_results
 from edgeconvnext.backends.kit.write import KIT_FILE, VECTORS_FILE

@@ -15,9 +15,9 @@ from resnets import CONFIGS, narrow, trained_like
 
 from edgeconvnext.backends import load_target
 from edgeconvnext.backends.metadata import ArtifactMetadata
-from edgeconvnext.backends.onnx.write import export_onnx
 from edgeconvnext.backends.onnxruntime.quantized_layers import integer_layers
 from edgeconvnext.backends.onnxruntime.saturation import saturation
+from edgeconvnext.backends.onnxruntime.write import export_onnx
 from edgeconvnext.data.preprocess import Preprocess
 from edgeconvnext.model.layers import weighted_layers
 from edgeconvnext.model.program import export_program

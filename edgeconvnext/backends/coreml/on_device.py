@@ -21,8 +21,8 @@ import platform
 import sys
 import time
 
-from edgeconvnext.backends.kit.device.board import clocks, machine, measure_power
-from edgeconvnext.backends.kit.device.kit import (
+from edgeconvnext.backends.device.board import clocks, machine, measure_power
+from edgeconvnext.backends.device.kit import (
     HERE,
     InputProblem,
     Kit,

@@ -14,7 +14,7 @@ import numpy as np
 
 from edgeconvnext.backends import backend_for
 from edgeconvnext.backends.base import KitScript
-from edgeconvnext.backends.kit.layers import LayerOutput, sample
+from edgeconvnext.backends.block_outputs import LayerOutput, sample
 from edgeconvnext.data.size import Size
 from edgeconvnext.errors import ExportError
 from edgeconvnext.evaluation import turns
@@ -31,7 +31,7 @@ MOST_VECTORS = 32
 COMPARED_VALUES = 4093
 """Values compared of each feature map and image: a prime, so that their steps do not fall on the same columns of every row."""
 
-_DEVICE = Path(__file__).parent / "device"
+_DEVICE = Path(__file__).parents[1] / "device"
 _SHARED = (_DEVICE / "kit.py", Path(turns.__file__), _DEVICE / "board.py")
 _OWN_PACKAGE = "edgeconvnext."
 # Python looks into the script's own folder first. A file there named like a module would run when that is imported.

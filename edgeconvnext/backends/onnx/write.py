@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +13,6 @@ from edgeconvnext.backends.metadata import ArtifactMetadata
 from edgeconvnext.errors import ExportError
 from edgeconvnext.files import atomic_write
 from edgeconvnext.received import require_regular_file
-from edgeconvnext.targets import LayoutSection
 
 if TYPE_CHECKING:
     import onnx
@@ -24,41 +23,23 @@ if TYPE_CHECKING:
 _LARGEST_FILE_BYTES = 2**31 - 2**20
 
 
-def export_onnx(
-    program: ExportedProgram,
-    path: Path,
-    *,
-    opset: int,
-    metadata: ArtifactMetadata,
-    layout: LayoutSection = LayoutSection(),  # noqa: B008  (frozen)
-) -> Path:
-    """Write `program` as one ONNX file for onnxruntime, checked, with labels and preprocessing in its metadata.
-
-    program: one input image, (N, C, H, W), and the outputs that `metadata` names; Q/DQ stays where it is, with int8 weights.
-    opset: from 20 on GELU is one node, below it is x * (1 + erf(x / sqrt 2)) / 2, which TensorRT fuses back.
-    Raises ExportError where the file would exceed what a single ONNX file can hold.
-    """
-    model = build_onnx(program, opset=opset, outputs=metadata.outputs, layout=layout)
-    return save_onnx(model, path, metadata=metadata)
-
-
 def build_onnx(
     program: ExportedProgram,
     *,
     opset: int,
     outputs: tuple[str, ...] = ("logits",),
-    layout: LayoutSection | None = None,
+    rewrite: Callable[[ir.Model], None] | None = None,
 ) -> ir.Model:
     """Translate `program` to an ONNX graph with readable names: input image, the given outputs, free axis batch.
 
-    layout: the forms that onnxruntime fuses; None leaves those of torch's exporter.
+    opset: from 20 on GELU is one node, below it is x * (1 + erf(x / sqrt 2)) / 2, which TensorRT fuses back. rewrite: brings the
+    graph, with its readable names, into the forms that a runtime takes best, in place; None leaves those of torch's exporter.
     """
     import onnx_ir.passes.common as passes
     import torch
 
     from edgeconvnext.backends.onnx import graph as onnx_graph
     from edgeconvnext.backends.onnx.quantized_ops import translations
-    from edgeconvnext.backends.onnxruntime.layout import lay_out
 
     with _quiet_exporter():
         exported = torch.onnx.export(
@@ -81,9 +62,9 @@ def build_onnx(
     onnx_graph.store_linear_weights_transposed(model.graph)
     passes.RemoveUnusedNodesPass()(model)
     onnx_graph.name_after_layers(model.graph)
-    if layout is not None:
+    if rewrite is not None:
         shapes = [value.shape for value in model.graph.outputs]
-        lay_out(model, layout)
+        rewrite(model)
         for value, name, shape in zip(model.graph.outputs, outputs, shapes, strict=True):
             value.name, value.shape = name, shape  # a transpose may stand in front of a stage's output now
     onnx_graph.drop_origins(model)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.fx import GraphModule
 
-    from edgeconvnext.backends.kit.layers import LayerOutput
+    from edgeconvnext.backends.block_outputs import LayerOutput
     from edgeconvnext.backends.metadata import ArtifactMetadata
     from edgeconvnext.backends.onnxruntime.runner import OnnxRunner
     from edgeconvnext.rewrite.float_timer import FloatTimer
@@ -57,7 +57,7 @@ class OnnxRuntime(Backend):
         return (RuntimePackage("onnxruntime", "runs ONNX artifacts on this CPU", "pip install edgeconvnext"),)
 
     def write(self, target: Target, program: ExportedProgram, path: Path, metadata: ArtifactMetadata) -> Path:
-        from edgeconvnext.backends.onnx.write import export_onnx
+        from edgeconvnext.backends.onnxruntime.write import export_onnx
         from edgeconvnext.backends.programs import for_batch_of
 
         assert target.opset is not None

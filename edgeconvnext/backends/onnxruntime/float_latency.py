@@ -43,12 +43,13 @@ def float_graph(module: nn.Module, input_shape: tuple[int, int, int]) -> bytes:
     """
     import onnx_ir as ir
 
-    from edgeconvnext.backends.onnx.write import build_onnx, refuse_too_large
+    from edgeconvnext.backends.onnx.write import refuse_too_large
+    from edgeconvnext.backends.onnxruntime.write import build_laid_out
     from edgeconvnext.model.program import export_program
     from edgeconvnext.targets import LayoutSection
 
     program = export_program(module, torch.zeros(1, *input_shape), max_batch=16)
-    graph = build_onnx(program, opset=OPSET, layout=LayoutSection())
+    graph = build_laid_out(program, opset=OPSET, layout=LayoutSection())
     refuse_too_large(graph, "The float network's graph")
     return ir.to_proto(graph).SerializeToString()
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.fx import GraphModule, Interpreter, Node
 
-from edgeconvnext.backends.kit.layers import COMPARED_IMAGES, LayerOutput, sample
+from edgeconvnext.backends.block_outputs import COMPARED_IMAGES, LayerOutput, sample
 from edgeconvnext.backends.onnxruntime.layout import CHANNELS_LAST
 
 # Stages of blocks are what all networks have in common (`model.network`).

@@ -23,8 +23,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from edgeconvnext.backends.kit.device.board import clocks, machine, measure_power
-from edgeconvnext.backends.kit.device.kit import (
+from edgeconvnext.backends.device.board import clocks, machine, measure_power
+from edgeconvnext.backends.device.kit import (
     HERE,
     InputProblem,
     Kit,
