@@ -37,6 +37,7 @@ from edgeconvnext.data.preprocess import to_value_range
 from edgeconvnext.errors import ConfigFileError, RunDirectoryError, TargetError
 from edgeconvnext.evaluation.runner import Outputs
 from edgeconvnext.model.convnext.network import ConvNeXt, ConvNeXtConfig
+from edgeconvnext.options.commands import Validate
 from edgeconvnext.pipeline import commands as pipeline
 from edgeconvnext.pipeline.commands import Outcome
 from edgeconvnext.pipeline.job import Request
@@ -165,7 +166,7 @@ def exported(numpy_backend: NumpyBackend, tmp_path_factory: pytest.TempPathFacto
     request = Request(
         model=str(folder / "two_blocks.pth"),
         target=str(folder / "desk.toml"),
-        calibration="digits",
+        calib="digits",
         num_images=24,
         effort="quick",
         resolution=32,
@@ -201,7 +202,7 @@ def test_what_its_kit_measures_is_merged_into_the_report(exported: Outcome, tmp_
     assert device.speedup is not None
     # Kit and host run the same evaluator on the same images, so that they are as far from the simulation.
     assert device.fidelity_db is not None and device.fidelity_db > 30
-    validated = pipeline.validate(exported.path, measure_latency=False)
+    validated = pipeline.validate(exported.path, Validate(latency=False))
     assert validated.report.not_measured["latency.artifact"].startswith("measured on the device only")
 
 
