@@ -1,4 +1,4 @@
-"""Commands that say what is here: targets, runtimes, image sets."""
+"""Commands that list what is installed: targets, runtimes, image sets."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def targets(json: JsonOption = False) -> None:
 
 @app.command(cls=CommandWithPanels)
 def doctor(json: JsonOption = False) -> None:
-    """Say which runtimes, devices and image sets are here."""
+    """Say which runtimes, devices and image sets this machine has."""
     from dataclasses import asdict
     from json import dumps
 
@@ -58,7 +58,7 @@ def doctor(json: JsonOption = False) -> None:
 
 @data_app.command("list", cls=CommandWithPanels)
 def data_list() -> None:
-    """List the known image sets and whether they are here."""
+    """List the known image sets and whether this machine has them."""
     from edgeconvnext.commands.doctor import diagnose, render
 
     print_out(render([check for check in diagnose() if check.kind == "data"]))

@@ -66,7 +66,7 @@ class Validate(Measuring):
         if self.device is not None and self.data is not None:
             raise OptionError(
                 lambda spelled: (
-                    f"{spelled('device')} merges a file and measures nothing here; leave out {spelled('data')}."
+                    f"{spelled('device')} merges a file and measures nothing; leave out {spelled('data')}."
                 )
             )
 
@@ -131,7 +131,7 @@ class Prune(CalibrationImages):
     )
     latency: float | None = option(
         None,
-        "Share of the time measured here in onnxruntime to keep, as in 0.7.",
+        "Share of the time measured in onnxruntime on this machine to keep, as in 0.7.",
         parse=parsers.finite,
         metavar="<float>",
     )
@@ -277,5 +277,5 @@ class Roadmap(Measuring, EffortChoice, TargetChoice, CalibrationImages):
         metavar="<path>",
     )
     page: str | Path | None = option(
-        None, "Write the page here as well, with its plot and CSV beside it.", parse=parsers.path, metavar="<path>"
+        None, "Write the page to this file as well, with its plot and CSV beside it.", parse=parsers.path, metavar="<path>"
     )
