@@ -13,6 +13,7 @@ from edgeconvnext.options.commands import Validate
 from edgeconvnext.pipeline import commands as pipeline
 from edgeconvnext.pipeline.commands import Outcome
 from edgeconvnext.pipeline.job import Request
+from edgeconvnext.resources import resource_dir
 from edgeconvnext.run.manifest import load_run
 
 DIGITS = Request(model="digits", calib="digits", eval="digits_test", num_images=120, latency=False)
@@ -284,7 +285,7 @@ def test_evaluation_labels_that_do_not_match_are_refused(photo_folder: Path, tmp
 
 def test_a_missed_gate_keeps_the_artifact_and_ends_with_3(onnx: Outcome, tmp_path: Path) -> None:
     target = tmp_path / "strict.toml"
-    text = (Path(pipeline.__file__).parent.parent / "targets" / "onnx.toml").read_text()
+    text = (resource_dir("targets") / "onnx.toml").read_text()
     target.write_text(text.replace("min_fidelity_db = 30.0", "min_fidelity_db = 190.0"))
     outcome = pipeline.export(request(target=str(target), output=tmp_path / "run"))
     assert outcome.exit_code == 3
@@ -418,7 +419,7 @@ def test_a_target_of_fixed_batch_gives_an_artifact_of_that_batch(
     import onnx
 
     target = tmp_path / "batch4.toml"
-    text = (Path(pipeline.__file__).parent.parent / "targets" / "onnx.toml").read_text()
+    text = (resource_dir("targets") / "onnx.toml").read_text()
     target.write_text(text.replace("[quantize]\n", "[input]\nbatch = [4, 4, 4]\n\n[quantize]\n", 1))
     outcome = pipeline.export(request(target=str(target), output=runs / "batch4"))
     graph = onnx.load(outcome.path / "model.onnx").graph

@@ -29,6 +29,7 @@ from edgeconvnext.pipeline.job import Request, resolve
 from edgeconvnext.pipeline.logits import read_logits
 from edgeconvnext.pipeline.stages import values as stage_values
 from edgeconvnext.pipeline.stored_config import stored_config, stored_target
+from edgeconvnext.pipeline.stored_report import stored_report
 from edgeconvnext.quantization.plan_storage import load_plan
 from edgeconvnext.quantization.statistics import Statistics
 from edgeconvnext.run.directory import RunDirectory
@@ -205,7 +206,7 @@ def test_a_manifest_or_report_that_is_no_object_is_an_error_of_the_run(text: str
     (received / "report.json").write_text(text)
     rehash(received)
     with pytest.raises(RunDirectoryError, match=r"report\.json cannot be read"):
-        pipeline._stored_report(load_run(received))
+        stored_report(load_run(received))
     (received / "manifest.json").write_text(text)
     for read in (load_run, pipeline.validate, pipeline.analyze_run):
         with pytest.raises(RunDirectoryError, match="manifest"):
@@ -219,7 +220,7 @@ def test_a_report_with_junk_is_an_error_of_the_run(received: Path) -> None:
     for _, changed in with_junk(report):
         (received / "report.json").write_text(json.dumps(changed))
         try:
-            pipeline._stored_report(finished)
+            stored_report(finished)
         except RunDirectoryError:
             refused += 1
     assert refused > 500
@@ -232,7 +233,7 @@ def test_a_run_without_report_or_with_pipes_in_it_is_refused(received: Path) -> 
     del manifest["files"]["report.json"]
     (received / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(RunDirectoryError, match=r"has no report\.json"):
-        pipeline._stored_report(load_run(received))
+        stored_report(load_run(received))
     (received / "labels.txt").unlink()
     os.mkfifo(received / "labels.txt")
     with pytest.raises(RunDirectoryError, match=r"labels\.txt are gone"):
@@ -306,8 +307,8 @@ def test_a_record_with_junk_is_not_used_or_has_values_of_its_types(stage: str, r
     with RunDirectory.open(received, load_run(received).config) as run:
         for _, changed in with_junk(record):
             path.write_text(json.dumps(changed))
-            kept = run.kept(stage, VALUES[stage])
-            assert kept is None or VALUES[stage].model_validate(kept.values)
+            stored = run.stored(stage, VALUES[stage])
+            assert stored is None or isinstance(stored.values, VALUES[stage])
 
 
 # Tensors

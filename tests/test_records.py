@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from edgeconvnext.run import stage_record as records
 from edgeconvnext.run.stage_record import (
     StageRecord,
+    StageValues,
     file_sha256,
     is_inside,
     is_plain_file,
@@ -142,13 +143,13 @@ def test_data_is_what_parsers_read(names: tuple[str, ...], data: bool) -> None:
 
 
 def test_values_that_a_stage_does_not_return_are_refused() -> None:
-    class Values(BaseModel):
+    class Values(StageValues):
         n: int
 
-    assert record().has_values(Values)
-    assert record().has_values(None)
-    for junk in ({}, {"n": None}, {"n": "x"}, {"n": [1]}, {"n": 1.5}):
-        assert not record(values=junk).has_values(Values)
+    assert record().values_as(Values) == Values(n=1)
+    assert record().values_as(StageValues) is None
+    for junk in ({}, {"n": None}, {"n": "x"}, {"n": [1]}, {"n": 1.5}, {"n": 1, "more": 2}):
+        assert record(values=junk).values_as(Values) is None
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
@@ -298,7 +299,7 @@ def test_the_code_version_covers_sources_of_every_kind_and_the_versions_of_torch
     source = tmp_path / "deeper" / f"kernel{suffix}"
     source.write_text("a = 1\n")
     versions = {"torch": "2.13.0", "torchao": "0.18.0"}
-    monkeypatch.setattr(records, "__file__", str(tmp_path / "records.py"))
+    monkeypatch.setattr(records, "PACKAGE", tmp_path)
     monkeypatch.setattr(records.importlib.metadata, "version", lambda name: versions[name])
     before = records.code_version.__wrapped__()
     expected = {"sources": {f"deeper/kernel{suffix}": sha256(b"a = 1\n")}, "versions": versions}

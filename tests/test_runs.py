@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,13 +16,23 @@ from typing import Any
 
 import pytest
 
+import edgeconvnext
 from edgeconvnext.errors import CheckpointError, RunDirectoryError
 from edgeconvnext.files import atomic_write, tree_sha256, tree_size
 from edgeconvnext.run import stage_record as records
-from edgeconvnext.run.directory import RunDirectory, StageResult, default_run_path, load_run, run_key
+from edgeconvnext.run.directory import RunDirectory, StageResult, StageValues, default_run_path, run_key
+from edgeconvnext.run.manifest import load_run
 
 CONFIG = {"model": "tiny", "target": "onnx", "images": 256}
-Make = Callable[[Path], dict[str, Any]]
+
+
+class Images(StageValues):
+    """What the stages of these tests return, if anything."""
+
+    images: tuple[int, ...] = ()
+
+
+Make = Callable[[Path], Images | None]
 
 
 class Writer:
@@ -31,15 +42,15 @@ class Writer:
         self.text = text
         self.calls = 0
 
-    def __call__(self, folder: Path) -> dict[str, Any]:
+    def __call__(self, folder: Path) -> Images:
         self.calls += 1
         (folder / "statistics.bin").write_text(self.text)
-        return {"images": (1, 2)}
+        return Images(images=(1, 2))
 
 
-def make_once(path: Path, make: Make, inputs: dict[str, Any] | None = None, **options: Any) -> StageResult:
+def make_once(path: Path, make: Make, inputs: dict[str, Any] | None = None, **options: Any) -> StageResult[Images]:
     with RunDirectory.open(path, CONFIG, **options) as run:
-        return run.stage("statistics", inputs or {"images": "abc"}, make)
+        return run.stage("statistics", inputs or {"images": "abc"}, make, Images)
 
 
 def visible(path: Path) -> set[str]:
@@ -51,13 +62,14 @@ def test_a_finished_stage_is_reused_with_the_same_values_and_cost(tmp_path: Path
     first, second = make_once(tmp_path / "run", writer), make_once(tmp_path / "run", writer)
     assert writer.calls == 1
     assert (first.reused, second.reused) == (False, True)
-    assert first.values == second.values == {"images": [1, 2]}
+    assert first.values == second.values == Images(images=(1, 2))
+    assert first.record.values == {"images": [1, 2]}
     assert second.path("statistics.bin").read_text() == "statistics"
     assert second.cost == first.cost.model_copy(update={"reused": True})
 
 
 def test_other_inputs_make_the_stage_again_and_drop_its_old_files(tmp_path: Path) -> None:
-    make_once(tmp_path / "run", lambda folder: (folder / "old.bin").write_text("x") and {})
+    make_once(tmp_path / "run", lambda folder: (folder / "old.bin").write_text("x") and None)
     make_once(tmp_path / "run", Writer(), {"images": "other"})
     assert visible(tmp_path / "run") == {"config.json", "stages/statistics.json", "statistics.bin"}
 
@@ -91,7 +103,7 @@ def test_a_stage_finished_in_a_run_beside_this_one_is_copied(tmp_path: Path) -> 
     make_once(tmp_path / "tiny-jetson", writer)
     result = make_once(tmp_path / "tiny-onnx", writer)
     assert writer.calls == 1
-    assert (result.reused, result.taken_from) == (True, tmp_path / "tiny-jetson")
+    assert (result.reused, result.copied_from) == (True, tmp_path / "tiny-jetson")
     result.path("statistics.bin").write_text("edited")
     assert (tmp_path / "tiny-jetson/statistics.bin").read_text() == "statistics"
 
@@ -100,7 +112,7 @@ def test_a_stage_of_the_run_that_was_named_is_copied_from_anywhere(tmp_path: Pat
     writer = Writer()
     make_once(tmp_path / "elsewhere/run", writer)
     result = make_once(tmp_path / "here/run", writer, reuse_from=tmp_path / "elsewhere/run")
-    assert (writer.calls, result.taken_from) == (1, tmp_path / "elsewhere/run")
+    assert (writer.calls, result.copied_from) == (1, tmp_path / "elsewhere/run")
     with pytest.raises(RunDirectoryError, match="not a run directory"):
         make_once(tmp_path / "here/third", writer, reuse_from=tmp_path / "nowhere")
 
@@ -118,10 +130,9 @@ def test_a_record_that_points_outside_its_run_is_not_believed(tmp_path: Path) ->
 
 def test_a_folder_artifact_replaces_the_old_one_as_a_whole(tmp_path: Path) -> None:
     def package(name: str) -> Make:
-        def make(folder: Path) -> dict[str, Any]:
+        def make(folder: Path) -> None:
             (folder / "model.mlpackage/Data").mkdir(parents=True)
             (folder / "model.mlpackage/Data" / name).write_text(name)
-            return {}
 
         return make
 
@@ -132,10 +143,9 @@ def test_a_folder_artifact_replaces_the_old_one_as_a_whole(tmp_path: Path) -> No
 
 def test_two_stages_may_share_a_folder_but_not_a_file(tmp_path: Path) -> None:
     def into_device(name: str) -> Make:
-        def make(folder: Path) -> dict[str, Any]:
+        def make(folder: Path) -> None:
             (folder / "device").mkdir()
             (folder / "device" / name).write_text(name)
-            return {}
 
         return make
 
@@ -148,7 +158,7 @@ def test_two_stages_may_share_a_folder_but_not_a_file(tmp_path: Path) -> None:
 
 
 def test_a_failed_stage_leaves_nothing_and_keeps_what_was_finished(tmp_path: Path) -> None:
-    def fail(folder: Path) -> dict[str, Any]:
+    def fail(folder: Path) -> None:
         (folder / "model.onnx").write_text("half")
         raise CheckpointError("no ConvNeXt")
 
@@ -252,16 +262,14 @@ def test_a_run_of_another_model_or_target_is_not_written_over(tmp_path: Path) ->
 def test_the_manifest_names_every_file_and_load_run_checks_them(tmp_path: Path) -> None:
     path = tmp_path / "run"
     with RunDirectory.open(path, CONFIG) as run:
-        run.stage("statistics", {"images": "abc"}, Writer())
+        run.stage("statistics", {"images": "abc"}, Writer(), Images)
         run.finish({"seeds": {"bootstrap": 7}})
     manifest = json.loads((path / "manifest.json").read_text())
     assert set(manifest["files"]) == visible(path) - {"manifest.json"}
     assert manifest["files"]["statistics.bin"] == tree_sha256(path / "statistics.bin")
     assert manifest["seeds"] == {"bootstrap": 7}
     assert {"python", "edgeconvnext", "torch", "torchao"} <= set(manifest["versions"])
-    run_again = load_run(path)
-    assert run_again.config == CONFIG
-    assert run_again.values("statistics") == {"images": [1, 2]}
+    assert load_run(path).config == CONFIG
     (path / "statistics.bin").write_text("edited")
     with pytest.raises(RunDirectoryError, match=r"statistics\.bin changed after the run was finished"):
         load_run(path)
@@ -273,7 +281,7 @@ def test_the_manifest_names_every_file_and_load_run_checks_them(tmp_path: Path) 
 def test_a_stage_made_anew_takes_the_finished_mark_off_the_run(tmp_path: Path) -> None:
     path = tmp_path / "run"
     with RunDirectory.open(path, CONFIG) as run:
-        run.stage("statistics", {"images": "abc"}, Writer())
+        run.stage("statistics", {"images": "abc"}, Writer(), Images)
         run.finish()
     make_once(path, Writer(), {"images": "abc"})
     assert load_run(path).config == CONFIG, "a stage that was reused leaves the run finished"
@@ -349,7 +357,7 @@ def test_a_refused_rename_is_said_plainly_and_undone(tmp_path: Path, monkeypatch
 
 
 def test_an_unreadable_file_elsewhere_is_not_blamed_on_the_run(tmp_path: Path) -> None:
-    def read(folder: Path) -> dict[str, Any]:
+    def read(folder: Path) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", "/photos/cat.jpg")
 
     with pytest.raises(PermissionError):
@@ -390,14 +398,13 @@ def test_the_default_path_carries_eight_digits_of_the_configuration() -> None:
 def test_a_stage_knows_its_time_and_peak_memory_with_its_workers(tmp_path: Path) -> None:
     worker = "import time; held = bytearray(b'1' * (100 << 20)); time.sleep(1.2)"
 
-    def work(folder: Path) -> dict[str, Any]:
+    def work(folder: Path) -> None:
         held = bytearray(b"1" * (150 << 20))
         subprocess.run([sys.executable, "-c", worker], check=True)
         del held
         time.sleep(0.1)
-        return {}
 
-    idle = make_once(tmp_path / "idle", lambda folder: time.sleep(0.1) or {}).cost
+    idle = make_once(tmp_path / "idle", lambda folder: time.sleep(0.1)).cost
     busy = make_once(tmp_path / "busy", work, {"other": 1}).cost
     assert 1.3 < busy.seconds < 30
     # Own 150 MiB always; the worker's 100 MiB where the system shows other processes' memory. 10 % for what else happened.
@@ -405,9 +412,23 @@ def test_a_stage_knows_its_time_and_peak_memory_with_its_workers(tmp_path: Path)
     assert busy.peak_mib - idle.peak_mib > 0.9 * expected
 
 
-def test_the_key_covers_every_source_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "kernel.py").write_text("a = 1\n")
-    monkeypatch.setattr(records, "__file__", str(tmp_path / "records.py"))
-    before = records.code_version.__wrapped__()
-    (tmp_path / "kernel.py").write_text("a = 2\n")
-    assert records.code_version.__wrapped__() != before
+def test_the_key_covers_a_source_file_of_every_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stage that an older version of any part of the package made is not reused."""
+    assert Path(edgeconvnext.__file__).parent == records.PACKAGE
+    copy = tmp_path / "edgeconvnext"
+    shutil.copytree(records.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
+    monkeypatch.setattr(records, "PACKAGE", copy)
+    unchanged = records.code_version.__wrapped__()
+    packages = [path.parent for path in copy.rglob("__init__.py")]
+    assert {"run", "pipeline/stages", "quantization", "backends/coreml/mil", "model/convnext"} <= {
+        package.relative_to(copy).as_posix() for package in packages
+    }
+    versions = {unchanged}
+    for package in packages:
+        source = max(package.glob("*.py"))
+        text = source.read_text()
+        source.write_text(text + "\n# edited\n")
+        versions.add(records.code_version.__wrapped__())
+        source.write_text(text)
+    assert len(versions) == 1 + len(packages)
+    assert records.code_version.__wrapped__() == unchanged

@@ -13,20 +13,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
 
 from edgeconvnext.errors import RunDirectoryError
 from edgeconvnext.files import tree_sha256
 from edgeconvnext.run import directory as runs
-from edgeconvnext.run.directory import RunDirectory, StageResult, run_key
+from edgeconvnext.run.directory import RunDirectory, StageResult, StageValues, run_key
+from edgeconvnext.run.manifest import load_run
 from edgeconvnext.run.stage_record import read_record
 
 CONFIG = {"model": "tiny", "target": "onnx"}
 User = Callable[[str], None]
 
 
-class Values(BaseModel):
+class Values(StageValues):
     count: int
+
+
+class OtherValues(StageValues):
+    count: str
 
 
 @pytest.fixture
@@ -44,13 +48,13 @@ def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> User:
     return become
 
 
-def make(path: Path, *, name: str = "numbers.json", inputs: Any = 1, **options: Any) -> StageResult:
+def make(path: Path, *, name: str = "numbers.json", inputs: Any = 1, **options: Any) -> StageResult[Values]:
     """Open a run, make a stage that writes one file, and close it."""
 
-    def work(folder: Path) -> dict[str, Any]:
+    def work(folder: Path) -> Values:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("content")
-        return {"count": 3}
+        return Values(count=3)
 
     with RunDirectory.open(path, CONFIG, **options) as run:
         return run.stage("first", {"inputs": inputs}, work, Values)
@@ -59,8 +63,8 @@ def make(path: Path, *, name: str = "numbers.json", inputs: Any = 1, **options: 
 def test_a_stage_of_ones_own_is_copied_from_beside_without_asking(tmp_path: Path, user: User) -> None:
     made = make(tmp_path / "runs/a")
     copied = make(tmp_path / "runs/b")
-    assert (made.reused, made.taken_from) == (False, None)
-    assert (copied.reused, copied.taken_from) == (True, tmp_path / "runs/a")
+    assert (made.reused, made.copied_from) == (False, None)
+    assert (copied.reused, copied.copied_from) == (True, tmp_path / "runs/a")
     assert copied.record == made.record, "the copy is one's own, too"
 
 
@@ -71,10 +75,10 @@ def test_a_folder_of_somebody_else_is_copied_from_only_when_asked(tmp_path: Path
     user("me")
     assert not make(tmp_path / "runs/mine").reused
     asked = make(tmp_path / "asked/mine", reuse_from=tmp_path / "runs/theirs")
-    assert asked.taken_from == tmp_path / "runs/theirs"
+    assert asked.copied_from == tmp_path / "runs/theirs"
     (tmp_path / "runs/mine/numbers.json").unlink()  # of the two beside, theirs alone is whole
     beside = make(tmp_path / "runs/third", reuse_beside=True)
-    assert beside.taken_from == tmp_path / "runs/theirs"
+    assert beside.copied_from == tmp_path / "runs/theirs"
 
 
 def test_without_a_key_nothing_beside_is_reused_and_the_same_folder_is(tmp_path: Path, user: User) -> None:
@@ -104,24 +108,23 @@ def test_a_record_that_was_edited_is_nobodys(tmp_path: Path, user: User, field: 
 
 
 @pytest.mark.parametrize("name", ["device/check.py", "report.html", "model.engine", "quantized.pt2"])
-def test_what_runs_code_is_never_taken_from_somebody_else(tmp_path: Path, user: User, name: str) -> None:
+def test_what_runs_code_is_never_copied_from_somebody_else(tmp_path: Path, user: User, name: str) -> None:
     user("somebody")
     make(tmp_path / "runs/theirs", name=name)
     user("me")
     theirs = tmp_path / "runs/theirs"
     assert not make(tmp_path / "a/run", name=name, reuse_from=theirs).reused
     assert not make(tmp_path / "runs/mine", name=name, reuse_beside=True).reused
-    assert make(theirs, name=name).taken_from == tmp_path / "runs/mine", (
+    assert make(theirs, name=name).copied_from == tmp_path / "runs/mine", (
         "also in their folder one's own takes its place"
     )
-    assert make(theirs, name=name).taken_from is None, "and is one's own from then on"
+    assert make(theirs, name=name).copied_from is None, "and is one's own from then on"
 
 
-def two_stages(path: Path, **options: Any) -> list[StageResult]:
-    def work(name: str) -> Callable[[Path], dict[str, Any]]:
-        def write(folder: Path) -> dict[str, Any]:
+def two_stages(path: Path, **options: Any) -> list[StageResult[StageValues]]:
+    def work(name: str) -> Callable[[Path], None]:
+        def write(folder: Path) -> None:
             (folder / f"{name}.json").write_text(name)
-            return {"count": 1}
 
         return write
 
@@ -147,12 +150,13 @@ def test_what_is_made_from_a_stage_that_was_only_looked_at_does_not_count_either
     make(tmp_path / "run")
     user("me")
     with RunDirectory.open(tmp_path / "run", CONFIG) as run:
-        kept = run.kept("first", Values)
-        assert kept is not None
-        assert kept.reused
+        stored = run.stored("first", Values)
+        assert stored is not None
+        assert stored.reused
+        assert stored.values.count == 3
         assert run.stage("second", {}, lambda folder: None).record.code is None
     with RunDirectory.open(tmp_path / "run", CONFIG) as run:
-        assert run.kept("absent") is None
+        assert run.stored("absent", Values) is None
         assert run.stage("third", {}, lambda folder: None).record.code is not None
 
 
@@ -166,8 +170,9 @@ def test_values_of_another_form_are_made_again(tmp_path: Path, user: User) -> No
     path = tmp_path / "run/stages/first.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"values": {"count": "three"}}))
     with RunDirectory.open(tmp_path / "run", CONFIG) as run:
-        assert run.kept("first", Values) is None
-        assert run.kept("first") is not None
+        assert run.stored("first", Values) is None
+        assert run.stored("first", StageValues) is None, "a stage that returns nothing has no values either"
+        assert run.stored("first", OtherValues) is not None
     assert not make(tmp_path / "run").reused
     path.write_text(json.dumps(json.loads(path.read_text()) | {"values": {"count": "three"}}))
     assert not make(tmp_path / "other/run", reuse_from=tmp_path / "run").reused
@@ -197,8 +202,8 @@ def test_files_that_do_not_hold_are_not_copied(tmp_path: Path, user: User, harm:
 def test_the_run_that_was_named_comes_before_those_beside(tmp_path: Path, user: User) -> None:
     make(tmp_path / "runs/a")
     make(tmp_path / "elsewhere/run")
-    assert make(tmp_path / "runs/b", reuse_from=tmp_path / "elsewhere/run").taken_from == tmp_path / "elsewhere/run"
-    assert make(tmp_path / "runs/c").taken_from == tmp_path / "runs/a"
+    assert make(tmp_path / "runs/b", reuse_from=tmp_path / "elsewhere/run").copied_from == tmp_path / "elsewhere/run"
+    assert make(tmp_path / "runs/c").copied_from == tmp_path / "runs/a"
 
 
 def test_a_file_that_changes_while_it_is_copied_is_not_believed(
@@ -237,15 +242,14 @@ def test_a_source_that_does_not_do_is_passed_over_for_the_next(tmp_path: Path, u
     (tmp_path / "e/run").rename(tmp_path / "runs/e")
     make(tmp_path / "f/run")
     (tmp_path / "f/run").rename(tmp_path / "runs/f")
-    assert make(tmp_path / "runs/b").taken_from == tmp_path / "runs/f"
-    assert make(tmp_path / "elsewhere/run", reuse_from=tmp_path / "runs/b").taken_from == tmp_path / "runs/b"
+    assert make(tmp_path / "runs/b").copied_from == tmp_path / "runs/f"
+    assert make(tmp_path / "elsewhere/run", reuse_from=tmp_path / "runs/b").copied_from == tmp_path / "runs/b"
 
 
-def several_files(folder: Path) -> dict[str, Any]:
+def several_files(folder: Path) -> None:
     for name in ("a.json", "deep/er/b.json"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(name)
-    return {"count": 2}
 
 
 def test_all_files_of_a_stage_are_copied_from_folders_in_folders(tmp_path: Path, user: User) -> None:
@@ -253,7 +257,7 @@ def test_all_files_of_a_stage_are_copied_from_folders_in_folders(tmp_path: Path,
         run.stage("first", {}, several_files)
     with RunDirectory.open(tmp_path / "runs/b", CONFIG) as run:
         copied = run.stage("first", {}, several_files)
-    assert copied.taken_from == tmp_path / "runs/a"
+    assert copied.copied_from == tmp_path / "runs/a"
     assert copied.path("deep/er/b.json").read_text() == "deep/er/b.json"
     (tmp_path / "runs/b/a.json").unlink()
     (tmp_path / "runs/a/a.json").unlink()
@@ -282,7 +286,7 @@ def test_what_is_made_behind_a_stage_of_ones_own_is_ones_own_whether_that_was_ma
 ) -> None:
     make(tmp_path / "run")
     with RunDirectory.open(tmp_path / "run", CONFIG) as run:
-        assert run.stage("first", {"inputs": 1}, lambda folder: None).reused
+        assert run.stage("first", {"inputs": 1}, lambda folder: Values(count=3), Values).reused
         assert run.stage("second", {}, lambda folder: None).record.code is not None
         assert run.stage("third", {}, lambda folder: None).record.code is not None
 
@@ -334,7 +338,7 @@ def test_extending_a_run_returns_its_manifest(tmp_path: Path, user: User) -> Non
     with RunDirectory.open(tmp_path / "run", CONFIG) as run:
         run.stage("first", {}, lambda folder: None)
         assert run.finish() == tmp_path / "run/manifest.json"
-        assert run.extend(runs.load_run(tmp_path / "run")) == tmp_path / "run/manifest.json"
+        assert run.extend(load_run(tmp_path / "run")) == tmp_path / "run/manifest.json"
 
 
 # A folder of somebody else that a run is asked to write into
@@ -534,7 +538,7 @@ def test_a_stage_name_is_a_plain_word(tmp_path: Path, user: User) -> None:
         for name in ("", "A", "a b", "../x", "a.b", "a\n"):
             with pytest.raises(ValueError, match="stage name"):
                 run.stage(name, {}, lambda folder: None)
-        assert run.stage("a-b_9", {}, lambda folder: None).values == {}
+        assert run.stage("a-b_9", {}, lambda folder: None).values == StageValues()
 
 
 def test_the_key_of_a_stage_is_a_hash_of_name_format_code_and_inputs(
@@ -554,13 +558,13 @@ def test_a_finished_run_can_be_extended(tmp_path: Path, user: User) -> None:
     with RunDirectory.open(path, CONFIG) as run:
         run.stage("first", {}, lambda folder: (folder / "a.json").write_text("a") and None)
         run.finish({"seeds": {"x": 1}})
-    finished = runs.load_run(path)
+    finished = load_run(path)
     with RunDirectory.open(path, CONFIG) as run:
         run.stage("first", {}, lambda folder: None)
         run.stage("second", {}, lambda folder: (folder / "b.json").write_text("b") and None)
         assert not (path / "manifest.json").exists(), "a stage was added: the run is not finished until it is said so"
         run.extend(finished)
-    again = runs.load_run(path)
+    again = load_run(path)
     assert set(again.files) == {"config.json", "a.json", "b.json", "stages/first.json", "stages/second.json"}
     assert list(again.files) == sorted(again.files)
     assert [stage["stage"] for stage in again.manifest["stages"]] == ["first", "second"]

@@ -10,37 +10,42 @@ from edgeconvnext.backends.kit.write import MOST_VECTORS, CheckVectors, KitOutpu
 from edgeconvnext.data.loader import batches
 from edgeconvnext.data.preprocess import to_value_range
 from edgeconvnext.evaluation.runner import TorchRunner
-from edgeconvnext.pipeline import stages
 from edgeconvnext.pipeline.job import Job
 from edgeconvnext.pipeline.logits import measured_logits
+from edgeconvnext.pipeline.stages.evaluation import ClassifierStages, Measured
+from edgeconvnext.pipeline.stages.quantized_graph import Quantized
+from edgeconvnext.pipeline.stages.values import ArtifactValues
 from edgeconvnext.run.directory import StageResult
 
 
-def check_vectors(job: Job, done: dict[str, StageResult]) -> CheckVectors:
+def check_vectors(quantized: Quantized, artifact: StageResult[ArtifactValues], measured: Measured) -> CheckVectors:
     """Return at most MOST_VECTORS images of the evaluation set with their answers, taken from the stages or computed now."""
-    if not job.model.config.num_classes:
-        return _backbone_vectors(job, done)
-    answers = measured_logits(job, done)
-    fp32, simulated, positions = answers["fp32"], answers["simulated"], answers["positions"]
-    rows = _spread(len(positions))
-    labels = None if job.evaluation.labels is None else job.evaluation.labels[positions[rows]]
-    _, inputs = _images(job, positions[rows].tolist())
-    return CheckVectors(inputs, fp32[rows], simulated[rows], labels, _layers(job, done, inputs))
+    if not isinstance(measured.answers, ClassifierStages):
+        return _backbone_vectors(quantized, artifact)
+    job = quantized.job
+    logits = measured_logits(job, measured.answers)
+    rows = _spread(len(logits.positions))
+    positions = logits.positions[rows]
+    labels = None if job.evaluation.labels is None else job.evaluation.labels[positions]
+    _, inputs = _images(job, positions.tolist())
+    layers = _layers(quantized, artifact, inputs)
+    return CheckVectors(inputs, logits.fp32[rows], logits.simulated[rows], labels, layers)
 
 
-def _backbone_vectors(job: Job, done: dict[str, StageResult]) -> CheckVectors:
+def _backbone_vectors(quantized: Quantized, artifact: StageResult[ArtifactValues]) -> CheckVectors:
     """Compute the outputs of these images again: of all images, feature maps would fill a disk."""
+    job = quantized.job
     images, inputs = _images(job, _spread(len(job.evaluation.images)).tolist())
     fp32, outputs = _answers(job, TorchRunner(job.model.module), images)
-    simulated, _ = _answers(job, TorchRunner(stages.simulation(job, done)), inputs)
-    return CheckVectors(inputs, fp32, simulated, None, _layers(job, done, inputs), outputs)
+    simulated, _ = _answers(job, TorchRunner(quantized.graph.simulation()), inputs)
+    return CheckVectors(inputs, fp32, simulated, None, _layers(quantized, artifact, inputs), outputs)
 
 
 def _answers(job: Job, runner: TorchRunner, images: np.ndarray) -> tuple[np.ndarray, tuple[KitOutput, ...]]:
     """Run images one by one: of large ones, the feature maps of a batch take gigabytes."""
     names = job.model.module.output_names
-    found = [compared_values(names, runner.outputs(images[row : row + 1])) for row in range(len(images))]
-    return np.concatenate([values for values, _ in found]), found[0][1]
+    answers = [compared_values(names, runner.outputs(images[row : row + 1])) for row in range(len(images))]
+    return np.concatenate([values for values, _ in answers]), answers[0][1]
 
 
 def _spread(count: int) -> np.ndarray:
@@ -55,6 +60,7 @@ def _images(job: Job, positions: list[int]) -> tuple[np.ndarray, np.ndarray]:
     return images, to_value_range(images, job.model.preprocess, job.target.input.value_range)
 
 
-def _layers(job: Job, done: dict[str, StageResult], inputs: np.ndarray) -> tuple[LayerOutput, ...]:
-    backend = backend_for(job.target)
-    return backend.layer_outputs(lambda: stages.simulation(job, done), done["artifact"].path(backend.artifact), inputs)
+def _layers(quantized: Quantized, artifact: StageResult[ArtifactValues], inputs: np.ndarray) -> tuple[LayerOutput, ...]:
+    """Compute what single blocks give for the first few images, where the runtime can be asked for them."""
+    backend = backend_for(quantized.job.target)
+    return backend.layer_outputs(quantized.graph.simulation, artifact.path(backend.artifact), inputs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -26,9 +26,6 @@ from edgeconvnext.quantization.precision import BitPlan, read_plan
 from edgeconvnext.run.manifest import load_run
 from edgeconvnext.targets import Target
 from edgeconvnext.tuning.compress import CompressOptions
-
-if TYPE_CHECKING:
-    from torch.export import ExportedProgram
 
 DEFAULT_MODEL = "convnext_tiny"
 MODEL_VARIABLE = "EDGECONVNEXT_MODEL"
@@ -111,8 +108,7 @@ class Job:
     """A resolved request. fit, held_out: positions in `calibration` that ranges are fitted and judged on.
 
     bits: what the command line and the plan file ask for. calibration_labels: the model's class of each calibration image, where
-    a budget is to be judged by them and they are known. whole_set: the set that `calibration` was taken from. programs: quantised
-    graphs built so far, by the key of their plan.
+    a budget is to be judged by them and they are known. whole_set: the set that `calibration` was taken from.
     """
 
     request: Request
@@ -126,7 +122,6 @@ class Job:
     calibration_labels: np.ndarray | None = None
     notes: tuple[str, ...] = field(default=())
     whole_set: ImageSet | None = None
-    programs: dict[str, ExportedProgram] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def sizes(self) -> tuple[Size, ...]:

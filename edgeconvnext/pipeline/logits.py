@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
 from edgeconvnext.errors import RunDirectoryError
+from edgeconvnext.pipeline.stages.evaluation import LOGITS, REFERENCE, ClassifierStages
 from edgeconvnext.received import reading, require_regular_file
 
 if TYPE_CHECKING:
     from edgeconvnext.pipeline.job import Job
-    from edgeconvnext.run.directory import StageResult
 
 _POSITIONS = "positions"
 # Beside the numbers, an entry of the archive has a header of 128 bytes and its place in the directory.
@@ -22,23 +22,35 @@ _MOST_OVERHEAD_BYTES = 65_536
 _FIX = "Make the run again with the same command."
 
 
-def measured_logits(job: Job, stages: Mapping[str, StageResult]) -> dict[str, np.ndarray]:
-    """Return what the stages of a run measured: "fp32", "simulated", maybe "artifact", (N, classes), and "positions" (N,).
+@dataclass(frozen=True)
+class MeasuredLogits:
+    """What a run's networks answered, (N, classes) each. artifact: None where it did not run.
+
+    positions: of the images in the evaluation set, (N,).
+    """
+
+    fp32: np.ndarray
+    simulated: np.ndarray
+    artifact: np.ndarray | None
+    positions: np.ndarray
+
+
+def measured_logits(job: Job, stages: ClassifierStages) -> MeasuredLogits:
+    """Return what the stages of a run measured.
 
     Raises RunDirectoryError where a file holds anything else, or the two are of different images.
     """
     images, classes = len(job.evaluation.images), job.model.config.num_classes
-    reference = stages["reference"].path("reference.npz")
-    logits = stages["accuracy"].path("logits.npz")
-    fp32 = read_logits(reference, ("fp32",), images=images, classes=classes)
+    reference, logits = stages.reference.path(REFERENCE), stages.accuracy.path(LOGITS)
+    floating = read_logits(reference, ("fp32",), images=images, classes=classes)
     quantized = read_logits(logits, ("simulated", "artifact"), images=images, classes=classes)
     if (
-        "fp32" not in fp32
+        "fp32" not in floating
         or "simulated" not in quantized
-        or not np.array_equal(fp32["positions"], quantized["positions"])
+        or not np.array_equal(floating[_POSITIONS], quantized[_POSITIONS])
     ):
         raise RunDirectoryError(f"{logits} and {reference.name} do not hold logits of the same images. {_FIX}")
-    return fp32 | quantized
+    return MeasuredLogits(floating["fp32"], quantized["simulated"], quantized.get("artifact"), floating[_POSITIONS])
 
 
 def read_logits(path: Path, names: tuple[str, ...], *, images: int, classes: int) -> dict[str, np.ndarray]:
@@ -50,12 +62,16 @@ def read_logits(path: Path, names: tuple[str, ...], *, images: int, classes: int
     require_regular_file(path, RunDirectoryError, most=most)
     with reading(path, RunDirectoryError, _FIX):
         with zipfile.ZipFile(path) as archive:
-            known = [info for info in archive.infolist() if info.filename in {f"{n}.npy" for n in (*names, _POSITIONS)}]
-            for info in known:
+            entries = [
+                info for info in archive.infolist() if info.filename in {f"{n}.npy" for n in (*names, _POSITIONS)}
+            ]
+            for info in entries:
                 with archive.open(info) as stream:
                     _check_header(info.filename, stream, most)
         with np.load(path, allow_pickle=False) as file:
-            arrays: dict[str, np.ndarray] = {info.filename.removesuffix(".npy"): file[info.filename] for info in known}
+            arrays: dict[str, np.ndarray] = {
+                info.filename.removesuffix(".npy"): file[info.filename] for info in entries
+            }
         _check(arrays, images, classes)
     return arrays
 

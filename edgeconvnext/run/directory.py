@@ -6,8 +6,7 @@
       <files of the stages>  moved here when their stage is finished
       manifest.json          written last; a folder without it is an unfinished run (see edgeconvnext.run.manifest)
 
-A stage's key is a hash of its name, its inputs and the code. Files are written to `.tmp-<stage>-<pid>`, moved, and only
-then recorded; `stages/<name>.moving` lists what a move touches, so that the next opening can undo one that was killed.
+A stage's key is a hash of its name, its inputs and the code. How its files get to their place: edgeconvnext.run.stage_files.
 
 Whose stages are reused. One of the same folder, or of a run that was named: where this user's toolkit made it (the code of its
 record says so, see edgeconvnext.run.provenance), or where it is data only; scripts, pages and engines of others are made again.
@@ -18,72 +17,55 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-from pydantic import BaseModel
+from typing import Any, Generic, overload
 
 from edgeconvnext.errors import RunDirectoryError
 from edgeconvnext.escape import for_terminal
-from edgeconvnext.files import TEMPORARY_PREFIX, atomic_write, storage_errors, tree_files, tree_sha256, tree_size
+from edgeconvnext.files import atomic_write, storage_errors, tree_files, tree_sha256
 from edgeconvnext.memory import give_back_free_memory
 from edgeconvnext.received import read_json
 from edgeconvnext.run.cost import CostMeter
-from edgeconvnext.run.lock import claim_folder, hold, is_run
-from edgeconvnext.run.manifest import FinishedRun, load_run, write_manifest
+from edgeconvnext.run.lock import create_run_folder, folder_lock, is_run
+from edgeconvnext.run.manifest import FinishedRun, write_manifest
 from edgeconvnext.run.provenance import user_key
+from edgeconvnext.run.stage_files import commit, remove_leftovers, temporary_folder
 from edgeconvnext.run.stage_record import (
     CONFIG_FILE,
     FORMAT,
     MANIFEST_FILE,
     STAGES_FOLDER,
     StageRecord,
+    StageValues,
+    Values,
     code_version,
     is_plain_file,
-    is_stage_file,
     json_sha256,
     json_text,
-    lies_in,
     plain_json,
     read_record,
 )
 from edgeconvnext.schema.report import StageCost
 
-__all__ = [
-    "FinishedRun",
-    "RunDirectory",
-    "StageResult",
-    "atomic_write",
-    "default_run_path",
-    "load_run",
-    "run_key",
-    "tree_sha256",
-    "tree_size",
-]
-
-Make = Callable[[Path], Mapping[str, Any] | None]
+__all__ = ["RunDirectory", "StageResult", "StageValues", "default_run_path", "run_key"]
 
 
 @dataclasses.dataclass(frozen=True)
-class StageResult:
+class StageResult(Generic[Values]):
     """A finished stage. values: what `make` returned, as JSON gives it back; folder: the run directory.
 
-    taken_from: the run directory an earlier result was copied from; None where it was made or found here.
+    copied_from: the run directory an earlier result was copied from; None where it was made or stored in this one.
     """
 
     record: StageRecord
+    values: Values
     folder: Path
     reused: bool
-    taken_from: Path | None = None
-
-    @property
-    def values(self) -> dict[str, Any]:
-        return self.record.values
+    copied_from: Path | None = None
 
     @property
     def key(self) -> str:
@@ -106,9 +88,9 @@ class StageResult:
 
 
 class RunDirectory:
-    """A run directory held by this process alone; made by `RunDirectory.open`.
+    """A run directory locked by this process; made by `RunDirectory.open`.
 
-    results: the stages of this run so far, by name, in order.
+    results: the stages that this process has asked for, by name, in order.
     """
 
     def __init__(
@@ -116,14 +98,14 @@ class RunDirectory:
         path: Path,
         config: dict[str, Any],
         user_key: bytes | None,
-        named: Path | None,
+        reuse_from: Path | None,
         reuse_beside: bool,
         own_inputs: bool,
     ) -> None:
         self.path = path
         self.config = config
-        self.results: dict[str, StageResult] = {}
-        self._named = named
+        self.results: dict[str, StageResult[Any]] = {}
+        self._reuse_from = reuse_from
         self._reuse_beside = reuse_beside
         self._user_key = user_key
         self._all_own = own_inputs
@@ -139,7 +121,7 @@ class RunDirectory:
         reuse_beside: bool = False,
         own_inputs: bool = True,
     ) -> Iterator[RunDirectory]:
-        """Create `path` or take it up again, and hold it until the block ends.
+        """Create `path` or open it again, and lock it until the block ends.
 
         config: what was asked, JSON-able; a run of another config["model"] or config["target"] is not written over.
         reuse_from: a run whose finished stages are copied first; after it, the runs beside `path` are looked at.
@@ -152,13 +134,13 @@ class RunDirectory:
                 f"{reuse_from} is not a run directory: it holds no {MANIFEST_FILE} and no {STAGES_FOLDER}/."
             )
         key = user_key()
-        created = claim_folder(path)
-        with storage_errors(path), hold(path):
+        created = create_run_folder(path)
+        with storage_errors(path), folder_lock(path):
             run = cls(path, plain_json(config), key, reuse_from, reuse_beside, own_inputs)
             run._refuse_links()
             run._refuse_another_run()
             (path / STAGES_FOLDER).mkdir(exist_ok=True)
-            run._clean()
+            remove_leftovers(path)
             atomic_write(path / CONFIG_FILE, json_text({"format": FORMAT, "config": run.config}))
             try:
                 yield run
@@ -166,20 +148,29 @@ class RunDirectory:
                 if created and not any((path / STAGES_FOLDER).glob("*.json")):
                     shutil.rmtree(path, ignore_errors=True)  # nothing was finished: leave no empty run behind
 
+    @overload
+    def stage(self, name: str, inputs: Mapping[str, Any], make: Callable[[Path], None]) -> StageResult[StageValues]: ...
+
+    @overload
+    def stage(
+        self, name: str, inputs: Mapping[str, Any], make: Callable[[Path], Values], values: type[Values]
+    ) -> StageResult[Values]: ...
+
     def stage(
         self,
         name: str,
         inputs: Mapping[str, Any],
-        make: Make,
-        values: type[BaseModel] | None = None,
-    ) -> StageResult:
-        """Return the finished stage `name`: the one here, a copy of another run's, or what `make` writes now.
+        make: Callable[[Path], Any],
+        values: type[Any] = StageValues,
+    ) -> StageResult[Any]:
+        """Return the finished stage `name`: the stored one, a copy of another run's, or what `make` writes now.
 
         inputs: all that the result depends on, JSON-able: settings, sha256 of files read, keys of earlier stages, and
             the version of a runtime it executes. torch, torchao and this package's code are part of every key.
         make: writes files into the folder it is given, under the names they get in the run directory, and returns
-            values, JSON-able and without absolute paths (another run may take the stage over).
-        values: what the values of a stored stage must be for it to be used; a run of others may claim anything.
+            values without absolute paths (another run may copy the stage).
+        values: the type of what `make` returns. A stored stage with other values is made again: a run of others may claim
+            anything.
         Raises RunDirectoryError where the disk is full or refuses; what was finished before stays.
         """
         if not re.fullmatch(r"[a-z0-9_-]+", name):
@@ -187,24 +178,30 @@ class RunDirectory:
         plain = plain_json(inputs)
         key = json_sha256({"stage": name, "format": FORMAT, "code": code_version(), "inputs": plain})
         result = (
-            self._finished(name, key, values) or self._copied(name, key, values) or self._made(name, key, plain, make)
+            self._reused(name, key, values)
+            or self._copied(name, key, values)
+            or self._made(name, key, plain, make, values)
         )
         self._all_own = self._all_own and (not result.reused or result.record.is_own(self._user_key))
         self.results[name] = result
         return result
 
-    def kept(self, name: str, values: type[BaseModel] | None = None) -> StageResult | None:
-        """Return a finished stage as it lies here, whatever it was made from; None where there is none or its files changed."""
+    def stored(self, name: str, kind: type[Values]) -> StageResult[Values] | None:
+        """Return a finished stage as this folder has it, whatever it was made from.
+
+        kind: the type of its values. None where there is no such stage, its files changed or its values are anything else.
+        """
         record = read_record(self.path, name)
-        if record is None or not record.has_values(values) or not record.holds_in(self.path):
+        values = None if record is None else record.values_as(kind)
+        if record is None or values is None or not record.holds_in(self.path):
             return None
         self._all_own = self._all_own and record.is_own(self._user_key)
-        return StageResult(record, self.path, reused=True)
+        return StageResult(record, values, self.path, reused=True)
 
     def extend(self, finished: FinishedRun) -> Path:
         """Write the manifest of a finished run again, as it was, with the stages of this session added to it."""
-        known = {stage["stage"] for stage in finished.manifest["stages"]}
-        costs = [result.cost.model_dump() for name, result in self.results.items() if name not in known]
+        listed = {stage["stage"] for stage in finished.manifest["stages"]}
+        costs = [result.cost.model_dump() for name, result in self.results.items() if name not in listed]
         manifest = finished.manifest | {
             "stages": [*finished.manifest["stages"], *costs],
             "files": dict(sorted((finished.files | self._files()).items())),
@@ -230,43 +227,59 @@ class RunDirectory:
             files |= {**result.record.files, record: tree_sha256(self.path / record)}
         return files
 
-    def _finished(self, name: str, key: str, values: type[BaseModel] | None) -> StageResult | None:
+    def _reused(self, name: str, key: str, kind: type[Values]) -> StageResult[Values] | None:
         record = read_record(self.path, name)
-        if record is None or record.key != key or not self._may_reuse(record, values, named=True):
+        if record is None or record.key != key:
             return None
-        return StageResult(record, self.path, reused=True) if record.holds_in(self.path) else None
+        values = self._reusable_values(record, kind, named=True)
+        if values is None or not record.holds_in(self.path):
+            return None
+        return StageResult(record, values, self.path, reused=True)
 
-    def _may_reuse(self, record: StageRecord, values: type[BaseModel] | None, named: bool) -> bool:
-        """Say whether a stage is the user's own, or data of a run that was named; its files may still not hold."""
-        return record.has_values(values) and (record.is_own(self._user_key) or (named and record.is_data))
+    def _reusable_values(self, record: StageRecord, kind: type[Values], named: bool) -> Values | None:
+        """Return the values of a stage that is the user's own, or data of a run that was named; its files may still not hold."""
+        reusable = record.is_own(self._user_key) or (named and record.is_data)
+        return record.values_as(kind) if reusable else None
 
-    def _copied(self, name: str, key: str, values: type[BaseModel] | None) -> StageResult | None:
+    def _copied(self, name: str, key: str, kind: type[Values]) -> StageResult[Values] | None:
         """Copy the stage from the run that was named, or from one beside this one, if one has it whole under the same key."""
         beside = [(source, self._reuse_beside) for source in sorted(self.path.absolute().parent.glob("*/"))]
-        for source, named in [*([] if self._named is None else [(self._named, True)]), *beside]:
+        for source, named in [*([] if self._reuse_from is None else [(self._reuse_from, True)]), *beside]:
             record = read_record(source, name)
             if record is None or record.key != key or source.samefile(self.path):
                 continue
-            if not self._may_reuse(record, values, named):
+            values = self._reusable_values(record, kind, named)
+            if values is None or not all(is_plain_file(source, file) for file in record.files):
                 continue
-            if not all(is_plain_file(source, file) for file in record.files):
-                continue
-            with self._temporary(name) as folder:
-                for file in record.files:
-                    (folder / file).parent.mkdir(parents=True, exist_ok=True)
-                    with contextlib.suppress(FileNotFoundError):
-                        shutil.copyfile(source / file, folder / file, follow_symlinks=False)
-                # The other run may be at work on this very stage: only what was copied counts.
-                if record.holds_in(folder):
-                    self._commit(record, folder)
-                    return StageResult(record, self.path, reused=True, taken_from=source)
+            if self._copy(record, source):
+                return StageResult(record, values, self.path, reused=True, copied_from=source)
         return None
 
-    def _made(self, name: str, key: str, inputs: dict[str, Any], make: Make) -> StageResult:
-        with self._temporary(name) as folder:
+    def _copy(self, record: StageRecord, source: Path) -> bool:
+        """Copy a stage's files from the run `source`; False where they do not hold."""
+        with temporary_folder(self.path, record.stage) as folder:
+            for file in record.files:
+                (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                with contextlib.suppress(FileNotFoundError):
+                    shutil.copyfile(source / file, folder / file, follow_symlinks=False)
+            # The other run may be at work on this very stage: only what was copied counts.
+            if not record.holds_in(folder):
+                return False
+            self._commit(record, folder)
+            return True
+
+    def _made(
+        self,
+        name: str,
+        key: str,
+        inputs: dict[str, Any],
+        make: Callable[[Path], Values | None],
+        kind: type[Values],
+    ) -> StageResult[Values]:
+        with temporary_folder(self.path, name) as folder:
             give_back_free_memory()
             with CostMeter() as cost:
-                values = make(folder)
+                made = make(folder)
             record = StageRecord(
                 stage=name,
                 key=key,
@@ -274,38 +287,15 @@ class RunDirectory:
                 files={file: tree_sha256(path) for file, path in tree_files(folder).items()},
                 seconds=round(cost.seconds, 3),
                 peak_mib=round(cost.peak_mib, 1),
-                values=plain_json(values or {}),
+                values={} if made is None else plain_json(made.model_dump()),
             )
             record = record.signed(self._user_key if self._all_own else None)
             self._commit(record, folder)
-        return StageResult(record, self.path, reused=False)
-
-    @contextmanager
-    def _temporary(self, name: str) -> Iterator[Path]:
-        folder = self.path / f"{TEMPORARY_PREFIX}{name}-{os.getpid()}"
-        try:
-            with storage_errors(self.path):
-                folder.mkdir()
-                yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        return StageResult(record, kind.model_validate(record.values), self.path, reused=False)
 
     def _commit(self, record: StageRecord, folder: Path) -> None:
-        """Move a stage's files from `folder` to their place, then record it."""
         self._refuse_shared_files(record)
-        old = read_record(self.path, record.stage)
-        moving = self.path / STAGES_FOLDER / f"{record.stage}.moving"
-        atomic_write(moving, json_text(sorted({*record.files, *(old.files if old else {})})))
-        try:
-            (self.path / MANIFEST_FILE).unlink(missing_ok=True)  # from here on the run is no longer what it was
-            if old is not None:
-                self._remove(record.stage, list(old.files))
-            _move(folder, self.path)
-            atomic_write(self.path / STAGES_FOLDER / f"{record.stage}.json", json_text(record.model_dump(mode="json")))
-        except BaseException:
-            self._settle(moving)
-            raise
-        moving.unlink()
+        commit(self.path, record, folder)
 
     def _refuse_shared_files(self, record: StageRecord) -> None:
         for other in (self.path / STAGES_FOLDER).glob("*.json"):
@@ -321,35 +311,6 @@ class RunDirectory:
                 "did not make it; choose another folder with --output."
             )
 
-    def _settle(self, moving: Path) -> None:
-        """End a move: keep the stage where its record holds, else remove every file the move may have touched."""
-        record = read_record(self.path, moving.stem)
-        if record is None or not record.holds_in(self.path):
-            self._remove(moving.stem, _listed(moving))
-        moving.unlink()
-
-    def _remove(self, stage: str, files: list[str]) -> None:
-        (self.path / STAGES_FOLDER / f"{stage}.json").unlink(missing_ok=True)
-        for file in files:
-            if not lies_in(self.path, file):
-                continue
-            (self.path / file).unlink(missing_ok=True)
-            for folder in list((self.path / file).parents):
-                if folder == self.path or not folder.is_dir() or any(folder.iterdir()):
-                    break
-                folder.rmdir()
-
-    def _clean(self) -> None:
-        """Remove what a killed process left; this process holds the lock, so nobody is writing it."""
-        temporary = f"{TEMPORARY_PREFIX}*"
-        for leftover in [*self.path.glob(temporary), *(self.path / STAGES_FOLDER).glob(temporary)]:
-            if leftover.is_dir() and not leftover.is_symlink():
-                shutil.rmtree(leftover)
-            else:
-                leftover.unlink()
-        for moving in (self.path / STAGES_FOLDER).glob("*.moving"):
-            self._settle(moving)
-
     def _refuse_links(self) -> None:
         """Records would be written and removed outside of the run."""
         if (self.path / STAGES_FOLDER).is_symlink():
@@ -363,10 +324,10 @@ class RunDirectory:
             return
         try:
             before = read_json(self.path / CONFIG_FILE, RunDirectoryError)["config"]
-            known = {what: before.get(what) for what in ("model", "target")}
+            stored = {what: before.get(what) for what in ("model", "target")}
         except (RunDirectoryError, KeyError, TypeError, AttributeError):
             return
-        for what, old in known.items():
+        for what, old in stored.items():
             new = self.config.get(what)
             if old != new:
                 raise RunDirectoryError(
@@ -383,29 +344,6 @@ def run_key(config: Mapping[str, Any]) -> str:
 def default_run_path(root: Path, model: str, target: str, key: str) -> Path:
     """Return runs/<model>-<target>-<key8>, the folder of a run whose user named none."""
     return root / f"{model}-{target}-{key[:8]}"
-
-
-def _move(source: Path, destination: Path) -> None:
-    """Move all that is in `source` into `destination`; a folder that is new there arrives in one rename."""
-    for item in list(source.iterdir()):
-        target = destination / item.name
-        if target.is_symlink():  # it would lead out of the run
-            target.unlink()
-        if item.is_dir() and target.is_dir():
-            _move(item, target)
-        else:
-            item.replace(target)
-
-
-def _listed(moving: Path) -> list[str]:
-    """Read which files a move touches; those that a stage may not write, and what is no list, are left out."""
-    try:
-        names = read_json(moving, RunDirectoryError)
-    except RunDirectoryError:
-        return []
-    return [
-        name for name in (names if isinstance(names, list) else []) if isinstance(name, str) and is_stage_file(name)
-    ]
 
 
 def _brief(value: object) -> str:

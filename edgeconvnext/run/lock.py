@@ -1,4 +1,4 @@
-"""Claim a folder for a run: nothing of the user's is overwritten, and one process at a time writes there."""
+"""The folder of a run and its lock: nothing of the user's is overwritten, and one process at a time writes there."""
 
 from __future__ import annotations
 
@@ -25,27 +25,28 @@ def is_run(path: Path) -> bool:
     return any((path / name).exists() for name in (MANIFEST_FILE, STAGES_FOLDER, LOCK_FILE))
 
 
-def claim_folder(path: Path) -> bool:
-    """Make the run directory, or check that it is one; True where it is new."""
+def create_run_folder(path: Path) -> bool:
+    """Create the folder of a run, or check that it is one; True where it is new.
+
+    Raises RunDirectoryError where it cannot be created, is a file, or holds files that are not a run's.
+    """
     try:
         with storage_errors(path):
-            return _claim(path)
+            return _created(path)
     except OSError as error:
         raise RunDirectoryError(
             f"{for_terminal(path)} cannot be made or read: {reason(error)}. Choose another folder with --output."
         ) from error
 
 
-def _claim(path: Path) -> bool:
+def _created(path: Path) -> bool:
     if path.exists() and not path.is_dir():
         raise RunDirectoryError(
             f"{path} is a file, so no run directory can be made there. Choose a folder with --output."
         )
-    in_the_way = next((parent for parent in path.absolute().parents if parent.exists() and not parent.is_dir()), None)
-    if in_the_way is not None:
-        raise RunDirectoryError(
-            f"{path} cannot be made, because {in_the_way} is a file. Choose a folder with --output."
-        )
+    file = next((parent for parent in path.absolute().parents if parent.exists() and not parent.is_dir()), None)
+    if file is not None:
+        raise RunDirectoryError(f"{path} cannot be made, because {file} is a file. Choose a folder with --output.")
     new = not path.exists()
     path.mkdir(parents=True, exist_ok=True)
     if not is_run(path) and any(path.iterdir()):
@@ -57,8 +58,11 @@ def _claim(path: Path) -> bool:
 
 
 @contextmanager
-def hold(path: Path) -> Iterator[None]:
-    """Hold the folder for this process; the system lets go when the process ends, however it ends."""
+def folder_lock(path: Path) -> Iterator[None]:
+    """Lock the folder for this process; the system releases the lock when the process ends, however it ends.
+
+    Raises RunDirectoryError where another process has the lock.
+    """
     file = path / LOCK_FILE
     lock = FileLock(file, mode=0o644)
     try:
@@ -89,7 +93,7 @@ def _owner(file: Path) -> str:
 
 
 def _write_owner(file: Path) -> None:
-    """Write this process's pid into the lock file, which it holds."""
+    """Write this process's pid into the lock file, which it has locked."""
     with contextlib.suppress(OSError), _lock_file(file, os.O_WRONLY) as descriptor:
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode())

@@ -27,7 +27,6 @@ from edgeconvnext.run.stage_record import (
     is_plain_file,
     json_text,
     lies_in,
-    read_record,
 )
 from edgeconvnext.schema.report import StageCost
 
@@ -69,13 +68,6 @@ class FinishedRun:
     config: dict[str, Any]
     files: dict[str, str]
     manifest: dict[str, Any]
-
-    def values(self, stage: str) -> dict[str, Any]:
-        """Return what a stage returned; KeyError where the run has no such stage."""
-        record = read_record(self.path, stage) if f"{STAGES_FOLDER}/{stage}.json" in self.files else None
-        if record is None:
-            raise KeyError(f"{self.path} has no stage {stage}")
-        return record.values
 
 
 def write_manifest(

@@ -10,7 +10,7 @@ import stat
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -32,6 +32,15 @@ MOST_FILE_BYTES = 16 * 2**30
 MOST_RECORD_BYTES = 64 * MIB
 # Files that parsers read. Scripts, pages and engines run code of whoever wrote them.
 DATA_SUFFIXES = frozenset({".safetensors", ".npz", ".json", ".csv", ".toml", ".txt", ".onnx", ".mlmodel", ".bin"})
+
+
+class StageValues(BaseModel):
+    """Base of what a stage returns beside its files; a stage that returns nothing has this one."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+Values = TypeVar("Values", bound=StageValues)
 
 
 class StageRecord(BaseModel):
@@ -74,12 +83,12 @@ class StageRecord(BaseModel):
         """Say whether this user's toolkit made the stage: nobody else can write this code."""
         return is_code_of(self.code, self._content(), key)
 
-    def has_values(self, values: type[BaseModel] | None) -> bool:
-        """Say whether the stage's values are what `values` takes."""
+    def values_as(self, kind: type[Values]) -> Values | None:
+        """Return the stage's values, checked; None where they are anything else than `kind` takes."""
         try:
-            return values is None or values.model_validate(self.values) is not None
+            return kind.model_validate(self.values)
         except (ValueError, RecursionError, OverflowError):
-            return False
+            return None
 
     def holds_in(self, folder: Path) -> bool:
         """Say whether every file is in `folder` with the recorded content."""

@@ -5,7 +5,7 @@ What was not measured is null, and listed with its reason in `not_measured` unde
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -274,21 +274,6 @@ class BudgetRecord(Record):
     after_kl: float
     latency_before_ms: float | None = Field(default=None, description="median of the artifact without the moves")
     moves: list[BudgetMove] = []
-
-    @classmethod
-    def from_search(cls, found: dict[str, Any], latency_before_ms: float | None) -> BudgetRecord:
-        """Read the record that `search.budget` returns."""
-        return cls(
-            max_drop=found["max_drop"],
-            judged_by=found["judged_by"],
-            images=found["images"],
-            before_pp=found["before"]["loss_pp"],
-            before_kl=found["before"]["kl"],
-            after_pp=found["after"]["loss_pp"],
-            after_kl=found["after"]["kl"],
-            latency_before_ms=latency_before_ms,
-            moves=[BudgetMove.model_validate(move) for move in found["moves"]],
-        )
 
 
 class QuantizationRecord(Record):

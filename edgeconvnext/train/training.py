@@ -28,7 +28,7 @@ from edgeconvnext.model.checkpoint import save_checkpoint
 from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.progress import without_bars
 from edgeconvnext.received import reading
-from edgeconvnext.run.lock import claim_folder, hold
+from edgeconvnext.run.lock import create_run_folder, folder_lock
 from edgeconvnext.run.stage_record import json_sha256
 from edgeconvnext.train.average import WeightAverage
 from edgeconvnext.train.lanes import Lanes, lanes_for, threads
@@ -101,11 +101,11 @@ def train_model(model: LoadedModel, request: TrainRequest, say: Callable[[str], 
         request = replace(request, recipe=request.recipe.model_copy(update={"precision": precision}))
         keep_freed_memory()
         if world.leads:
-            claim_folder(request.output)
+            create_run_folder(request.output)
         world.wait()
         # The caller's random numbers stay what they would be without training.
         generators = torch.random.fork_rng([world.device] if world.device.type == "cuda" else [])
-        with hold(request.output) if world.leads else without_bars(), generators:
+        with folder_lock(request.output) if world.leads else without_bars(), generators:
             return _train(model, request, world, say if world.leads else lambda line: None)
 
 

@@ -88,7 +88,7 @@ def send_at(command: Command, moment: str, number: int) -> None:
 def at_moment(command: Command, moment: str, act: Callable[[], None]) -> None:
     """Call `act` at a moment, in the function that is running then."""
     from edgeconvnext.run import directory as runs
-    from edgeconvnext.run import manifest
+    from edgeconvnext.run import manifest, stage_files
     from edgeconvnext.train import loop
     from edgeconvnext.tuning import placement_trials
 
@@ -97,7 +97,7 @@ def at_moment(command: Command, moment: str, act: Callable[[], None]) -> None:
         _around_make(runs.RunDirectory, name, act)
     elif what == "moving":
         # Between the note of what is moved and the record: a part of the files is in its place.
-        _after(runs, "_move", act, lambda arguments: arguments[0].name.startswith(f".tmp-{name}-"))
+        _after(stage_files, "_move", act, lambda arguments: arguments[0].name.startswith(f".tmp-{name}-"))
     elif moment == "writing the manifest":
         _before(runs, "write_manifest", act)
         _before(manifest, "write_manifest", act)

@@ -62,11 +62,11 @@ def test_every_stage_of_a_run_is_a_moment_twice(tmp_path: Path) -> None:
 
 
 def test_a_moment_is_met_inside_the_function_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from edgeconvnext.run import directory as runs
+    from edgeconvnext.run import stage_files
     from edgeconvnext.run.directory import RunDirectory
 
     monkeypatch.setattr(RunDirectory, "_commit", RunDirectory._commit)  # put back after the test
-    monkeypatch.setattr(runs, "_move", runs._move)
+    monkeypatch.setattr(stage_files, "_move", stage_files._move)
     met: list[str] = []
     at_moment(COMMANDS[0], "making one", lambda: met.append(",".join(sorted(os.listdir(tmp_path / "run")))))  # noqa: PTH208
     at_moment(COMMANDS[0], "moving one", lambda: met.append(str((tmp_path / "run" / "a").exists())))

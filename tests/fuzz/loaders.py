@@ -293,6 +293,7 @@ def _runs(base: Path, work: Path) -> list[Loader]:
     from edgeconvnext.backends.kit.record import Kit, device_record, read_results
     from edgeconvnext.backends.onnx.write import read_metadata
     from edgeconvnext.model.load import load_model
+    from edgeconvnext.pipeline.stages.values import FoldValues
     from edgeconvnext.quantization.plan_storage import load_plan
     from edgeconvnext.quantization.statistics import Statistics
     from edgeconvnext.run.directory import RunDirectory
@@ -307,7 +308,7 @@ def _runs(base: Path, work: Path) -> list[Loader]:
 
     def open_run(path: Path) -> None:
         with suppress(KeyError), RunDirectory.open(path, config) as opened:
-            opened.kept("fold")
+            opened.stored("fold", FoldValues)
 
     def open_moving(path: Path) -> None:
         open_run(path.parent.parent)

@@ -32,6 +32,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "backends/kit/figures": ("tests/evaluation/test_on_device_figures.py",),
     "backends/kit/results": ("tests/evaluation/test_on_device_results.py",),
     "run/directory": ("tests/test_runs.py", "tests/test_runs_reuse.py"),
+    "run/stage_files": ("tests/test_runs.py", "tests/test_runs_reuse.py"),
     "run/stage_record": ("tests/test_records.py", "tests/test_runs.py"),
 }
 MOST_MUTANTS = 1500

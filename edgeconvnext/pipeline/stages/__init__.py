@@ -1,31 +1,31 @@
 """The stages of a run: each a function from what it reads to files in the run directory.
 
 (compress ->) fold -> (statistics ->) plan -> quantized -> artifact, and reference + artifact -> accuracy -> latency -> device; a
-network without classifier has "outputs" in place of reference and accuracy. A stage whose inputs did not change is taken over
-from this run or another one beside it.
+network without classifier has "outputs" in place of reference and accuracy. A stage whose inputs did not change is reused from
+this run or copied from another one beside it.
 """
 
-from edgeconvnext.pipeline.stages.analyze import analysis, analysis_of
-from edgeconvnext.pipeline.stages.evaluation import evaluated, latency, other_sizes, outputs, reference
-from edgeconvnext.pipeline.stages.network import compress, float_program, fold, folded_model, proof_images
-from edgeconvnext.pipeline.stages.quantization import plan, quantized, quantized_program, simulation, statistics
+from edgeconvnext.pipeline.stages.analyze import analysis_of, analyze_plan
+from edgeconvnext.pipeline.stages.artifact import export_artifact
+from edgeconvnext.pipeline.stages.device_kit import KIT, write_kit
+from edgeconvnext.pipeline.stages.evaluation import measure_networks
+from edgeconvnext.pipeline.stages.finished import Finished
+from edgeconvnext.pipeline.stages.latency import time_artifact
+from edgeconvnext.pipeline.stages.quantization import Planned, plan_network, stored_plan
+from edgeconvnext.pipeline.stages.quantized_graph import QuantizedGraph, quantize_network
 
 __all__ = [
-    "analysis",
+    "KIT",
+    "Finished",
+    "Planned",
+    "QuantizedGraph",
     "analysis_of",
-    "compress",
-    "evaluated",
-    "float_program",
-    "fold",
-    "folded_model",
-    "latency",
-    "other_sizes",
-    "outputs",
-    "plan",
-    "proof_images",
-    "quantized",
-    "quantized_program",
-    "reference",
-    "simulation",
-    "statistics",
+    "analyze_plan",
+    "export_artifact",
+    "measure_networks",
+    "plan_network",
+    "quantize_network",
+    "stored_plan",
+    "time_artifact",
+    "write_kit",
 ]

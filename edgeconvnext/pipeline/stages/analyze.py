@@ -11,19 +11,22 @@ from edgeconvnext.backends import backend_for
 from edgeconvnext.data.loader import batches, check_broken
 from edgeconvnext.errors import RunDirectoryError
 from edgeconvnext.pipeline.job import Job
-from edgeconvnext.pipeline.stages.network import folded_model, for_target, images_of
-from edgeconvnext.pipeline.stages.quantization import PLAN, PLAN_STATISTICS
+from edgeconvnext.pipeline.stages.images import images_of
+from edgeconvnext.pipeline.stages.quantization import PLAN, PLAN_STATISTICS, Planned
 from edgeconvnext.received import read_bytes, reading
-from edgeconvnext.run.directory import RunDirectory, StageResult
+from edgeconvnext.run.directory import RunDirectory, StageResult, StageValues
 
 if TYPE_CHECKING:
     from edgeconvnext.schema.analysis import Analysis, Setting
 
 ANALYSIS = "analysis.json"
+ANALYSIS_PAGE = "analysis.html"
 
 
-def analysis(run: RunDirectory, job: Job, folded: StageResult, planned: StageResult) -> StageResult:
-    """Say where the error of a plan comes from. Files: analysis.json, analysis.html."""
+def analyze_plan(run: RunDirectory, planned: Planned) -> StageResult[StageValues]:
+    """Say where the error of a plan comes from. Files: ANALYSIS, ANALYSIS_PAGE."""
+    network, plan = planned.network, planned.plan
+    job = network.job
 
     def make(folder: Path) -> None:
         from edgeconvnext.model.macs import layer_macs
@@ -33,33 +36,33 @@ def analysis(run: RunDirectory, job: Job, folded: StageResult, planned: StageRes
         from edgeconvnext.tuning.analysis import measure
         from edgeconvnext.tuning.suspicions import with_suspicions
 
-        module, _ = for_target(folded_model(folded, job), job)
-        chosen, prepared = load_plan(planned.path(PLAN), module)
-        stored = Statistics.load(planned.path(PLAN_STATISTICS))
+        module = network.module
+        quant_plan, planned_network = load_plan(plan.path(PLAN), module)
+        stored = Statistics.load(plan.path(PLAN_STATISTICS))
         preprocess = job.model.preprocess.with_value_range(job.target.input.value_range)
         stream = batches(job.calibration, preprocess, indices=judged, description="Reading images (held out)")
         images = list(images_of(stream))
         check_broken(job.calibration, stream.skipped)
-        found = measure(
+        measured = measure(
             module,
-            prepared,
-            chosen,
+            planned_network,
+            quant_plan,
             stored,
             images,
             macs=layer_macs(module.config, job.model.preprocess.input_size),
             setting=_analysis_setting(job, stored.fit_images, stored.held_out_images, sum(map(len, images))),
         )
-        found = with_suspicions(found)
-        (folder / ANALYSIS).write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        (folder / "analysis.html").write_text(render_analysis_html(found), encoding="utf-8")
+        record = with_suspicions(measured)
+        (folder / ANALYSIS).write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        (folder / ANALYSIS_PAGE).write_text(render_analysis_html(record), encoding="utf-8")
 
     from edgeconvnext.tuning.sensitivity import SENSITIVITY_IMAGES
 
     rows = np.linspace(0, len(job.held_out) - 1, min(SENSITIVITY_IMAGES, len(job.held_out))).round().astype(int)
     judged = [job.held_out[row] for row in rows]
     inputs = {
-        "folded": folded.key,
-        "plan": planned.key,
+        "folded": network.folded.key,
+        "plan": plan.key,
         "images": job.calibration.fingerprint,
         "judged": judged,
         "names": [job.model.name, job.target.name, job.calibration.name],
@@ -67,7 +70,7 @@ def analysis(run: RunDirectory, job: Job, folded: StageResult, planned: StageRes
     return run.stage("analysis", inputs, make)
 
 
-def analysis_of(stage: StageResult) -> Analysis:
+def analysis_of(stage: StageResult[StageValues]) -> Analysis:
     """Read what the analysis stage wrote."""
     from edgeconvnext.schema.analysis import Analysis
 

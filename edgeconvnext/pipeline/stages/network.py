@@ -1,8 +1,7 @@
-"""The network: compressed where asked, folded exactly, fitted to its target; and the images that stages read."""
+"""The network: compressed where asked, folded exactly, and fitted to its target."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,13 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from edgeconvnext.data.image_set import ImageSet
-from edgeconvnext.data.loader import MOST_AT_ONCE, BatchStream, batches
+from edgeconvnext.data.loader import MOST_AT_ONCE
 from edgeconvnext.model.checkpoint import save_checkpoint
 from edgeconvnext.model.load import load_model
 from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.model.network import Network
 from edgeconvnext.pipeline.job import Job
+from edgeconvnext.pipeline.stages.images import proof_images
 from edgeconvnext.pipeline.stages.values import CompressValues, FoldValues
 from edgeconvnext.run.directory import RunDirectory, StageResult
 
@@ -35,18 +34,18 @@ def model_key(job: Job) -> dict[str, Any]:
     }
 
 
-def compress(run: RunDirectory, job: Job) -> StageResult:
-    """Prune, replace LayerNorms and recover as asked. Files: compressed.safetensors. Values: record (CompressionRecord)."""
+def compress(run: RunDirectory, job: Job) -> StageResult[CompressValues]:
+    """Prune, replace LayerNorms and recover as asked. File: COMPRESSED."""
     options, images = job.request.compression, job.whole_set
     assert options is not None and images is not None
     checkpoint = run.path / RECOVERY
 
-    def make(folder: Path) -> dict[str, Any]:
+    def make(folder: Path) -> CompressValues:
         from edgeconvnext.tuning.compress import compress, compressed_model
 
         result = compress(job.model, images, options, job.target, checkpoint=checkpoint)
         save_checkpoint(compressed_model(job.model, result), folder / COMPRESSED)
-        return {"record": result.record.model_dump()}
+        return CompressValues(record=result.record)
 
     inputs = {
         "model": model_key(job),
@@ -59,17 +58,17 @@ def compress(run: RunDirectory, job: Job) -> StageResult:
     return result
 
 
-def fold(run: RunDirectory, job: Job, compressed: StageResult | None = None) -> StageResult:
-    """Fold the model, or what compressing made of it, exactly, prove it on real images, and save it. Values: errors by rewrite."""
+def fold(run: RunDirectory, job: Job, compressed: StageResult[CompressValues] | None) -> StageResult[FoldValues]:
+    """Fold the model, or what compressing made of it, exactly, prove it on real images, and save it. File: FOLDED."""
 
-    def make(folder: Path) -> dict[str, Any]:
+    def make(folder: Path) -> FoldValues:
         from edgeconvnext.rewrite.exact import fold_exact
 
         module = job.model.module if compressed is None else load_model(compressed.path(COMPRESSED)).module
         result = fold_exact(module, proof_images(job))
         folded = replace(job.model, module=result.module, config=result.module.config)
         save_checkpoint(folded, folder / FOLDED)
-        return {"errors": result.errors}
+        return FoldValues(errors=result.errors)
 
     inputs = {"model": model_key(job), "images": job.calibration.fingerprint}
     if compressed is not None:
@@ -77,13 +76,60 @@ def fold(run: RunDirectory, job: Job, compressed: StageResult | None = None) -> 
     return run.stage("fold", inputs, make, FoldValues)
 
 
-def folded_model(stage: StageResult, job: Job) -> LoadedModel:
-    """Load the folded network that the fold stage saved."""
-    module = load_model(stage.path(FOLDED)).module
-    return replace(job.model, module=module, config=module.config)
+class TargetNetwork:
+    """The folded network as the target takes it: input normalisation folded where that is raw pixels, GELUs in its form.
+
+    It is loaded where it is first asked for, and again only after `release`.
+    job: what the run was asked for. folded: the fold stage.
+    """
+
+    def __init__(self, job: Job, folded: StageResult[FoldValues]) -> None:
+        self.job = job
+        self.folded = folded
+        self._module: Network | None = None
+        self._input_error: float | None = None
+
+    @property
+    def module(self) -> Network:
+        """The network, float32. Nobody changes it: it is shared by the stages that read it."""
+        if self._module is None:
+            model = self.folded_model()
+            if self._input_error is None:
+                self._module, self._input_error = _for_target(model, self.job)
+            else:
+                self._module = _for_target_as_proven(model, self.job)
+        return self._module
+
+    @property
+    def input_error(self) -> float:
+        """Largest relative error of the logits by folding the input normalisation; 0.0 where the target needs no such fold."""
+        _ = self.module
+        assert self._input_error is not None
+        return self._input_error
+
+    def release(self) -> None:
+        """Free the network's memory, 0.1 GiB of a Tiny, as far as no caller has it."""
+        self._module = None
+
+    def folded_model(self) -> LoadedModel:
+        """Load the folded network as the fold stage saved it, for normalised images."""
+        module = load_model(self.folded.path(FOLDED)).module
+        return replace(self.job.model, module=module, config=module.config)
+
+    def float_program(self) -> ExportedProgram:
+        """Export the exactly folded network that was handed in, without Q/DQ: what the artifact is compared with."""
+        from edgeconvnext.rewrite.exact import fold_exact
+
+        if self.job.request.compression is None:
+            module = self.module
+            self.release()
+        else:
+            folded = fold_exact(self.job.model.module, proof_images(self.job)).module
+            module, _ = _for_target(replace(self.job.model, module=folded, config=folded.config), self.job)
+        return exported(self.job, module)
 
 
-def for_target(model: LoadedModel, job: Job) -> tuple[Network, float]:
+def _for_target(model: LoadedModel, job: Job) -> tuple[Network, float]:
     """Fold the input normalisation where the target takes raw pixels, give GELUs its form; return the error of the fold."""
     from edgeconvnext.rewrite.exact import fold_exact
     from edgeconvnext.rewrite.gelu import with_gelu
@@ -93,6 +139,17 @@ def for_target(model: LoadedModel, job: Job) -> tuple[Network, float]:
         return with_gelu(model.module, gelu), 0.0
     result = fold_exact(model.module, proof_images(job), preprocess=model.preprocess, value_range=value_range)
     return with_gelu(result.module, gelu), result.errors["input_normalization"]
+
+
+def _for_target_as_proven(model: LoadedModel, job: Job) -> Network:
+    """Do what `_for_target` does to the same network once more, without proving it again."""
+    from edgeconvnext.rewrite.exact import fold_input_normalization
+    from edgeconvnext.rewrite.gelu import with_gelu
+
+    value_range, gelu = job.target.input.value_range, job.target.layout.gelu
+    if value_range == "normalized":
+        return with_gelu(model.module, gelu)
+    return with_gelu(fold_input_normalization(model.module, model.preprocess, value_range), gelu)
 
 
 def exported(job: Job, module: Network) -> ExportedProgram:
@@ -107,32 +164,3 @@ def exported(job: Job, module: Network) -> ExportedProgram:
 def _max_batch(job: Job) -> int:
     """Largest batch of the graph, dynamic for every target: evaluation runs MOST_AT_ONCE images at a time at most."""
     return max(job.target.input.batch[2], MOST_AT_ONCE)
-
-
-def float_program(job: Job, folded: StageResult) -> ExportedProgram:
-    """Export the exactly folded network that was handed in, without Q/DQ: what the artifact is compared with."""
-    from edgeconvnext.rewrite.exact import fold_exact
-
-    if job.request.compression is None:
-        model = folded_model(folded, job)
-    else:
-        module = fold_exact(job.model.module, proof_images(job)).module
-        model = replace(job.model, module=module, config=module.config)
-    module, _ = for_target(model, job)
-    return exported(job, module)
-
-
-def proof_images(job: Job) -> torch.Tensor:
-    """A few real calibration images, preprocessed, (N, C, H, W)."""
-    from edgeconvnext.rewrite.exact import PROOF_IMAGES
-
-    indices = list(range(0, len(job.calibration), max(1, len(job.calibration) // PROOF_IMAGES)))[:PROOF_IMAGES]
-    return torch.cat(list(images_of(read_images(job, job.calibration, indices, "Reading images"))))
-
-
-def read_images(job: Job, images: ImageSet, indices: list[int] | None, description: str) -> BatchStream:
-    return batches(images, job.model.preprocess, indices=indices, description=description)
-
-
-def images_of(stream: BatchStream) -> Iterator[torch.Tensor]:
-    return (batch.images for batch in stream)

@@ -1,12 +1,13 @@
-"""What the stages of a run return. A stored stage whose values are anything else, in a run of others, is made again."""
+"""What the stages of a run return beside their files. A stored stage whose values are anything else is made again."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from edgeconvnext.quantization.precision import BitPlan
+from edgeconvnext.run.stage_record import StageValues
 from edgeconvnext.schema.report import (
     BudgetMove,
     CompressionRecord,
@@ -19,13 +20,9 @@ from edgeconvnext.schema.report import (
 )
 
 
-class StageValues(BaseModel):
-    """Base of the values of a stage; a stage without any has none."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
 class CompressValues(StageValues):
+    """record: what was pruned, replaced and recovered, and what it cost."""
+
     record: CompressionRecord
 
 
@@ -43,30 +40,39 @@ class CalibrationCounts(StageValues):
     skipped: list[str]
 
 
-class _HeldOutLoss(StageValues):
+class HeldOutLoss(StageValues):
+    """What a quantised network loses on held-out calibration images. loss_pp: points; kl: nats."""
+
     loss_pp: float
     kl: float
 
 
-class _Budget(StageValues):
+class BudgetValues(StageValues):
+    """What --max-drop cost. bits: of the plan that meets it; before, after: without and with `moves`."""
+
     bits: BitPlan
     max_drop: float
     judged_by: Literal["top-1", "agreement"]
     images: int
-    before: _HeldOutLoss
-    after: _HeldOutLoss
+    before: HeldOutLoss
+    after: HeldOutLoss
     moves: list[BudgetMove]
 
 
 class PlanValues(CalibrationCounts):
-    """threads: of torch while the plan was made; another number adds up in another order and may give another plan."""
+    """input_error: of folding the input normalisation, relative to the largest logit. budget: None without --max-drop.
+
+    threads: of torch while the plan was made; another number adds up in another order and may give another plan.
+    """
 
     input_error: float
-    budget: _Budget | None
+    budget: BudgetValues | None
     threads: int = Field(ge=1)
 
 
 class QuantizedValues(StageValues):
+    """int8_macs: share of the multiply-adds that is quantised, 0..1. tensor_bytes: of the graph's weights and constants."""
+
     layers: list[LayerError]
     int8_macs: float
     scheme: str
@@ -74,14 +80,20 @@ class QuantizedValues(StageValues):
 
 
 class ReferenceValues(StageValues):
+    """skipped: images that could not be read, with the reason."""
+
     skipped: list[str]
 
 
 class AccuracyValues(StageValues):
+    """runtimes: name and version of what ran "simulated" and, where it ran, "artifact"."""
+
     runtimes: dict[str, str]
 
 
 class OutputsValues(StageValues):
+    """outputs: of a network without classifier, compared on `images` images. skipped, runtimes: as above."""
+
     outputs: list[OutputRecord]
     images: int = Field(ge=1)
     skipped: list[str]
@@ -89,19 +101,27 @@ class OutputsValues(StageValues):
 
 
 class SizesValues(StageValues):
+    """sizes: the networks compared at each further input size."""
+
     sizes: list[SizeRecord]
 
 
 class LatencyValues(StageValues):
+    """unbudgeted_ms: median of the artifact that --max-drop started from, where it gave layers back."""
+
     latency: LatencyComparison
     speedup: Interval | None
     unbudgeted_ms: float | None
 
 
 class ArtifactValues(StageValues):
+    """checks: proofs that ran. missing: proofs that did not, with the reason."""
+
     checks: list[ExportCheck]
     missing: dict[str, str]
 
 
 class DeviceValues(StageValues):
+    """vectors: how many images the device kit has."""
+
     vectors: int
