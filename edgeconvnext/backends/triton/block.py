@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
@@ -72,8 +73,7 @@ def block_unit(
     network: ConvNeXt, plan: QuantPlan, path: str, float_type: torch.dtype, device: torch.device, grid: Int8Grid | None
 ) -> BlockUnit:
     """Build a block for which `is_int8_block` holds. grid: of the next block's input, where that reads codes."""
-    block = network.get_submodule(path)
-    assert isinstance(block, Block)
+    block = cast(Block, network.get_submodule(path))
     hidden_grid, wide_grid = (planned_grid(network, plan, f"{path}.{name}") for name in ("pwconv1", "pwconv2"))
     assert hidden_grid is not None and wide_grid is not None
     depthwise = depthwise_weights(network, plan, f"{path}.dwconv", planned_grid(network, plan, f"{path}.dwconv"))

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from edgeconvnext.backends.triton.network import TritonNetwork
-from edgeconvnext.model.convnext.network import Block, ConvNeXt
+from edgeconvnext.model.convnext.network import ConvNeXt
 
 Call = Callable[[], None]
 INT8 = "INT8 Triton"
@@ -67,9 +67,8 @@ def with_layer_scale(folded: ConvNeXt) -> ConvNeXt:
     """Return a network that computes the same and has a layer scale of its own: ones, which take the time of any numbers."""
     network = ConvNeXt(replace(folded.config, layer_scale=True))
     network.load_state_dict(folded.state_dict(), strict=False)
-    for module in network.modules():
-        if isinstance(module, Block) and module.gamma is not None:
-            nn.init.ones_(module.gamma)
+    for path in network.inverted_bottlenecks:
+        nn.init.ones_(network.get_parameter(f"{path}.gamma"))
     return network.eval()
 
 

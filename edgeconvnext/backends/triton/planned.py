@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -49,7 +50,7 @@ def planned_network(
             f"Make a run for an NVIDIA GPU from it: edgeconvnext export --target rtx --from {path}."
         )
     plan, network = load_plan(plan_file, model.module)
-    if not isinstance(model.module, ConvNeXt) or not isinstance(network, ConvNeXt):
+    if not network.inverted_bottlenecks:
         raise QuantizationError(
             f"{path} is a run of a {type(network).__name__}; the Triton kernels are those of ConvNeXt's blocks."
         )
@@ -58,4 +59,5 @@ def planned_network(
             f"{path} is a run of a network without a head; the Triton kernels give logits. Make a run without --head."
         )
     float_type = torch.float16 if target.float_type == "float16" else torch.float32
-    return PlannedNetwork(name, model.module, network, plan, float_type, model.preprocess.input_size)
+    folded, network = cast(ConvNeXt, model.module), cast(ConvNeXt, network)
+    return PlannedNetwork(name, folded, network, plan, float_type, model.preprocess.input_size)
