@@ -23,6 +23,7 @@ from edgeconvnext.data.loader import batches
 from edgeconvnext.data.preprocess import Preprocess
 from edgeconvnext.errors import TrainingError
 from edgeconvnext.files import atomic_write
+from edgeconvnext.memory import keep_freed_memory
 from edgeconvnext.model.build import config_json
 from edgeconvnext.model.checkpoint import save_checkpoint
 from edgeconvnext.model.loaded import LoadedModel
@@ -34,7 +35,6 @@ from edgeconvnext.train.average import WeightAverage
 from edgeconvnext.train.lanes import Lanes, lanes_for, threads
 from edgeconvnext.train.log import Curve, EpochRow, curves_svg, log_csv
 from edgeconvnext.train.loop import LoopSettings, Trainer
-from edgeconvnext.train.memory import keep_freed_memory
 from edgeconvnext.train.mixing import mix
 from edgeconvnext.train.networks import set_drop_path, weights_sha256
 from edgeconvnext.train.optimizer import recipe_optimizer

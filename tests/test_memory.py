@@ -12,7 +12,7 @@ import pytest
 SCRIPT = """
 import resource, sys
 import torch
-from edgeconvnext.train.memory import keep_freed_memory
+from edgeconvnext.memory import keep_freed_memory
 
 if sys.argv[1] == "kept":
     keep_freed_memory()
