@@ -29,6 +29,7 @@ import torch
 from edgeconvnext.backends.triton.gpu import BATCHES, describe_gpu, describe_versions, require_gpu
 from edgeconvnext.backends.triton.planned import PlannedNetwork
 from edgeconvnext.errors import GATE_MISSED_EXIT_CODE, EdgeConvNextError
+from edgeconvnext.sqnr import logit_sqnr_db
 
 if TYPE_CHECKING:
     from multiprocessing.synchronize import Barrier, Lock
@@ -248,14 +249,9 @@ def accuracy(int8: TritonNetwork, settings: Settings, photographs: Photographs, 
         100 * float((fp32 == photographs.classes).mean()),
         100 * float((answers == photographs.classes).mean()),
         100 * float((answers == fp32).mean()),
-        _sqnr_db(photographs.fp32, logits),
-        _sqnr_db(photographs.simulated, logits),
+        logit_sqnr_db(photographs.fp32, logits),
+        logit_sqnr_db(photographs.simulated, logits),
     )
-
-
-def _sqnr_db(reference: np.ndarray, other: np.ndarray) -> float:
-    error = np.square(reference - other, dtype=np.float64).sum()
-    return float(10 * np.log10(np.square(reference, dtype=np.float64).sum() / max(error, 1e-30)))
 
 
 def _arguments() -> argparse.Namespace:

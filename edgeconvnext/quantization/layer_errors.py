@@ -12,6 +12,7 @@ from edgeconvnext.quantization.plan import QuantPlan
 from edgeconvnext.quantization.statistics import Statistics
 from edgeconvnext.rewrite.channel_scaling import absorbed
 from edgeconvnext.schema.report import LayerError
+from edgeconvnext.sqnr import power_ratio_db
 from edgeconvnext.targets import Target
 
 HISTOGRAM_BINS = 64
@@ -84,8 +85,8 @@ def layer_errors(folded: Network, module: Network, plan: QuantPlan, statistics: 
 def rounded_weight_sqnr_db(folded: Network, module: Network, plan: QuantPlan, layer: str) -> float:
     """SQNR of a layer's weights, rounded in `module`, against its float ones in `folded`, behind the same affine."""
     exact = prepared_weight(folded, plan, layer)
-    error = (weight_of(module, layer) - exact).square().sum().clamp_min(1e-30)
-    return float(10 * torch.log10(exact.square().sum().clamp_min(1e-30) / error))
+    error = (weight_of(module, layer) - exact).square().sum()
+    return power_ratio_db(float(exact.square().sum()), float(error))
 
 
 def prepared_weight(folded: Network, plan: QuantPlan, layer: str) -> torch.Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from edgeconvnext.rewrite.channel_scaling import Affine
+from edgeconvnext.sqnr import power_ratio_db
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,8 @@ class ActivationPlan:
 
     @property
     def sqnr_db(self) -> float:
-        """10 log10(signal power / quantization error) on held-out calibration images."""
-        return float(10 * torch.log10(torch.tensor(max(self.signal, 1e-30) / max(self.mse, 1e-30))))
+        """Of the tensor on held-out calibration images."""
+        return power_ratio_db(self.signal, self.mse)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The accuracy engine: layer by layer, with later layers seeing the quantised earlier ones, every choice by held-out error.
 
 For each layer, in forward order, one pass over the calibration images gathers what reaches it in the quantised network and what
-it should answer according to the float network (`layer_problem`). Then compete, on held-out images:
+it should answer according to the float network (`layer_statistics`). Then compete, on held-out images:
 
   preparation   a scale and shift per channel in front of the quantizer, taken back exactly behind it (`preparations`)
   range         five estimators (`ranges`)
@@ -41,7 +41,7 @@ from edgeconvnext.quantization.candidates import (
 )
 from edgeconvnext.quantization.fake import quantize_input, quantize_output
 from edgeconvnext.quantization.histogram import StreamingHistogram
-from edgeconvnext.quantization.layer_problem import LayerProblem, gather, weight_rows
+from edgeconvnext.quantization.layer_statistics import LayerStatistics, gather, weight_rows
 from edgeconvnext.quantization.plan import ActivationPlan, LayerDecision, QParams, QuantPlan
 from edgeconvnext.quantization.planning import (
     SEARCH_STEPS,
@@ -54,6 +54,7 @@ from edgeconvnext.quantization.ranges import Grid, quantization_mse
 from edgeconvnext.quantization.statistics import Statistics, TensorStatistics
 from edgeconvnext.rewrite.channel_scaling import norm_before, place_affine
 from edgeconvnext.rewrite.lockstep import Lockstep, StoredImages
+from edgeconvnext.sqnr import power_ratio_db
 from edgeconvnext.targets import Target
 
 # Multiply-adds of one evaluation of a block on held-out images; between these two numbers of images.
@@ -168,23 +169,23 @@ class _Engine:
     def _solve_layer(self, unit: Unit, layer: str, evaluation: _Evaluation) -> None:
         state, precision = self.state, self.precisions[layer]
         images = (state.fit_images, state.held_out_images)
-        problem = gather(state.reference, state.working, unit, layer, state.fit, state.held_out, images)
+        statistics = gather(state.reference, state.working, unit, layer, state.fit, state.held_out, images)
         weight = weight_rows(state.reference.get_submodule(layer), layer_weight(state.reference, layer).double())
         grid = None if precision.activations is None else activation_grid(self.target, precision.activations)
-        finalists = self.candidates.prepared(layer, problem, weight, grid, precision)
-        plain = self.candidates.plain(layer, problem, weight, grid, precision)
+        finalists = self.candidates.prepared(layer, statistics, weight, grid, precision)
+        plain = self.candidates.plain(layer, statistics, weight, grid, precision)
         before = self._error(layer, plain, evaluation)
         scored: dict[str, tuple[float, Candidate]] = {}
         if self.options.rounding in ("auto", "nearest") and self.options.preparation != "force":
             scored["none, nearest"] = (before, plain)
         for affine, qparams, estimator in finalists:
-            for candidate in self.candidates.rounded(layer, problem, weight, affine, qparams, estimator, precision):
+            for candidate in self.candidates.rounded(layer, statistics, weight, affine, qparams, estimator, precision):
                 name = f"{affine.name}, {candidate.rounding}"
                 scored[name] = (self._error(layer, candidate, evaluation), candidate)
         best = min(scored, key=lambda name: scored[name][0])
         error, chosen = scored[best]
         self._install(layer, chosen)
-        self._record(layer, problem, chosen)
+        self._record(layer, statistics, chosen)
         self.decisions[layer] = LayerDecision(
             chosen.affine,
             chosen.rounding,
@@ -214,16 +215,16 @@ class _Engine:
         self._install(layer, candidate)
         return evaluation.error()
 
-    def _record(self, layer: str, problem: LayerProblem, chosen: Candidate) -> None:
+    def _record(self, layer: str, statistics: LayerStatistics, chosen: Candidate) -> None:
         """Note the layer's grids, and the statistics of its prepared input."""
         self.weights[layer] = chosen.grid
         if chosen.input is None:
             return
         name = f"{layer}:input"
-        _, fit = prepared_histogram(problem, chosen.affine, problem.fit)
-        _, held_out = prepared_histogram(problem, chosen.affine, problem.held_out, extremes=False)
-        low = chosen.affine.apply(problem.channel_low).float()
-        high = chosen.affine.apply(problem.channel_high).float()
+        _, fit = prepared_histogram(statistics, chosen.affine, statistics.fit)
+        _, held_out = prepared_histogram(statistics, chosen.affine, statistics.held_out, extremes=False)
+        low = chosen.affine.apply(statistics.channel_low).float()
+        high = chosen.affine.apply(statistics.channel_high).float()
         self.tensors[name] = TensorStatistics(fit, held_out, low.numpy(), high.numpy())
         grid = Grid(chosen.input.quant_min, chosen.input.quant_max, False)
         scale, zero_point = (
@@ -306,7 +307,8 @@ class _Evaluation:
         return total
 
     def sqnr_db(self, error: float) -> float:
-        return float(10 * torch.log10(torch.tensor(max(self.power, 1e-30) / max(error, 1e-30))))
+        """Return the SQNR of the unit's output at this squared error."""
+        return power_ratio_db(self.power, error)
 
 
 def _restore(reference: Network, working: Network, layer: str) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from edgeconvnext.quantization.plan import QParams
+from edgeconvnext.rewrite.ridge import by_cholesky, damped, inverse_cholesky, ridge_fit
 from edgeconvnext.rewrite.two_of_four import masked_fit
 
 
@@ -32,13 +33,10 @@ def factored(hessian: torch.Tensor, damping: float = 0.01) -> Factored:
 
     hessian: (G, K, K), covariance of the inputs, float64. damping: added to its diagonal, as a share of the diagonal's mean.
     """
-    diagonal = hessian.diagonal(dim1=1, dim2=2)
-    order = diagonal.argsort(dim=1, descending=True)
-    h = hessian.gather(1, order[:, :, None].expand_as(hessian)).gather(2, order[:, None].expand_as(hessian))
-    mean = diagonal.mean(dim=1).clamp_min(1e-30)
-    damped = h + (damping * mean)[:, None, None] * torch.eye(h.shape[1], dtype=h.dtype)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    return Factored(order, torch.linalg.cholesky(inverse, upper=True))
+    order = hessian.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
+    matrix = damped(hessian, damping)
+    matrix = matrix.gather(1, order[:, :, None].expand_as(matrix)).gather(2, order[:, None].expand_as(matrix))
+    return Factored(order, inverse_cholesky(matrix))
 
 
 def gptq(
@@ -88,9 +86,7 @@ def refit(
     Minimises |t - W x|^2 + ridge |W - W0|^2, that is W = W0 + (cross - W0 H) (H + ridge I)^-1. Rounding W afterwards with
     `gptq` makes the errors of the layers before part of what is made good (asymmetric calibration, arXiv 2504.02692).
     """
-    mean = hessian.diagonal(dim1=1, dim2=2).mean(dim=1).clamp_min(1e-30)
-    damped = hessian + (ridge * mean)[:, None, None] * torch.eye(hessian.shape[1], dtype=hessian.dtype)
-    if mask is not None:
-        return masked_fit(weight, mask, damped, cross + weight @ (damped - hessian))
-    change = torch.cholesky_solve((cross - weight @ hessian).transpose(1, 2), torch.linalg.cholesky(damped))
-    return weight + change.transpose(1, 2)
+    if mask is None:
+        return ridge_fit(weight, hessian, cross, ridge, by_cholesky)
+    matrix = damped(hessian, ridge)
+    return masked_fit(weight, mask, matrix, cross + weight @ (matrix - hessian))

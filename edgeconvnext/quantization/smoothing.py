@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from edgeconvnext.data.preprocess import Preprocess, ValueRange
-from edgeconvnext.quantization.layer_problem import LayerProblem
+from edgeconvnext.quantization.layer_statistics import LayerStatistics
 from edgeconvnext.rewrite.channel_scaling import Affine
 
 # Exponents of scale migration; 1 gives every channel the same range, 0 would change nothing.
@@ -13,7 +13,7 @@ ALPHAS = (0.5, 0.75, 1.0)
 
 
 def affine_candidates(
-    problem: LayerProblem, weight: torch.Tensor, *, scales: bool, shifts: bool, one_shift: bool
+    statistics: LayerStatistics, weight: torch.Tensor, *, scales: bool, shifts: bool, one_shift: bool
 ) -> list[Affine]:
     """Return the affines that compete in front of a layer, the identity first.
 
@@ -23,7 +23,7 @@ def affine_candidates(
     Scales are r^-alpha, and, as in SmoothQuant, w^(1 - alpha) * r^-alpha, with r half a channel's range and w the largest weight
     that meets it. Their geometric mean is one, so that float16 holds what it held before.
     """
-    low, high = problem.channel_low.double(), problem.channel_high.double()
+    low, high = statistics.channel_low.double(), statistics.channel_high.double()
     candidates = [Affine.identity(len(low))]
     if one_shift:
         center = float(low.min() + high.max()) / 2
@@ -31,7 +31,7 @@ def affine_candidates(
     if not scales:
         return candidates
     largest = torch.zeros(len(low), dtype=torch.float64)
-    largest.scatter_reduce_(0, problem.channels.flatten(), weight.abs().amax(dim=1).double().flatten(), "amax")
+    largest.scatter_reduce_(0, statistics.channels.flatten(), weight.abs().amax(dim=1).double().flatten(), "amax")
     for moved in (False, True) if shifts else (False,):
         middle = (low + high) / 2 if moved else torch.zeros_like(low)
         reach = torch.maximum(high - middle, middle - low)
@@ -39,7 +39,7 @@ def affine_candidates(
         for alpha in ALPHAS:
             plain = reach**-alpha
             candidates.append(_affine(plain, middle, f"scale^{alpha:g}", moved))
-            if alpha < 1 and problem.channels.shape[0] == 1:
+            if alpha < 1 and statistics.channels.shape[0] == 1:
                 floor = 1e-3 * float(largest.max().clamp_min(1e-12))
                 balanced = largest.clamp_min(floor) ** (1 - alpha) * plain
                 candidates.append(_affine(balanced, middle, f"smooth {alpha:g}", moved))

@@ -105,12 +105,6 @@ def _palette(steps: torch.Tensor, cost: torch.Tensor, bits: int) -> torch.Tensor
     return torch.from_numpy(np.sort(np.array(levels))).float()
 
 
-def weight_sqnr_db(weight: torch.Tensor, qparams: QParams) -> float:
-    """10 log10(signal / rounding error) of a whole weight tensor."""
-    error = (qparams.fake_quantize(weight) - weight).double().square().sum()
-    return float(10 * torch.log10(weight.double().square().sum() / error.clamp_min(1e-30)))
-
-
 def _rounded(scale: torch.Tensor, float16: bool) -> torch.Tensor:
     return torch.from_numpy(round_scale(scale.numpy(), float16))
 

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from edgeconvnext.errors import RewriteError
@@ -31,6 +30,7 @@ from edgeconvnext.model.convnext.network import Block, ConvNeXt
 from edgeconvnext.model.units import Unit, units_of
 from edgeconvnext.rewrite.least_squares import RIDGES, FittedLinear, LinearFit
 from edgeconvnext.rewrite.lockstep import Lockstep, StoredImages
+from edgeconvnext.rewrite.patches import patch_rows
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def _refit_block(state: Lockstep, module: ConvNeXt, unit: Unit, replaced: bool) 
 def _standardise(block: Block, fit: LinearFit) -> None:
     """Give the depthwise conv's output mean 0 and standard deviation 1 per channel, taken back in pwconv1: exact, and what
     quantizers and half precision like best. (w x + b - m) / s has the weights w / s and the bias (b - m) / s."""
-    mean, deviation = fit.moments
+    mean, deviation = fit.input_spread()
     deviation = torch.where(deviation > 0, deviation, torch.ones_like(deviation))
     weight, bias = block.pwconv1.weight.double(), block.pwconv1.bias.double()
     assert block.dwconv.bias is not None
@@ -191,7 +191,7 @@ def _refit_downsample(state: Lockstep, module: ConvNeXt, unit: Unit, replaced: b
         layers[0] = nn.Identity()
     fit = LinearFit(conv.weight[0].numel(), conv.out_channels)
     for expected, given in state.fit():
-        fit.add(_patches(conv, layers[0](given)), _rows(_channels_last(unit.run(state.reference, expected))))
+        fit.add(patch_rows(conv, layers[0](given)), _rows(_channels_last(unit.run(state.reference, expected))))
     _assign(conv, fit.solve(prior))
 
 
@@ -206,7 +206,7 @@ def _refit_stem(state: Lockstep, module: ConvNeXt, unit: Unit, replaced: bool) -
     for expected, given in state.fit():
         for layer in before:
             given = layer(given)
-        fit.add(_patches(conv, given), _rows(_channels_last(unit.run(state.reference, expected))))
+        fit.add(patch_rows(conv, given), _rows(_channels_last(unit.run(state.reference, expected))))
     _assign(conv, fit.solve())
 
 
@@ -247,12 +247,6 @@ class _input_of:
 
     def __exit__(self, *_: object) -> None:
         self._handle.remove()
-
-
-def _patches(conv: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
-    """Return what each output position of an ungrouped conv sees, (positions, in * kH * kW), in the order of its weights."""
-    padding = cast(tuple[int, int], conv.padding)
-    return F.unfold(x, conv.kernel_size, padding=padding, stride=conv.stride).transpose(1, 2).flatten(0, 1)  # type: ignore[arg-type]
 
 
 def _assign(layer: nn.Linear | nn.Conv2d, fitted: FittedLinear) -> None:

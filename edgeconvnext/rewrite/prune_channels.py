@@ -7,15 +7,15 @@ covariance with the target t, what the block should add to its input.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 
 from edgeconvnext.choices import Score
-from edgeconvnext.errors import RewriteError
 from edgeconvnext.model.convnext.network import Block, ConvNeXt
 from edgeconvnext.rewrite.lockstep import StoredImages
+from edgeconvnext.rewrite.moments import Moments
 from edgeconvnext.rewrite.prune_segments import hidden_widths
+from edgeconvnext.rewrite.ridge import by_lu, damped, ridge_fit
 
 SINGLE_SCORES: tuple[Score, ...] = ("elimination", "magnitude", "energy", "taylor")
 
@@ -26,58 +26,7 @@ COMPACTED_EVERY = 64
 TAYLOR_SEED = 0
 
 
-@dataclass(frozen=True)
-class ChannelMoments:
-    """Statistics of a block over images and positions, float64.
-
-    mean, covariance: of h, (hidden,), (hidden, hidden). target_mean: of t, (dim,). cross: covariance of t with h, (dim, hidden).
-    """
-
-    mean: torch.Tensor
-    covariance: torch.Tensor
-    target_mean: torch.Tensor
-    cross: torch.Tensor
-
-
-class MomentSums:
-    """Running sums; their size does not depend on the number of images."""
-
-    def __init__(self, hidden: int, dim: int) -> None:
-        self.count = 0
-        self.origin: torch.Tensor | None = None
-        self.sum = torch.zeros(hidden, dtype=torch.float64)
-        self.products = torch.zeros(hidden, hidden, dtype=torch.float64)
-        self.target_sum = torch.zeros(dim, dtype=torch.float64)
-        self.cross = torch.zeros(dim, hidden, dtype=torch.float64)
-
-    def add(self, hidden: torch.Tensor, target: torch.Tensor) -> None:
-        """hidden: (positions, hidden); target: (positions, dim). The first batch's mean is taken off: float32 then suffices."""
-        if self.origin is None:
-            self.origin = hidden.mean(dim=0)
-        centred = hidden - self.origin
-        self.count += len(hidden)
-        self.sum += centred.sum(dim=0, dtype=torch.float64)
-        self.products += centred.T @ centred
-        self.target_sum += target.sum(dim=0, dtype=torch.float64)
-        self.cross += target.T @ centred
-
-    def result(self, path: str) -> ChannelMoments:
-        """Return the moments. Raises RewriteError where they are not finite."""
-        assert self.origin is not None
-        mean, target_mean = self.sum / self.count, self.target_sum / self.count
-        covariance = self.products / self.count - torch.outer(mean, mean)
-        if not covariance.isfinite().all():
-            raise RewriteError(
-                f"The activations of {path} hold NaN or Inf on the calibration images, so its channels cannot be "
-                f"ranked. Check the weights and the preprocessing of the checkpoint."
-            )
-        cross = self.cross / self.count - torch.outer(target_mean, mean)
-        return ChannelMoments(mean + self.origin, covariance, target_mean, cross)
-
-
-def removal_order(
-    block: Block, moments: ChannelMoments, score: Score, taylor: torch.Tensor | None = None
-) -> torch.Tensor:
+def removal_order(block: Block, moments: Moments, score: Score, taylor: torch.Tensor | None = None) -> torch.Tensor:
     """Return all hidden channels, the first to go first, (hidden,). Equal scores go by their index.
 
     magnitude: norm of the pwconv1 row (with bias) times norm of the pwconv2 column. energy: variance of the channel times the
@@ -106,8 +55,7 @@ def elimination_order(covariance: torch.Tensor, cross: torch.Tensor) -> torch.Te
     cost, and the other, now needed, late; a score by channel would drop both or none.
     """
     hidden = len(covariance)
-    damping = RIDGE * float(covariance.diagonal().mean()) + torch.finfo(torch.float64).tiny
-    inverse = torch.linalg.inv(covariance + damping * torch.eye(hidden, dtype=torch.float64))
+    inverse = torch.linalg.inv(damped(covariance, RIDGE))
     weight = cross @ inverse
     names = torch.arange(hidden)
     alive = torch.ones(hidden, dtype=torch.bool)
@@ -127,18 +75,14 @@ def elimination_order(covariance: torch.Tensor, cross: torch.Tensor) -> torch.Te
     return torch.tensor(order)
 
 
-def refit(weight: torch.Tensor, moments: ChannelMoments, kept: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def refit(weight: torch.Tensor, moments: Moments, kept: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return pwconv2's weight (dim, kept) and bias for the channels `kept`, which answers the targets best.
 
-    weight: pwconv2's own, (dim, hidden). kept: indices. With W0 the weight of the kept channels, the change D minimises
-    |t - (W0 + D) h|^2 + ridge |D|^2, all centred: D = (cross - W0 C) (C + ridge I)^-1. Few images thus leave the weights near what
-    they were. The bias takes up the means.
+    weight: pwconv2's own, (dim, hidden). kept: indices. The fit is `ridge_fit`'s, from the weight of the kept channels; the bias
+    takes up the means.
     """
     own = weight.detach().double()[:, kept]
-    covariance, cross = moments.covariance[kept][:, kept], moments.cross[:, kept]
-    ridge = RIDGE * float(covariance.diagonal().mean()) + torch.finfo(torch.float64).tiny
-    regularised = covariance + ridge * torch.eye(len(kept), dtype=torch.float64)
-    fitted = own + torch.linalg.solve(regularised, (cross - own @ covariance).T).T
+    fitted = ridge_fit(own, moments.covariance[kept][:, kept], moments.cross[:, kept], RIDGE, by_lu)
     return fitted, moments.target_mean - fitted @ moments.mean[kept]
 
 

@@ -13,7 +13,8 @@ from edgeconvnext.choices import Score
 from edgeconvnext.model.convnext.network import ConvNeXt
 from edgeconvnext.progress import progress_bar
 from edgeconvnext.rewrite.lockstep import StoredImages, TwoStreams
-from edgeconvnext.rewrite.prune_channels import SINGLE_SCORES, ChannelMoments, MomentSums, refit, removal_order
+from edgeconvnext.rewrite.moments import Moments, MomentSums, require_finite
+from edgeconvnext.rewrite.prune_channels import SINGLE_SCORES, refit, removal_order
 from edgeconvnext.rewrite.prune_segments import Segment, enter_stage, logit_kl
 
 SHARES = (1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8)
@@ -65,14 +66,14 @@ def measure_curves(
     return curves
 
 
-def segment_moments(reference: ConvNeXt, segment: Segment, inputs: TwoStreams) -> ChannelMoments:
+def segment_moments(reference: ConvNeXt, segment: Segment, inputs: TwoStreams) -> Moments:
     """Return the statistics of the segment's block on the inputs it has in the original network, of the images to fit on."""
     block = segment.block(reference)
     sums = MomentSums(block.pwconv2.in_features, block.pwconv2.out_features)
     for batch, _ in inputs.fit():
         target = (segment.run(reference, batch) - batch).permute(0, 2, 3, 1)
         sums.add(block.hidden(batch).flatten(0, 2), target.flatten(0, 2))
-    return sums.result(segment.path)
+    return require_finite(sums.result(), segment.path)
 
 
 def measured_kl(
@@ -93,7 +94,7 @@ def measured_kl(
     return [logit_kl(logits, torch.cat(found)) for found in answers]
 
 
-def fitted_layer(weight: torch.Tensor, moments: ChannelMoments, order: torch.Tensor, width: int) -> Layer:
+def fitted_layer(weight: torch.Tensor, moments: Moments, order: torch.Tensor, width: int) -> Layer:
     """Return the re-fitted pwconv2 on the last `width` channels of a removal order."""
     kept = order[len(order) - width :].sort().values
     fitted, bias = refit(weight, moments, kept)

@@ -16,7 +16,8 @@ from edgeconvnext.model.build import build
 from edgeconvnext.model.convnext.network import Block, ConvNeXt
 from edgeconvnext.progress import progress_bar
 from edgeconvnext.rewrite.lockstep import StoredImages, TwoStreams
-from edgeconvnext.rewrite.prune_channels import MomentSums, refit, removal_order
+from edgeconvnext.rewrite.moments import MomentSums, require_finite
+from edgeconvnext.rewrite.prune_channels import refit, removal_order
 from edgeconvnext.rewrite.prune_segments import Segment, enter_stage
 
 
@@ -72,7 +73,7 @@ def _fitted(
     for x, y in inputs.fit():
         target = segment.run(reference, x) - torch.lerp(x, y, compensation)
         sums.add(block.hidden(y).flatten(0, 2), target.permute(0, 2, 3, 1).flatten(0, 2))
-    moments = sums.result(segment.path)
+    moments = require_finite(sums.result(), segment.path)
     full = block.pwconv2.in_features
     order = removal_order(block, moments, score, taylor) if width < full else torch.arange(full)
     kept = order[full - width :].sort().values

@@ -24,13 +24,14 @@ from edgeconvnext.model.units import Unit, units_of
 from edgeconvnext.progress import progress_bar
 from edgeconvnext.rewrite.exact import fold_layer_scale
 from edgeconvnext.rewrite.lockstep import Lockstep, StoredImages
-from edgeconvnext.rewrite.prune_channels import MomentSums
+from edgeconvnext.rewrite.moments import MomentSums, require_finite
 from edgeconvnext.rewrite.prune_segments import check_images, logit_kl, run_held_out
+from edgeconvnext.rewrite.ridge import by_lu, damped, inverse_cholesky, towards
 from edgeconvnext.rewrite.two_of_four import masked_fit
 
 LINEARS = ("pwconv1", "pwconv2")
 DAMPING = 1e-3
-"""Added to the diagonal of the input covariance, as a share of its mean."""
+"""Weight of the penalty on changes, as a share of the inputs' mean variance."""
 
 
 @dataclass(frozen=True)
@@ -95,13 +96,9 @@ def sparse_weight(weight: torch.Tensor, covariance: torch.Tensor, cross: torch.T
     arXiv 2301.00774). Last, what is kept is fitted with the zeros fixed.
     """
     inputs = covariance.shape[0]
-    mean = covariance.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
-    hessian = covariance + DAMPING * mean * torch.eye(inputs, dtype=torch.float64)
-    own = (
-        cross + DAMPING * mean * weight
-    )  # the penalty is on changes, so that few images leave the weights where they were
-    dense = torch.linalg.solve(hessian, own.T).T
-    factor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
+    hessian, own = damped(covariance, DAMPING), towards(weight, covariance, cross, DAMPING)
+    dense = by_lu(hessian, own)
+    factor = inverse_cholesky(hessian)
     left, mask = dense.clone(), torch.zeros_like(dense, dtype=torch.bool)
     for start in range(0, inputs, GROUP):
         stop = start + GROUP
@@ -127,7 +124,7 @@ def _solve(state: Lockstep, unit: Unit, part: str) -> SparseLayer:
     sums = MomentSums(layer.in_features, layer.out_features)
     for x, y in state.fit():
         sums.add(*rows(x, y))
-    moments = sums.result(f"{unit.name}.{part}")
+    moments = require_finite(sums.result(), f"{unit.name}.{part}")
     weight = sparse_weight(layer.weight.detach().double(), moments.covariance, moments.cross)
     layer.weight.data.copy_(weight)
     layer.bias.data.copy_(moments.target_mean - weight @ moments.mean)

@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.ao.quantization.observer import PerChannelMinMaxObserver
 
-from edgeconvnext.quantization.plan import QParams
-from edgeconvnext.quantization.weights import palette_grid, weight_grid, weight_sqnr_db
+from edgeconvnext.quantization.weights import palette_grid, weight_grid
 
 
 def largest_first(limit: int, lowest: float) -> np.ndarray:
@@ -282,14 +281,3 @@ def test_of_equal_palettes_the_first_is_taken_and_dead_channels_have_one() -> No
     zeros = palette_grid(torch.zeros(2, 3), 1, float16_scale=False)
     assert zeros.scale.tolist() == [pytest.approx(1e-12 / 127, rel=2.0**-23, abs=0)] * 2
     assert set(zeros.levels.tolist()) == {0.0}
-
-
-# Signal to noise
-
-
-def test_sqnr_is_ten_times_the_logarithm_of_the_power_ratio() -> None:
-    unit = QParams(torch.ones(2), torch.zeros(2, dtype=torch.int32), -127, 127, axis=0)
-    # Signal 0.0625 + 16 + 1 + 4, error 0.0625.
-    weight = torch.tensor([[0.25, 4.0], [-1.0, 2.0]])
-    assert weight_sqnr_db(weight, unit) == pytest.approx(10 * np.log10(21.0625 / 0.0625), rel=1e-12)
-    assert weight_sqnr_db(torch.tensor([[3.0, 4.0], [0.0, 0.0]]), unit) == pytest.approx(10 * np.log10(25e30))

@@ -77,6 +77,6 @@ def test_inputs_that_depend_on_each_other_are_no_problem() -> None:
 
 def test_moments_are_the_inputs() -> None:
     x, t, _, _ = rows(300, noise=0.0)
-    mean, deviation = fitted(x, t).moments
+    mean, deviation = fitted(x, t).input_spread()
     torch.testing.assert_close(mean.float(), x.mean(0), atol=1e-4, rtol=0)
     torch.testing.assert_close(deviation.float(), x.std(0, correction=0), atol=1e-4, rtol=0)

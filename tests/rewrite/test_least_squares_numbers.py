@@ -141,7 +141,7 @@ def test_equal_inputs_without_a_ridge_share_the_weight() -> None:
 
 def test_moments_are_numpys() -> None:
     x, t, _ = rows(4, [7, 5, 9, 4])
-    mean, deviation = streamed(x, t, [7, 5, 9, 4]).moments
+    mean, deviation = streamed(x, t, [7, 5, 9, 4]).input_spread()
     np.testing.assert_allclose(mean.numpy(), x.mean(0), rtol=1e-12)
     np.testing.assert_allclose(deviation.numpy(), x.std(0), rtol=1e-12)
 
@@ -149,7 +149,7 @@ def test_moments_are_numpys() -> None:
 def test_a_constant_input_deviates_by_nothing_but_rounding() -> None:
     for count in range(2, 60):
         x = np.full((count, 1), 0.1)
-        _, deviation = streamed(x, x, [count]).moments
+        _, deviation = streamed(x, x, [count]).input_spread()
         # The mean of equal numbers is off by a few roundings of 0.1; a variance that comes out below zero is none.
         assert 0 <= float(deviation) < 1e-16
 
@@ -160,7 +160,7 @@ def test_a_variance_that_float32_loses_is_zero_not_nan() -> None:
         fit = LinearFit(1, 1)
         for rows_alike in (torch.zeros(1, 1), value.expand(20_000, 1)):
             fit.add(rows_alike, rows_alike)
-        _, deviation = fit.moments
+        _, deviation = fit.input_spread()
         # 20,000 roundings of 2**-24 are 1.2e-3 of v^2 at most, with the variance itself 1.25e-3.
         assert 0 <= float(deviation) < 1.25e-3**0.5 * float(value)
 
