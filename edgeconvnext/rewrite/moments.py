@@ -24,7 +24,7 @@ class Moments:
 
 
 class MomentSums:
-    """Running sums: products of a batch in float32, over batches in float64. Their size does not depend on the number of images."""
+    """Running sums, of a batch's products in float32, over batches in float64; their size does not depend on the number of images."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class MomentSums:
         """
         axes = () if groups is None else (groups,)
         self.count = 0
-        self.origin = origin
+        self._origin = origin
         self.inputs_first = inputs_first
         self.sum = torch.zeros(*axes, inputs, dtype=torch.float64)
         self.products = torch.zeros(*axes, inputs, inputs, dtype=torch.float64)
@@ -51,9 +51,9 @@ class MomentSums:
 
     def add(self, x: torch.Tensor, t: torch.Tensor) -> None:
         """x: inputs, (..., positions, K). t: targets, (..., positions, R)."""
-        if self.origin is None:
-            self.origin = x.mean(dim=-2)
-        x = x - self.origin[..., None, :]
+        if self._origin is None:
+            self._origin = x.mean(dim=-2)
+        x = x - self._origin[..., None, :]
         self.count += x.shape[-2]
         self.sum += x.sum(dim=-2, dtype=torch.float64)
         self.products += x.mT @ x
@@ -71,6 +71,12 @@ class MomentSums:
         whole.cross = torch.stack([part.cross for part in parts]).sum(0)
         return whole
 
+    @property
+    def origin(self) -> torch.Tensor:
+        """What is taken off the inputs, (..., K)."""
+        assert self._origin is not None, "no rows were added"
+        return self._origin
+
     def centred(self) -> Moments:
         """Return the moments with `mean` as seen from the origin."""
         mean, target_mean = self.sum / self.count, self.target_sum / self.count
@@ -80,7 +86,6 @@ class MomentSums:
 
     def result(self) -> Moments:
         """Return the moments."""
-        assert self.origin is not None, "no rows were added"
         moments = self.centred()
         return Moments(moments.mean + self.origin, moments.covariance, moments.target_mean, moments.cross)
 
