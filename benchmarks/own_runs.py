@@ -62,7 +62,7 @@ scheme = "{activations}"
 signed = {"true" if activations == "symmetric" else "false"}
 [quantize.weights]
 bits = {4 if bits == "W4A8" else 8}
-[quantize.prepare]
+[quantize.smoothing]
 hidden = "{"channel" if prepare else "none"}"
 depthwise = {str(prepare).lower()}
 image = {str(prepare).lower()}

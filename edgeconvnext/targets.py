@@ -84,7 +84,7 @@ class WeightSection(Section):
         return self
 
 
-class PrepareSection(Section):
+class SmoothingSection(Section):
     """Where the target allows a multiply-add in front of a quantizer, taken back exactly in the layer behind it.
 
     hidden: in front of pwconv2 (GELU's output), "shift" for one number, "channel" for a scale and a shift per channel.
@@ -110,7 +110,14 @@ class QuantizeSection(Section):
     float_layers: list[str] = Field(default=[])
     activations: ActivationSection = ActivationSection()
     weights: WeightSection = WeightSection()
-    prepare: PrepareSection = PrepareSection()
+    smoothing: SmoothingSection = SmoothingSection()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_smoothing(cls, values: object) -> object:
+        if isinstance(values, dict) and "prepare" in values:
+            raise ValueError("[quantize.prepare] is no table of a target file; its name is [quantize.smoothing]")
+        return values
 
     def takes(self, layer: str, operator: Operator) -> bool:
         """Whether a layer's input and weights are quantised."""

@@ -242,3 +242,10 @@ def test_a_file_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
     path = tmp_path / "board.toml"
     path.write_bytes(b"\xef\xbb\xbf" + MINIMAL.encode())
     assert load_target(str(path)).name == tomllib.loads(MINIMAL)["name"]
+
+
+def test_the_old_name_of_the_smoothing_table_ends_in_an_error_that_names_the_new_one(tmp_path: Path) -> None:
+    path = write(tmp_path, more='\n[quantize.prepare]\nhidden = "channel"\n')
+    assert "[quantize.smoothing]" in refusal(path)
+    path = write(tmp_path, more='\n[quantize.smoothing]\nhidden = "channel"\n')
+    assert load_target(path).quantize.smoothing.hidden == "channel"

@@ -72,7 +72,7 @@ class Request(Output, Measuring, Compression, Quantization, SourceRun, Input):
         return ReconstructionOptions(
             calibrator=self.calibrator,
             effort=self.effort,
-            preparation=self.smoothing,
+            smoothing=self.smoothing,
             rounding=self.rounding,
             bias_correction=self.bias_correction,
             adaround_minutes=self.adaround_minutes,

@@ -32,22 +32,22 @@ def refine(
     unit: Unit,
     reference: Network,
     working: Network,
-    grids: dict[str, QParams],
+    qparams: dict[str, QParams],
     inputs: tuple[TensorFile, TensorFile, int],
     *,
     seconds: float,
 ) -> None:
     """Move the codes of a unit's layers by at most one each, for the least error of the unit's output; in place.
 
-    working: the quantised network, its weights on `grids`, its activations rounded by hooks. inputs: the unit's inputs in the
-    reference and in the working network, and how many images to fit on. seconds: time it may take; the number of steps is set
-    by the first few.
+    working: the quantised network, its weights on the codes of `qparams`, its activations rounded by hooks. inputs: the unit's
+    inputs in the reference and in the working network, and how many images to fit on. seconds: time it may take; the number of
+    steps is set by the first few.
     """
-    expected_file, given_file, images = inputs
-    directions = _directions(unit, reference, working, list(grids), inputs)
+    reference_file, working_file, images = inputs
+    directions = _directions(unit, reference, working, list(qparams), inputs)
     roundings = {
-        layer: _SoftRounding(working, layer, grid, directions[layer], zero_mask(_weight(reference, layer)))
-        for layer, grid in grids.items()
+        layer: _SoftRounding(working, layer, layer_qparams, directions[layer], zero_mask(_weight(reference, layer)))
+        for layer, layer_qparams in qparams.items()
     }
     parameters = [rounding.logit for rounding in roundings.values()]
     biases = [rounding.bias for rounding in roundings.values()]
@@ -61,10 +61,9 @@ def refine(
         while step < steps:
             rows = torch.randperm(images, generator=generator)[:BATCH].tolist()
             with torch.no_grad():
-                target = unit.branch(reference, expected_file.pick(rows))
-            given = given_file.pick(rows)
+                target = unit.branch(reference, reference_file.pick(rows))
             replaced = {name: value for rounding in roundings.values() for name, value in rounding.tensors().items()}
-            output = _branch(unit, working, replaced, given)
+            output = _branch(unit, working, replaced, working_file.pick(rows))
             loss = (output - target).square().mean() / target.square().mean().clamp_min(1e-12)
             start_loss = start_loss or float(loss.detach())
             progress = step / steps
@@ -77,8 +76,8 @@ def refine(
             optimizer.step()
             step += 1
             if step == FEWEST_STEPS:
-                each = (time.perf_counter() - begin) / step
-                steps = max(FEWEST_STEPS + 1, min(MOST_STEPS, int(seconds / each)))
+                step_seconds = (time.perf_counter() - begin) / step
+                steps = max(FEWEST_STEPS + 1, min(MOST_STEPS, int(seconds / step_seconds)))
             elif step > FEWEST_STEPS and time.perf_counter() - begin > 1.2 * seconds:
                 break
     for rounding in roundings.values():
@@ -89,14 +88,14 @@ def _directions(
     unit: Unit, reference: Network, working: Network, layers: list[str], inputs: tuple[TensorFile, TensorFile, int]
 ) -> dict[str, torch.Tensor]:
     """Return where each weight would have to rise for a smaller error: the sign of the gradient over some batches, bool."""
-    expected_file, given_file, images = inputs
+    reference_file, working_file, images = inputs
     weights = {f"{layer}.weight": cast(torch.Tensor, working.get_submodule(layer).weight).detach() for layer in layers}
     leaves = {name: weight.clone().requires_grad_() for name, weight in weights.items()}
     with torch.enable_grad():
         for start in range(0, min(images, FEWEST_STEPS * BATCH), BATCH):
             stop = min(start + BATCH, images)
-            target = unit.branch(reference, expected_file.read(start, stop)).detach()
-            output = _branch(unit, working, dict(leaves), given_file.read(start, stop))
+            target = unit.branch(reference, reference_file.read(start, stop)).detach()
+            output = _branch(unit, working, dict(leaves), working_file.read(start, stop))
             (output - target).square().sum().backward()  # type: ignore[no-untyped-call]
     return {layer: cast(torch.Tensor, leaves[f"{layer}.weight"].grad) < 0 for layer in layers}
 
@@ -109,13 +108,13 @@ class _SoftRounding:
     """One layer's weights as (floor + soft) * scale with soft in 0..1, learnt."""
 
     def __init__(
-        self, working: Network, layer: str, grid: QParams, up: torch.Tensor, mask: torch.Tensor | None
+        self, working: Network, layer: str, qparams: QParams, up: torch.Tensor, mask: torch.Tensor | None
     ) -> None:
-        self.layer, self.grid = layer, grid
+        self.layer, self.qparams = layer, qparams
         # Zeros of a 2:4 sparse layer stay where they are: their steps are zero.
-        self.found = working.get_submodule(layer)
-        weight = cast(torch.Tensor, self.found.weight).detach()
-        self.scale = grid.broadcast(grid.scale, weight)
+        self.module = working.get_submodule(layer)
+        weight = cast(torch.Tensor, self.module.weight).detach()
+        self.scale = qparams.broadcast(qparams.scale, weight)
         codes = (weight / self.scale).round()
         if mask is not None:
             self.scale = self.scale * mask
@@ -124,21 +123,21 @@ class _SoftRounding:
         start = torch.where(up, torch.full_like(codes, START), torch.full_like(codes, 1 - START))
         low, high = STRETCH
         self.logit = torch.nn.Parameter(torch.logit((start - low) / (high - low)))
-        self.bias = torch.nn.Parameter(cast(torch.Tensor, self.found.bias).detach().clone())
+        self.bias = torch.nn.Parameter(cast(torch.Tensor, self.module.bias).detach().clone())
 
     def soft(self) -> torch.Tensor:
         low, high = STRETCH
         return (self.logit.sigmoid() * (high - low) + low).clamp(0, 1)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        codes = (self.floor + self.soft()).clamp(self.grid.quant_min, self.grid.quant_max)
+        codes = (self.floor + self.soft()).clamp(self.qparams.quant_min, self.qparams.quant_max)
         return {f"{self.layer}.weight": codes * self.scale, f"{self.layer}.bias": self.bias}
 
     @torch.no_grad()
     def harden(self) -> None:
-        codes = (self.floor + (self.soft() >= 0.5)).clamp(self.grid.quant_min, self.grid.quant_max)
-        cast(torch.Tensor, self.found.weight).data.copy_(codes * self.scale)
-        cast(torch.Tensor, self.found.bias).data.copy_(self.bias)
+        codes = (self.floor + (self.soft() >= 0.5)).clamp(self.qparams.quant_min, self.qparams.quant_max)
+        cast(torch.Tensor, self.module.weight).data.copy_(codes * self.scale)
+        cast(torch.Tensor, self.module.bias).data.copy_(self.bias)
 
 
 class _Branch(torch.nn.Module):

@@ -16,11 +16,11 @@ def round_biases(module: nn.Module, plan: QuantPlan) -> None:
     Kernels that add the bias to their int32 sums hold it as such a code. Half a step is far below the quantization error, but a
     bias rounded in the artifact alone would push values over rounding borders that the simulation leaves where they are.
     """
-    for layer, grid in plan.weights.items():
+    for layer, qparams in plan.weights.items():
         source = plan.activations.get(f"{layer}:input")
         owner = module.get_submodule(layer)
-        if source is None or grid.blocked or {grid.bits, source.qparams.bits} != {8} or owner.bias is None:
+        if source is None or qparams.blocked or {qparams.bits, source.qparams.bits} != {8} or owner.bias is None:
             continue
-        step = (source.qparams.scale.double() * grid.scale.double()).float()
+        step = (source.qparams.scale.double() * qparams.scale.double()).float()
         bias = cast(torch.Tensor, owner.bias).detach()
         owner.register_parameter("bias", nn.Parameter((bias.double() / step).round().mul(step).to(bias.dtype)))

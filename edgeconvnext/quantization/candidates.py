@@ -1,4 +1,4 @@
-"""What competes for a layer: affines in front of it, ranges of its input, grids and codes of its weights.
+"""What competes for a layer: scalings in front of it, ranges of its input, scales and codes of its weights.
 
 One set of rules serves a whole network; a layer's own numbers come in as LayerStatistics. Weights are (G, R, K): groups, rows and
 columns in each.
@@ -24,11 +24,12 @@ from edgeconvnext.quantization.layer_statistics import LayerStatistics
 from edgeconvnext.quantization.plan import QParams
 from edgeconvnext.quantization.planning import SEARCH_STEPS, estimators_for, palette_of, weight_limit
 from edgeconvnext.quantization.precision import Precision
-from edgeconvnext.quantization.ranges import Estimator, Grid, estimate_range
-from edgeconvnext.quantization.rounding import factored, gptq, nearest, refit
-from edgeconvnext.quantization.smoothing import affine_candidates, image_affine
-from edgeconvnext.quantization.weights import palette_grid, weight_grid
-from edgeconvnext.rewrite.channel_scaling import Affine, norm_before, takes_shift
+from edgeconvnext.quantization.ranges import CodeRange, Estimator, estimate_range
+from edgeconvnext.quantization.rounding import factor_hessian, gptq, nearest, refit
+from edgeconvnext.quantization.smoothing import pixel_scaling, smoothing_candidates
+from edgeconvnext.quantization.weights import palette_qparams, weight_qparams
+from edgeconvnext.rewrite.channel_scaling import ChannelScaling, norm_before, takes_shift
+from edgeconvnext.rewrite.moments import Moments
 from edgeconvnext.targets import Target
 
 FINALISTS = 2
@@ -37,14 +38,14 @@ RIDGES = (0.01, 0.1)
 
 @dataclass(frozen=True)
 class ReconstructionOptions:
-    """What competes. preparation: "none" leaves inputs as they are, "force" takes the best change even where none is better.
+    """What competes. smoothing: "none" leaves inputs as they are, "force" takes the best change even where none is better.
 
     rounding: "auto" lets all methods compete (AdaRound with effort "best" only). adaround_minutes: time AdaRound may take in all.
     """
 
     calibrator: Calibrator = "auto"
     effort: Effort = "default"
-    preparation: Smoothing = "auto"
+    smoothing: Smoothing = "auto"
     rounding: Rounding = "auto"
     bias_correction: bool = True
     adaround_minutes: float = DEFAULT_ADAROUND_MINUTES
@@ -58,9 +59,9 @@ class ReconstructionOptions:
 class Candidate:
     """One way to quantise a layer: everything that has to be put in place."""
 
-    affine: Affine
-    input: QParams | None
-    grid: QParams
+    scaling: ChannelScaling
+    input_qparams: QParams | None
+    weight_qparams: QParams
     codes: torch.Tensor
     bias: torch.Tensor
     rounding: str
@@ -79,43 +80,52 @@ class Candidates:
         self.options = options
         self.kinds = weighted_layers(reference)
 
-    def prepared(
-        self, layer: str, statistics: LayerStatistics, weight: torch.Tensor, grid: Grid | None, precision: Precision
-    ) -> list[tuple[Affine, QParams | None, Estimator | None]]:
-        """Return the best few affines with the best range for each, judged by the layer's own output on held-out images."""
-        identity = Affine.identity(len(statistics.channel_low))
-        if grid is None:
+    def scalings(
+        self,
+        layer: str,
+        statistics: LayerStatistics,
+        weight: torch.Tensor,
+        code_range: CodeRange | None,
+        precision: Precision,
+    ) -> list[tuple[ChannelScaling, QParams | None, Estimator | None]]:
+        """Return the best few scalings with the best range for each, judged by the layer's own output on held-out images."""
+        identity = ChannelScaling.identity(len(statistics.channel_low))
+        if code_range is None:
             return [(identity, None, None)]
-        exact = self._exact_pixels(layer, grid)
+        exact = self._exact_pixels(layer, code_range)
         if exact is not None:
             scale = torch.tensor(1.0)
             return [
-                (exact, QParams(scale, torch.tensor(0, dtype=torch.int32), grid.quant_min, grid.quant_max), "image")
+                (
+                    exact,
+                    QParams(scale, torch.tensor(0, dtype=torch.int32), code_range.quant_min, code_range.quant_max),
+                    "image",
+                )
             ]
-        candidates = self._affines(layer, statistics, weight)
-        searched: list[tuple[float, Affine]] = []
+        candidates = self._scalings(layer, statistics, weight)
+        searched: list[tuple[float, ChannelScaling]] = []
         if len(candidates) > FINALISTS:
-            for affine in candidates:
-                qparams = self._range(statistics, weight, affine, grid, ("output",))[0]
-                rounded = self._nearest(layer, statistics, weight, affine, precision)
-                searched.append((_layer_error(statistics, weight, affine, qparams, rounded), affine))
+            for scaling in candidates:
+                qparams = self._range(statistics, weight, scaling, code_range, ("output",))[0]
+                rounded = self._nearest(layer, statistics, weight, scaling, precision)
+                searched.append((_layer_error(statistics, weight, scaling, qparams, rounded), scaling))
             searched.sort(key=lambda entry: entry[0])
-            candidates = [affine for _, affine in searched[:FINALISTS]]
+            candidates = [scaling for _, scaling in searched[:FINALISTS]]
         estimators = estimators_for(self.options.calibrator, self.options.effort)
         if self.options.calibrator == "auto":
             estimators = (*estimators, "output")
-        return [(affine, *self._range(statistics, weight, affine, grid, estimators)) for affine in candidates]
+        return [(scaling, *self._range(statistics, weight, scaling, code_range, estimators)) for scaling in candidates]
 
-    def _exact_pixels(self, layer: str, grid: Grid) -> Affine | None:
-        """Return the affine that makes images integers, where this layer takes them and the target allows it."""
+    def _exact_pixels(self, layer: str, code_range: CodeRange) -> ChannelScaling | None:
+        """Return the scaling that makes images integers, where this layer takes them and the target allows it."""
         first = layer == "downsample_layers.0.0"
-        allowed = self.target.quantize.prepare.image and self.options.preparation != "none"
-        if not (first and allowed and takes_shift(self.reference, layer)) or grid.levels != 255:
+        allowed = self.target.quantize.smoothing.image and self.options.smoothing != "none"
+        if not (first and allowed and takes_shift(self.reference, layer)) or code_range.levels != 255:
             return None
-        return image_affine(self.preprocess, self.target.input.value_range, grid.quant_min < 0)
+        return pixel_scaling(self.preprocess, self.target.input.value_range, code_range.quant_min < 0)
 
-    def _affines(self, layer: str, statistics: LayerStatistics, weight: torch.Tensor) -> list[Affine]:
-        allowed = self.target.quantize.prepare
+    def _scalings(self, layer: str, statistics: LayerStatistics, weight: torch.Tensor) -> list[ChannelScaling]:
+        allowed = self.target.quantize.smoothing
         behind_norm = norm_before(self.reference, layer) is not None
         kind = self.kinds[layer]
         scales = (
@@ -124,59 +134,70 @@ class Candidates:
             or (kind == "depthwise" and allowed.depthwise)
         )
         symmetric = self.target.quantize.activations.scheme == "symmetric"
-        if self.options.preparation == "none":
-            return [Affine.identity(len(statistics.channel_low))]
+        if self.options.smoothing == "none":
+            return [ChannelScaling.identity(len(statistics.channel_low))]
         shifts = scales and takes_shift(self.reference, layer)
         one_shift = kind == "pointwise2" and allowed.hidden != "none" and symmetric
-        candidates = affine_candidates(statistics, weight, scales=scales, shifts=shifts, one_shift=one_shift)
-        return candidates[1:] if self.options.preparation == "force" and len(candidates) > 1 else candidates
+        candidates = smoothing_candidates(statistics, weight, scales=scales, shifts=shifts, one_shift=one_shift)
+        return candidates[1:] if self.options.smoothing == "force" and len(candidates) > 1 else candidates
 
     def _range(
         self,
         statistics: LayerStatistics,
         weight: torch.Tensor,
-        affine: Affine,
-        grid: Grid,
+        scaling: ChannelScaling,
+        code_range: CodeRange,
         estimators: tuple[Estimator, ...],
     ) -> tuple[QParams, Estimator]:
-        """Return the grid of the prepared input whose error, at the layer's output on held-out images, is least."""
-        rows, histogram = prepared_histogram(statistics, affine, statistics.fit)
+        """Return the qparams of the scaled input whose error, at the layer's output on held-out images, is least."""
+        rows, histogram = scaled_histogram(statistics, scaling, statistics.fit)
         best: tuple[float, QParams, Estimator] | None = None
         for estimator in estimators:
             source = histogram
             if estimator == "output":
-                columns = _columns(statistics, affine, weight)
+                columns = _columns(statistics, scaling, weight)
                 source = _weighted(histogram, rows, columns.square().sum(dim=1))
             low, high = estimate_range(
-                source, "mse" if estimator == "output" else estimator, grid, max(SEARCH_STEPS[self.options.effort], 40)
+                source,
+                "mse" if estimator == "output" else estimator,
+                code_range,
+                max(SEARCH_STEPS[self.options.effort], 40),
             )
-            scale, zero_point = (torch.as_tensor(values[0]) for values in grid.fit(np.array([low]), np.array([high])))
-            qparams = QParams(scale.float(), zero_point.int(), grid.quant_min, grid.quant_max)
-            error = 0.0 if len(estimators) == 1 else _layer_error(statistics, weight, affine, qparams, None)
+            scale, zero_point = (
+                torch.as_tensor(values[0]) for values in code_range.qparams(np.array([low]), np.array([high]))
+            )
+            qparams = QParams(scale.float(), zero_point.int(), code_range.quant_min, code_range.quant_max)
+            error = 0.0 if len(estimators) == 1 else _layer_error(statistics, weight, scaling, qparams, None)
             if best is None or error < best[0]:
                 best = (error, qparams, estimator)
         assert best is not None
         return best[1], best[2]
 
-    def _grid_of(
-        self, layer: str, statistics: LayerStatistics, weight: torch.Tensor, precision: Precision, affine: Affine
+    def _weight_qparams(
+        self,
+        layer: str,
+        statistics: LayerStatistics,
+        weight: torch.Tensor,
+        precision: Precision,
+        scaling: ChannelScaling,
     ) -> QParams:
-        """Return the weight grid, its scales searched for the least error weighted by the power of the inputs."""
+        """Return the weight's qparams, its scales searched for the least error weighted by the power of the inputs."""
         power = (
-            statistics.moments.covariance.diagonal(dim1=1, dim2=2) * affine.scale.double()[statistics.channels].square()
+            statistics.moments.covariance.diagonal(dim1=1, dim2=2)
+            * scaling.scale.double()[statistics.channels].square()
         )
         power = power.repeat_interleave(weight.shape[1], dim=0) if weight.shape[0] > 1 else power
         rows, float16 = weight.view(weight.shape[0] * weight.shape[1], -1), self.target.float_type == "float16"
         palette_bits = palette_of(self.target, precision)
         if palette_bits is not None:
-            return palette_grid(rows, palette_bits, float16_scale=float16, power=power)
+            return palette_qparams(rows, palette_bits, float16_scale=float16, power=power)
         block = self.target.quantize.weights.block_size
         blocked = (
             block is not None and precision.weights == 4 and self.kinds[layer] in ("pointwise1", "pointwise2", "head")
         )
         if blocked and weight.shape[2] % cast(int, block):
             blocked = False
-        return weight_grid(
+        return weight_qparams(
             rows,
             weight_limit(self.target, precision.weights),
             float16_scale=float16,
@@ -186,95 +207,114 @@ class Candidates:
         )
 
     def _nearest(
-        self, layer: str, statistics: LayerStatistics, weight: torch.Tensor, affine: Affine, precision: Precision
+        self,
+        layer: str,
+        statistics: LayerStatistics,
+        weight: torch.Tensor,
+        scaling: ChannelScaling,
+        precision: Precision,
     ) -> torch.Tensor:
-        prepared = _columns(statistics, affine, weight)
-        grid = self._grid_of(layer, statistics, prepared, precision, affine)
-        step = step_of(grid, prepared)
-        return nearest(prepared, step, grid) * step
+        scaled = _columns(statistics, scaling, weight)
+        qparams = self._weight_qparams(layer, statistics, scaled, precision, scaling)
+        step = step_of(qparams, scaled)
+        return nearest(scaled, step, qparams) * step
 
     def plain(
-        self, layer: str, statistics: LayerStatistics, weight: torch.Tensor, grid: Grid | None, precision: Precision
+        self,
+        layer: str,
+        statistics: LayerStatistics,
+        weight: torch.Tensor,
+        code_range: CodeRange | None,
+        precision: Precision,
     ) -> Candidate:
-        """Return what quantization would be without this engine: no preparation, least-error range, nearest code, old bias."""
-        affine = Affine.identity(len(statistics.channel_low))
+        """Return what quantization would be without this engine: no smoothing, least-error range, nearest code, old bias."""
+        scaling = ChannelScaling.identity(len(statistics.channel_low))
         calibrator = self.options.calibrator
         estimators: tuple[Estimator, ...] = ("mse",) if calibrator == "auto" else (calibrator,)
-        qparams, estimator = (None, None) if grid is None else self._range(statistics, weight, affine, grid, estimators)
-        codes = self._grid_of(layer, statistics, weight, precision, affine)
+        input_qparams, estimator = (
+            (None, None) if code_range is None else self._range(statistics, weight, scaling, code_range, estimators)
+        )
+        qparams = self._weight_qparams(layer, statistics, weight, precision, scaling)
         bias = cast(torch.Tensor, self.reference.get_submodule(layer).bias).detach().double()
-        rounded = nearest(weight, step_of(codes, weight), codes)
-        return Candidate(affine, qparams, codes, rounded, bias, "nearest", estimator)
+        codes = nearest(weight, step_of(qparams, weight), qparams)
+        return Candidate(scaling, input_qparams, qparams, codes, bias, "nearest", estimator)
 
     def rounded(
         self,
         layer: str,
         statistics: LayerStatistics,
         weight: torch.Tensor,
-        affine: Affine,
-        qparams: QParams | None,
+        scaling: ChannelScaling,
+        input_qparams: QParams | None,
         estimator: Estimator | None,
         precision: Precision,
     ) -> Iterator[Candidate]:
-        """Yield the competing roundings of a layer behind one affine and grid."""
-        scale = affine.scale.double()[statistics.channels]
-        shift = affine.shift.double()[statistics.channels]
-        prepared = weight / scale[:, None]
-        # Rounding the input to steps of d adds a variance of d^2 / 12 to every column.
-        noise = 0.0 if qparams is None else float(qparams.scale) ** 2 / 12
-        eye = torch.eye(statistics.moments.covariance.shape[1], dtype=torch.float64)
-        hessian = statistics.moments.covariance * scale[:, :, None] * scale[:, None] + noise * eye
-        mean = statistics.moments.mean * scale + shift
-        if qparams is not None:
-            sample = affine_rows(statistics, affine, statistics.fit)
-            mean = mean + (round_activation(sample, qparams) - sample).double().mean(dim=0)
-        cross = statistics.moments.cross * scale[:, None]
-        old_bias = cast(torch.Tensor, self.reference.get_submodule(layer).bias).detach().double()
-        exact_bias = old_bias - (prepared * shift[:, None]).sum(dim=2).flatten()
-
-        ready = factored(hessian)
+        """Yield the competing roundings of a layer behind one scaling and one input range."""
+        scaled = _columns(statistics, scaling, weight)
+        moments = _quantized_moments(statistics, scaling, input_qparams)
+        float_bias = cast(torch.Tensor, self.reference.get_submodule(layer).bias).detach().double()
+        shift = scaling.shift.double()[statistics.channels]
+        exact_bias = float_bias - (scaled * shift[:, None]).sum(dim=2).flatten()
+        factor = factor_hessian(moments.covariance)
         mask = zero_mask(layer_weight(self.reference, layer))
         mask = None if mask is None else mask[None]
 
         def finish(weights: torch.Tensor, method: str) -> Candidate:
-            grid = self._grid_of(layer, statistics, weights, precision, affine)
-            step = step_of(grid, weights)
-            codes = nearest(weights, step, grid) if method == "nearest" else gptq(weights, step, grid, ready, mask)
-            corrected = (statistics.moments.target_mean - (codes * step * mean[:, None]).sum(dim=2)).flatten()
+            qparams = self._weight_qparams(layer, statistics, weights, precision, scaling)
+            step = step_of(qparams, weights)
+            codes = (
+                nearest(weights, step, qparams) if method == "nearest" else gptq(weights, step, qparams, factor, mask)
+            )
+            corrected = (moments.target_mean - (codes * step * moments.mean[:, None]).sum(dim=2)).flatten()
             bias = corrected if self.options.bias_correction else exact_bias
-            return Candidate(affine, qparams, grid, codes, bias, method, estimator)
+            return Candidate(scaling, input_qparams, qparams, codes, bias, method, estimator)
 
         rounding = self.options.rounding
         if rounding in ("auto", "nearest"):
-            yield finish(prepared, "nearest")
+            yield finish(scaled, "nearest")
         if rounding in ("auto", "gptq", "adaround"):
-            yield finish(prepared, "gptq")
+            yield finish(scaled, "gptq")
             for ridge in RIDGES if rounding != "gptq" else ():
-                fitted = refit(prepared, hessian, cross, ridge, mask)
+                fitted = refit(scaled, moments.covariance, moments.cross, ridge, mask)
                 yield finish(fitted, f"gptq, re-fitted {ridge:g}")
 
 
-def affine_rows(statistics: LayerStatistics, affine: Affine, rows: torch.Tensor) -> torch.Tensor:
-    """Return sampled inputs (positions, G, K) behind an affine."""
-    if affine.is_identity:
+def _quantized_moments(statistics: LayerStatistics, scaling: ChannelScaling, input_qparams: QParams | None) -> Moments:
+    """Return the moments of the layer's input behind a scaling and its quantizer; input_qparams: None where it has none."""
+    moments = statistics.moments
+    scale, shift = (values.double()[statistics.channels] for values in (scaling.scale, scaling.shift))
+    # Rounding the input to steps of d adds a variance of d^2 / 12 to every column.
+    noise = 0.0 if input_qparams is None else float(input_qparams.scale) ** 2 / 12
+    eye = torch.eye(moments.covariance.shape[1], dtype=torch.float64)
+    covariance = moments.covariance * scale[:, :, None] * scale[:, None] + noise * eye
+    mean = moments.mean * scale + shift
+    if input_qparams is not None:
+        sample = scaled_rows(statistics, scaling, statistics.fit)
+        mean = mean + (round_activation(sample, input_qparams) - sample).double().mean(dim=0)
+    return Moments(mean, covariance, moments.target_mean, moments.cross * scale[:, None])
+
+
+def scaled_rows(statistics: LayerStatistics, scaling: ChannelScaling, rows: torch.Tensor) -> torch.Tensor:
+    """Return sampled inputs (positions, G, K) behind a scaling."""
+    if scaling.is_identity:
         return rows
-    return rows * affine.scale[statistics.channels] + affine.shift[statistics.channels]
+    return rows * scaling.scale[statistics.channels] + scaling.shift[statistics.channels]
 
 
-def _columns(statistics: LayerStatistics, affine: Affine, weight: torch.Tensor) -> torch.Tensor:
-    """Return the weight for inputs behind an affine, (G, R, K) float64."""
-    return weight / affine.scale.double()[statistics.channels][:, None]
+def _columns(statistics: LayerStatistics, scaling: ChannelScaling, weight: torch.Tensor) -> torch.Tensor:
+    """Return the weight for inputs behind a scaling, (G, R, K) float64."""
+    return weight / scaling.scale.double()[statistics.channels][:, None]
 
 
-def prepared_histogram(
-    statistics: LayerStatistics, affine: Affine, sample: torch.Tensor, extremes: bool = True
+def scaled_histogram(
+    statistics: LayerStatistics, scaling: ChannelScaling, sample: torch.Tensor, extremes: bool = True
 ) -> tuple[torch.Tensor, Histogram]:
-    """Return the sampled inputs behind an affine and their histogram. extremes: of all values, not of the sample's only."""
-    rows = affine_rows(statistics, affine, sample)
+    """Return the sampled inputs behind a scaling and their histogram. extremes: of all values, not of the sample's only."""
+    rows = scaled_rows(statistics, scaling, sample)
     low, high = float(rows.min()), float(rows.max())
     if extremes:
-        low = min(low, float(affine.apply(statistics.channel_low).min()))
-        high = max(high, float(affine.apply(statistics.channel_high).max()))
+        low = min(low, float(scaling.apply(statistics.channel_low).min()))
+        high = max(high, float(scaling.apply(statistics.channel_high).max()))
     histogram = StreamingHistogram()
     histogram.update(rows, low, high)
     return rows, histogram.result()
@@ -289,17 +329,21 @@ def _weighted(histogram: Histogram, rows: torch.Tensor, importance: torch.Tensor
 
 
 def _layer_error(
-    statistics: LayerStatistics, weight: torch.Tensor, affine: Affine, qparams: QParams, rounded: torch.Tensor | None
+    statistics: LayerStatistics,
+    weight: torch.Tensor,
+    scaling: ChannelScaling,
+    qparams: QParams,
+    rounded: torch.Tensor | None,
 ) -> float:
     """Mean squared error of the layer's output on held-out inputs, its mean taken off (the bias will).
 
-    weight: (G, R, K), for inputs without affine. rounded: (G, R, K), for inputs behind it; None: the unrounded weight.
+    weight: (G, R, K), for inputs without scaling. rounded: (G, R, K), for inputs behind it; None: the unrounded weight.
     """
-    prepared = _columns(statistics, affine, weight).float()
-    inputs = affine_rows(statistics, affine, statistics.held_out)
+    scaled = _columns(statistics, scaling, weight).float()
+    inputs = scaled_rows(statistics, scaling, statistics.held_out)
     quantized = round_activation(inputs, qparams)
     # Q(x) W' - x W = (Q(x) - x) W, one product, where the weight is the same.
-    pairs = [(quantized - inputs, prepared)] if rounded is None else [(quantized, rounded.float()), (-inputs, prepared)]
+    pairs = [(quantized - inputs, scaled)] if rounded is None else [(quantized, rounded.float()), (-inputs, scaled)]
     terms = [
         rows[:, 0] @ used[0].T if weight.shape[0] == 1 else torch.einsum("pgk,grk->pgr", rows, used)
         for rows, used in pairs
@@ -308,11 +352,11 @@ def _layer_error(
     return float((error - error.mean(dim=0)).square().mean(dtype=torch.float64))
 
 
-def step_of(grid: QParams, weight: torch.Tensor) -> torch.Tensor:
+def step_of(qparams: QParams, weight: torch.Tensor) -> torch.Tensor:
     """Return the step of every weight, in a shape that broadcasts to (G, R, K), float64."""
     groups, rows, columns = weight.shape
-    scale = grid.scale.double()
-    if grid.blocked:
+    scale = qparams.scale.double()
+    if qparams.blocked:
         return scale.repeat_interleave(columns // scale.shape[1], dim=1).view(groups, rows, columns)
     return scale.view(groups, rows, 1)
 

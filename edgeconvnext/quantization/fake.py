@@ -21,22 +21,22 @@ def round_activation(x: torch.Tensor, qparams: QParams) -> torch.Tensor:
 
 
 def quantize_input(module: Network, layer: str, qparams: QParams) -> RemovableHandle:
-    """Round the input of a layer, behind its affine where it has one, until the handle is removed."""
-    found = module.get_submodule(layer)
-    affine = getattr(found, "input_affine", None)
-    if affine is not None:
-        return affine.register_forward_hook(lambda _module, _args, output: round_activation(output, qparams))
+    """Round the input of a layer, behind its scaling where it has one, until the handle is removed."""
+    layer_module = module.get_submodule(layer)
+    scaling = getattr(layer_module, "input_affine", None)
+    if scaling is not None:
+        return scaling.register_forward_hook(lambda _module, _args, output: round_activation(output, qparams))
 
     def before(_module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return (round_activation(args[0], qparams),)
 
-    return found.register_forward_pre_hook(before)
+    return layer_module.register_forward_pre_hook(before)
 
 
 def quantize_output(module: Network, layer: str, qparams: QParams) -> RemovableHandle:
     """Round the output of a layer until the handle is removed."""
-    found = module.get_submodule(layer)
-    return found.register_forward_hook(lambda _module, _args, output: round_activation(output, qparams))
+    layer_module = module.get_submodule(layer)
+    return layer_module.register_forward_hook(lambda _module, _args, output: round_activation(output, qparams))
 
 
 def quantize_activations(module: Network, plan: QuantPlan) -> list[RemovableHandle]:

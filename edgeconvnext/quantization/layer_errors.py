@@ -45,7 +45,7 @@ def scheme(plan: QuantPlan, target: Target, macs: dict[str, int]) -> str:
 def layer_errors(folded: Network, module: Network, plan: QuantPlan, statistics: Statistics) -> list[LayerError]:
     """Describe every quantised activation of the plan, in forward order, on the held-out calibration images.
 
-    folded: the float network; module: the same with affines and codes in place.
+    folded: the float network; module: the same with scalings and codes in place.
     """
     operators = weighted_layers(module)
     records = []
@@ -73,7 +73,7 @@ def layer_errors(folded: Network, module: Network, plan: QuantPlan, statistics: 
                 histogram=[float(share) for share in held_out.rebinned(HISTOGRAM_BINS)],
                 weight_bits=None if weight is None else weight.bits,
                 weight_sqnr_db=None if weight is None else rounded_weight_sqnr_db(folded, module, plan, layer),
-                preparation=None if decision is None else decision.affine.name,
+                preparation=None if decision is None else decision.scaling.name,
                 rounding=None if decision is None else decision.rounding,
                 block_sqnr_db=None if decision is None else decision.block_sqnr_db,
                 plain_sqnr_db=None if decision is None else decision.plain_sqnr_db,
@@ -83,17 +83,17 @@ def layer_errors(folded: Network, module: Network, plan: QuantPlan, statistics: 
 
 
 def rounded_weight_sqnr_db(folded: Network, module: Network, plan: QuantPlan, layer: str) -> float:
-    """SQNR of a layer's weights, rounded in `module`, against its float ones in `folded`, behind the same affine."""
-    exact = prepared_weight(folded, plan, layer)
+    """SQNR of a layer's weights, rounded in `module`, against its float ones in `folded`, behind the same scaling."""
+    exact = scaled_weight(folded, plan, layer)
     error = (weight_of(module, layer) - exact).square().sum()
     return power_ratio_db(float(exact.square().sum()), float(error))
 
 
-def prepared_weight(folded: Network, plan: QuantPlan, layer: str) -> torch.Tensor:
-    """Return a layer's float weight for the inputs that its affine makes, (out, in, ...), float64."""
+def scaled_weight(folded: Network, plan: QuantPlan, layer: str) -> torch.Tensor:
+    """Return a layer's float weight for the inputs that its scaling makes, (out, in, ...), float64."""
     decision = plan.decisions.get(layer)
     return (
         weight_of(folded, layer).double()
         if decision is None
-        else absorbed(folded.get_submodule(layer), decision.affine)[0]
+        else absorbed(folded.get_submodule(layer), decision.scaling)[0]
     )

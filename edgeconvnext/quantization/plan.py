@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from edgeconvnext.rewrite.channel_scaling import Affine
+from edgeconvnext.rewrite.channel_scaling import ChannelScaling
 from edgeconvnext.sqnr import power_ratio_db
 
 
@@ -105,11 +105,11 @@ class ActivationPlan:
 class LayerDecision:
     """What won for one layer, and against what.
 
-    affine: in front of its quantizer. rounding: of its weights. block_sqnr_db: SQNR of its block's output on held-out images
-    with what won; plain_sqnr_db: with no preparation, nearest codes and the old bias. candidates: the same for all that competed.
+    scaling: in front of its quantizer. rounding: of its weights. block_sqnr_db: SQNR of its block's output on held-out images
+    with what won; plain_sqnr_db: with no smoothing, nearest codes and the old bias. candidates: the same for all that competed.
     """
 
-    affine: Affine
+    scaling: ChannelScaling
     rounding: str
     block_sqnr_db: float
     plain_sqnr_db: float

@@ -1,4 +1,4 @@
-"""Quantised networks on disk: grids, codes and affines in one safetensors file, beside the folded float network they belong to."""
+"""Quantised networks on disk: qparams, codes and scalings in one safetensors file, beside the folded float network."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from edgeconvnext.model.layers import weighted_layers
 from edgeconvnext.model.network import Network
 from edgeconvnext.quantization.plan import ActivationPlan, LayerDecision, QParams, QuantPlan
 from edgeconvnext.received import parse_json, reading, reason, require_regular_file
-from edgeconvnext.rewrite.channel_scaling import Affine, place_affine
+from edgeconvnext.rewrite.channel_scaling import ChannelScaling, place_scaling
 from edgeconvnext.tensor_header import in_one_order
 
 
@@ -32,23 +32,23 @@ def save_plan(plan: QuantPlan, module: Network, path: Path) -> None:
     metadata: dict[str, Any] = {"activations": {}, "weights": {}, "decisions": {}}
     for name, activation in plan.activations.items():
         metadata["activations"][name] = {
-            "grid": _grid(name, activation.qparams, tensors),
+            "grid": _write_qparams(name, activation.qparams, tensors),
             "estimator": activation.estimator,
             "mse": activation.mse,
             "signal": activation.signal,
             "candidates": activation.candidates,
         }
-    for layer, grid in plan.weights.items():
-        found = module.get_submodule(layer)
-        weight, bias = (cast(torch.Tensor, found.get_parameter(name)).detach() for name in ("weight", "bias"))
-        codes = grid.nearest_code(weight / grid.broadcast(grid.scale, weight))
-        metadata["weights"][layer] = _grid(layer, grid, tensors)
+    for layer, qparams in plan.weights.items():
+        placed = module.get_submodule(layer)
+        weight, bias = (cast(torch.Tensor, placed.get_parameter(name)).detach() for name in ("weight", "bias"))
+        codes = qparams.nearest_code(weight / qparams.broadcast(qparams.scale, weight))
+        metadata["weights"][layer] = _write_qparams(layer, qparams, tensors)
         tensors[f"{layer}|codes"], tensors[f"{layer}|bias"] = codes.to(torch.int8).contiguous(), bias.contiguous()
     for layer, decision in plan.decisions.items():
-        tensors[f"{layer}|affine_scale"] = decision.affine.scale.contiguous()
-        tensors[f"{layer}|affine_shift"] = decision.affine.shift.contiguous()
+        tensors[f"{layer}|affine_scale"] = decision.scaling.scale.contiguous()
+        tensors[f"{layer}|affine_shift"] = decision.scaling.shift.contiguous()
         metadata["decisions"][layer] = {
-            "affine": decision.affine.name,
+            "affine": decision.scaling.name,
             "rounding": decision.rounding,
             "block_sqnr_db": decision.block_sqnr_db,
             "plain_sqnr_db": decision.plain_sqnr_db,
@@ -58,7 +58,7 @@ def save_plan(plan: QuantPlan, module: Network, path: Path) -> None:
 
 
 def load_plan(path: Path, folded: Network) -> tuple[QuantPlan, Network]:
-    """Read what `save_plan` wrote; return the plan and a copy of `folded` with its affines, codes and biases in place.
+    """Read what `save_plan` wrote; return the plan and a copy of `folded` with its scalings, codes and biases in place.
 
     Raises RunDirectoryError where the file holds anything else, or the plan of another network.
     """
@@ -82,14 +82,14 @@ def load_plan(path: Path, folded: Network) -> tuple[QuantPlan, Network]:
 def _read_plan(metadata: _Metadata, tensors: dict[str, torch.Tensor]) -> QuantPlan:
     activations = {
         name: ActivationPlan(
-            name, _read_grid(name, entry.grid, tensors), entry.estimator, entry.mse, entry.signal, entry.candidates
+            name, _read_qparams(name, entry.grid, tensors), entry.estimator, entry.mse, entry.signal, entry.candidates
         )
         for name, entry in metadata.activations.items()
     }
-    weights = {layer: _read_grid(layer, entry, tensors) for layer, entry in metadata.weights.items()}
+    weights = {layer: _read_qparams(layer, entry, tensors) for layer, entry in metadata.weights.items()}
     decisions = {
         layer: LayerDecision(
-            Affine(
+            ChannelScaling(
                 _floats(tensors, f"{layer}|affine_scale", 1), _floats(tensors, f"{layer}|affine_shift", 1), entry.affine
             ),
             entry.rounding,
@@ -103,36 +103,36 @@ def _read_plan(metadata: _Metadata, tensors: dict[str, torch.Tensor]) -> QuantPl
 
 
 def _with_plan(plan: QuantPlan, tensors: dict[str, torch.Tensor], folded: Network) -> Network:
-    """Return a copy of the network with a plan's affines, codes and biases; raises ValueError for another network's plan."""
+    """Return a copy of the network with a plan's scalings, codes and biases; raises ValueError for another network's plan."""
     layers = weighted_layers(folded)
     strangers = {name.partition(":")[0] for name in (*plan.activations, *plan.weights, *plan.decisions)} - set(layers)
     if strangers:
         raise ValueError(f"its network has a layer {min(strangers)}, and the run's has none")
     module = copy.deepcopy(folded).eval()
-    for layer, grid in plan.weights.items():
-        if layer in plan.decisions and not plan.decisions[layer].affine.is_identity:
-            place_affine(module, layer, plan.decisions[layer].affine)
+    for layer, qparams in plan.weights.items():
+        if layer in plan.decisions and not plan.decisions[layer].scaling.is_identity:
+            place_scaling(module, layer, plan.decisions[layer].scaling)
         placed = module.get_submodule(layer)
         weight, bias = placed.get_parameter("weight").data, placed.get_parameter("bias").data
         codes, stored_bias = tensors[f"{layer}|codes"], tensors[f"{layer}|bias"]
         if codes.dtype != torch.int8 or codes.shape != weight.shape or stored_bias.shape != bias.shape:
             raise ValueError(f"the codes of {layer} are not of its shape")
-        if grid.axis is not None and grid.scale.shape[0] != weight.shape[grid.axis]:
+        if qparams.axis is not None and qparams.scale.shape[0] != weight.shape[qparams.axis]:
             raise ValueError(f"{layer} has not one scale for each channel")
-        weight.copy_(codes.float() * grid.broadcast(grid.scale, codes))
+        weight.copy_(codes.float() * qparams.broadcast(qparams.scale, codes))
         bias.copy_(stored_bias)
     return module
 
 
 # Checked by hand: the machine with the GPU that reads plans may have torch, numpy and safetensors alone.
 @dataclass(frozen=True)
-class _Grid:
+class _CodeRange:
     quant_min: int
     quant_max: int
     axis: int | None
 
     @classmethod
-    def of(cls, value: Any) -> _Grid:
+    def of(cls, value: Any) -> _CodeRange:
         entry = _entry(value, {"quant_min": (int,), "quant_max": (int,), "axis": (int, type(None))})
         if (
             not -(2**15) <= entry["quant_min"] <= 0
@@ -145,7 +145,7 @@ class _Grid:
 
 @dataclass(frozen=True)
 class _Activation:
-    grid: _Grid
+    grid: _CodeRange
     estimator: str
     mse: float
     signal: float
@@ -155,7 +155,7 @@ class _Activation:
     def of(cls, value: Any) -> _Activation:
         kinds = {"grid": (dict,), "estimator": (str,), "mse": _NUMBER, "signal": _NUMBER, "candidates": (dict,)}
         entry = _entry(value, kinds)
-        return cls(**entry | {"grid": _Grid.of(entry["grid"]), "candidates": _figures(entry["candidates"])})
+        return cls(**entry | {"grid": _CodeRange.of(entry["grid"]), "candidates": _figures(entry["candidates"])})
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ class _Decision:
 @dataclass(frozen=True)
 class _Metadata:
     activations: dict[str, _Activation]
-    weights: dict[str, _Grid]
+    weights: dict[str, _CodeRange]
     decisions: dict[str, _Decision]
 
     @classmethod
@@ -185,7 +185,7 @@ class _Metadata:
         entry = _entry(value, {"activations": (dict,), "weights": (dict,), "decisions": (dict,)})
         return cls(
             {name: _Activation.of(item) for name, item in entry["activations"].items()},
-            {name: _Grid.of(item) for name, item in entry["weights"].items()},
+            {name: _CodeRange.of(item) for name, item in entry["weights"].items()},
             {name: _Decision.of(item) for name, item in entry["decisions"].items()},
         )
 
@@ -207,14 +207,17 @@ def _figures(value: dict[str, Any]) -> dict[str, float]:
     return {name: float(figure) for name, figure in _entry(value, dict.fromkeys(value, _NUMBER)).items()}
 
 
-def _grid(name: str, grid: QParams, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
-    tensors[f"{name}|scale"], tensors[f"{name}|zero_point"] = grid.scale.contiguous(), grid.zero_point.contiguous()
-    if grid.levels is not None:
-        tensors[f"{name}|levels"] = grid.levels.contiguous()
-    return {"quant_min": grid.quant_min, "quant_max": grid.quant_max, "axis": grid.axis}
+def _write_qparams(name: str, qparams: QParams, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    tensors[f"{name}|scale"], tensors[f"{name}|zero_point"] = (
+        qparams.scale.contiguous(),
+        qparams.zero_point.contiguous(),
+    )
+    if qparams.levels is not None:
+        tensors[f"{name}|levels"] = qparams.levels.contiguous()
+    return {"quant_min": qparams.quant_min, "quant_max": qparams.quant_max, "axis": qparams.axis}
 
 
-def _read_grid(name: str, entry: _Grid, tensors: dict[str, torch.Tensor]) -> QParams:
+def _read_qparams(name: str, entry: _CodeRange, tensors: dict[str, torch.Tensor]) -> QParams:
     scale, zero_point = _floats(tensors, f"{name}|scale", 2), tensors[f"{name}|zero_point"]
     if not bool((scale > 0).all()) or (entry.axis is None) != (scale.dim() == 0):
         raise ValueError(f"the scales of {name} are no scales")

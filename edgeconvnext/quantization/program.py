@@ -126,14 +126,14 @@ class ConvNeXtQuantizer(Quantizer):
         self.plan = plan
 
     def annotate(self, model: torch.fx.GraphModule) -> torch.fx.GraphModule:
-        found = set()
+        annotated = set()
         for node in model.graph.nodes:
             if node.op != "call_function" or node.target not in (_CONV, _LINEAR):
                 continue
             layer = str(node.args[1].target).removesuffix(".weight")
             inputs: dict[torch.fx.Node, Any] = {}
             if layer in self.plan.weights:
-                found.add(layer)
+                annotated.add(layer)
                 source = self.plan.activations.get(f"{layer}:input")
                 if source is not None:
                     inputs[node.args[0]] = _spec(source.qparams)
@@ -146,7 +146,7 @@ class ConvNeXtQuantizer(Quantizer):
                 allow_implicit_sharing=False,
                 _annotated=True,
             )
-        missing = sorted(set(self.plan.weights) - found)
+        missing = sorted(set(self.plan.weights) - annotated)
         if missing:
             raise QuantizationError(
                 f"The plan quantises layers that the exported graph does not have: {', '.join(missing)}."

@@ -1,4 +1,4 @@
-"""Range estimators: from a histogram to the interval that the quantization grid covers.
+"""Range estimators: from a histogram to the interval that the codes cover.
 
 Each takes the histogram of the images ranges are fitted on; which one a tensor gets is decided by the error on held-out images
 (`choose_range`). All of them work on histograms, so their cost does not depend on the number of images.
@@ -21,7 +21,7 @@ PERCENTILE = 99.99
 
 
 @dataclass(frozen=True)
-class Grid:
+class CodeRange:
     """Integer codes of an activation. float16_scale rounds scales to what a float16 graph can store."""
 
     quant_min: int
@@ -33,7 +33,7 @@ class Grid:
     def levels(self) -> int:
         return self.quant_max - self.quant_min
 
-    def fit(self, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def qparams(self, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return (scale, zero_point) that cover low..high and hold zero exactly.
 
         Symmetric int8: scale = max(|low|, |high|) / 127, zero point 0. Affine: scale = (high - low) / 255, and zero
@@ -57,23 +57,27 @@ def round_scale(scale: np.ndarray, float16: bool) -> np.ndarray:
     return rounded.astype(np.float64)
 
 
-def quantization_mse(histogram: Histogram, scale: np.ndarray, zero_point: np.ndarray, grid: Grid) -> np.ndarray:
-    """Mean squared error of quantising the histogram's values, for each of K grids. scale, zero_point: (K,); result: (K,)."""
+def quantization_mse(
+    histogram: Histogram, scale: np.ndarray, zero_point: np.ndarray, code_range: CodeRange
+) -> np.ndarray:
+    """Return the mean squared error of quantising the histogram's values, (K,). scale, zero_point: (K,)."""
     used = histogram.counts > 0
     x, weight = histogram.centers[used], histogram.counts[used] / max(histogram.total, 1.0)
     scale, zero_point = scale[:, None], zero_point[:, None]
     # In place: of (K, bins), each temporary costs more than the arithmetic on it.
     values = x / scale
     np.rint(values, out=values)
-    np.clip(values, grid.quant_min - zero_point, grid.quant_max - zero_point, out=values)
+    np.clip(values, code_range.quant_min - zero_point, code_range.quant_max - zero_point, out=values)
     values *= scale
     values -= x
     np.square(values, out=values)
     return values @ weight
 
 
-def _kl_divergence(histogram: Histogram, scale: np.ndarray, zero_point: np.ndarray, grid: Grid) -> np.ndarray:
-    """KL(P || Q) for each of K grids, as in TensorRT's entropy calibration.
+def _kl_divergence(
+    histogram: Histogram, scale: np.ndarray, zero_point: np.ndarray, code_range: CodeRange
+) -> np.ndarray:
+    """KL(P || Q) for each of K scales and zero points, as in TensorRT's entropy calibration.
 
     P: the histogram with clipped values counted at the edge of the range. Q: the same counts without the clipped ones, averaged
     over the occupied bins of each code.
@@ -83,15 +87,15 @@ def _kl_divergence(histogram: Histogram, scale: np.ndarray, zero_point: np.ndarr
     result = np.empty(len(scale))
     for k, (step, zero) in enumerate(zip(scale, zero_point, strict=True)):
         codes = np.rint(x / step)
-        codes += zero - grid.quant_min
+        codes += zero - code_range.quant_min
         # The codes inside the range: centers rise, and so do their codes.
-        first, end = np.searchsorted(codes, (0, grid.levels + 1))
+        first, end = np.searchsorted(codes, (0, code_range.levels + 1))
         if first == end:
             result[k] = np.inf
             continue
-        kept, p = codes[first:end].astype(int), counts[first:end].copy()
-        mean = np.bincount(kept, weights=p) / np.maximum(np.bincount(kept), 1)
-        q = mean[kept]
+        inside, p = codes[first:end].astype(int), counts[first:end].copy()
+        mean = np.bincount(inside, weights=p) / np.maximum(np.bincount(inside), 1)
+        q = mean[inside]
         p[0] += counts[:first].sum()
         p[-1] += counts[end:].sum()
         p, q = p / p.sum(), q / q.sum()
@@ -99,21 +103,21 @@ def _kl_divergence(histogram: Histogram, scale: np.ndarray, zero_point: np.ndarr
     return result
 
 
-Loss = Callable[[Histogram, np.ndarray, np.ndarray, Grid], np.ndarray]
+Loss = Callable[[Histogram, np.ndarray, np.ndarray, CodeRange], np.ndarray]
 
 
-def _search_range(histogram: Histogram, grid: Grid, loss: Loss, steps: int) -> tuple[float, float]:
+def _search_range(histogram: Histogram, code_range: CodeRange, loss: Loss, steps: int) -> tuple[float, float]:
     """Shrink the observed range for the least loss: both ends together, then (affine grids) each end alone."""
     low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)
     shrink = np.geomspace(0.02, 1.0, steps)
 
     def best(lows: np.ndarray, highs: np.ndarray) -> tuple[float, float]:
-        scale, zero_point = grid.fit(lows, highs)
-        index = int(np.argmin(loss(histogram, scale, zero_point, grid)))
+        scale, zero_point = code_range.qparams(lows, highs)
+        index = int(np.argmin(loss(histogram, scale, zero_point, code_range)))
         return float(lows[index]), float(highs[index])
 
     low, high = best(low * shrink, high * shrink)
-    if grid.symmetric:
+    if code_range.symmetric:
         return low, high
     wider = np.geomspace(0.3, 3.0, steps)
     for _ in range(2):
@@ -132,18 +136,20 @@ def _percentile_range(histogram: Histogram, share: float) -> tuple[float, float]
     return max(float(low), histogram.low), min(float(high), histogram.high)
 
 
-def estimate_range(histogram: Histogram, estimator: Estimator, grid: Grid, steps: int = 80) -> tuple[float, float]:
+def estimate_range(
+    histogram: Histogram, estimator: Estimator, code_range: CodeRange, steps: int = 80
+) -> tuple[float, float]:
     """Return the interval (low, high) that `estimator` chooses. steps: candidates per line search (entropy, mse)."""
     if estimator == "minmax":
         return histogram.low, histogram.high
     if estimator == "percentile":
         return _percentile_range(histogram, PERCENTILE)
-    return _search_range(histogram, grid, _kl_divergence if estimator == "entropy" else quantization_mse, steps)
+    return _search_range(histogram, code_range, _kl_divergence if estimator == "entropy" else quantization_mse, steps)
 
 
 @dataclass(frozen=True)
 class RangeChoice:
-    """A grid fitted to a tensor, with the held-out error of every estimator tried."""
+    """Qparams fitted to a tensor, with the held-out error of every estimator tried."""
 
     scale: float
     zero_point: int
@@ -153,14 +159,18 @@ class RangeChoice:
 
 
 def choose_range(
-    fit: Histogram, held_out: Histogram, grid: Grid, estimators: tuple[Estimator, ...] = ESTIMATORS, steps: int = 80
+    fit: Histogram,
+    held_out: Histogram,
+    code_range: CodeRange,
+    estimators: tuple[Estimator, ...] = ESTIMATORS,
+    steps: int = 80,
 ) -> RangeChoice:
     """Fit each estimator on `fit` and keep the one with the least mean squared error on `held_out`."""
     choices: dict[Estimator, RangeChoice] = {}
     for estimator in estimators:
-        low, high = estimate_range(fit, estimator, grid, steps)
-        scale, zero_point = grid.fit(np.array([low]), np.array([high]))
-        mse = float(quantization_mse(held_out, scale, zero_point, grid)[0])
+        low, high = estimate_range(fit, estimator, code_range, steps)
+        scale, zero_point = code_range.qparams(np.array([low]), np.array([high]))
+        mse = float(quantization_mse(held_out, scale, zero_point, code_range)[0])
         choices[estimator] = RangeChoice(float(scale[0]), int(zero_point[0]), estimator, mse, {})
     best = min(choices.values(), key=lambda choice: choice.mse)
     candidates = {estimator: choice.mse for estimator, choice in choices.items()}

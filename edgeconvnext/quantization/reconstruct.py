@@ -3,7 +3,7 @@
 For each layer, in forward order, one pass over the calibration images gathers what reaches it in the quantised network and what
 it should answer according to the float network (`layer_statistics`). Then compete, on held-out images:
 
-  preparation   a scale and shift per channel in front of the quantizer, taken back exactly behind it (`preparations`)
+  smoothing     a scale and shift per channel in front of the quantizer, taken back exactly in the layer after it (`smoothing`)
   range         five estimators (`ranges`)
   rounding      nearest, GPTQ, GPTQ of weights re-fitted to the quantised inputs (`rounding`), AdaRound of a block (`adaround`)
 
@@ -36,7 +36,7 @@ from edgeconvnext.quantization.candidates import (
     Candidates,
     ReconstructionOptions,
     layer_weight,
-    prepared_histogram,
+    scaled_histogram,
     step_of,
 )
 from edgeconvnext.quantization.fake import quantize_input, quantize_output
@@ -45,15 +45,15 @@ from edgeconvnext.quantization.layer_statistics import LayerStatistics, gather, 
 from edgeconvnext.quantization.plan import ActivationPlan, LayerDecision, QParams, QuantPlan
 from edgeconvnext.quantization.planning import (
     SEARCH_STEPS,
-    activation_grid,
+    activation_code_range,
     estimators_for,
     plan_activation,
 )
 from edgeconvnext.quantization.precision import Precision
-from edgeconvnext.quantization.ranges import Grid, quantization_mse
+from edgeconvnext.quantization.ranges import CodeRange, quantization_mse
 from edgeconvnext.quantization.statistics import Statistics, TensorStatistics
-from edgeconvnext.rewrite.channel_scaling import norm_before, place_affine
-from edgeconvnext.rewrite.lockstep import Lockstep, StoredImages
+from edgeconvnext.rewrite.channel_scaling import ScaledConv2d, ScaledLinear, norm_before, place_scaling
+from edgeconvnext.rewrite.paired_networks import PairedNetworks, StoredImages
 from edgeconvnext.sqnr import power_ratio_db
 from edgeconvnext.targets import Target
 
@@ -64,9 +64,9 @@ FEWEST_EVALUATED, MOST_EVALUATED = 12, 96
 
 @dataclass(frozen=True)
 class Reconstructed:
-    """The network with its weights on their grids and affines in place, the plan of its Q/DQ pairs, and what was seen.
+    """The network with its weights on their grids and scalings in place, the plan of its Q/DQ pairs, and what was seen.
 
-    statistics: histograms of the prepared inputs, and how many images were fitted on and held out.
+    statistics: histograms of the inputs behind their scalings, and how many images were fitted on and held out.
     """
 
     module: Network
@@ -74,7 +74,7 @@ class Reconstructed:
     statistics: Statistics
 
 
-class _State(Lockstep):
+class _State(PairedNetworks):
     """The float network and the one under work. hooks: what quantises activations of the latter, by tensor."""
 
     def __init__(self, reference: Network, working: Network, images: StoredImages, folder: Path) -> None:
@@ -171,23 +171,25 @@ class _Engine:
         images = (state.fit_images, state.held_out_images)
         statistics = gather(state.reference, state.working, unit, layer, state.fit, state.held_out, images)
         weight = weight_rows(state.reference.get_submodule(layer), layer_weight(state.reference, layer).double())
-        grid = None if precision.activations is None else activation_grid(self.target, precision.activations)
-        finalists = self.candidates.prepared(layer, statistics, weight, grid, precision)
-        plain = self.candidates.plain(layer, statistics, weight, grid, precision)
+        code_range = (
+            None if precision.activations is None else activation_code_range(self.target, precision.activations)
+        )
+        finalists = self.candidates.scalings(layer, statistics, weight, code_range, precision)
+        plain = self.candidates.plain(layer, statistics, weight, code_range, precision)
         before = self._error(layer, plain, evaluation)
         scored: dict[str, tuple[float, Candidate]] = {}
-        if self.options.rounding in ("auto", "nearest") and self.options.preparation != "force":
+        if self.options.rounding in ("auto", "nearest") and self.options.smoothing != "force":
             scored["none, nearest"] = (before, plain)
-        for affine, qparams, estimator in finalists:
-            for candidate in self.candidates.rounded(layer, statistics, weight, affine, qparams, estimator, precision):
-                name = f"{affine.name}, {candidate.rounding}"
+        for scaling, qparams, estimator in finalists:
+            for candidate in self.candidates.rounded(layer, statistics, weight, scaling, qparams, estimator, precision):
+                name = f"{scaling.name}, {candidate.rounding}"
                 scored[name] = (self._error(layer, candidate, evaluation), candidate)
         best = min(scored, key=lambda name: scored[name][0])
         error, chosen = scored[best]
         self._install(layer, chosen)
         self._record(layer, statistics, chosen)
         self.decisions[layer] = LayerDecision(
-            chosen.affine,
+            chosen.scaling,
             chosen.rounding,
             evaluation.sqnr_db(error),
             evaluation.sqnr_db(before),
@@ -201,59 +203,63 @@ class _Engine:
         if name in state.hooks:
             state.hooks.pop(name).remove()
         _restore(state.reference, state.working, layer)
-        if not candidate.affine.is_identity:
-            place_affine(state.working, layer, candidate.affine)
-        found = state.working.get_submodule(layer)
-        weight = cast(torch.Tensor, found.weight)
-        rows = candidate.codes * step_of(candidate.grid, candidate.codes)
+        if not candidate.scaling.is_identity:
+            place_scaling(state.working, layer, candidate.scaling)
+        layer_module = state.working.get_submodule(layer)
+        weight = cast(torch.Tensor, layer_module.weight)
+        rows = candidate.codes * step_of(candidate.weight_qparams, candidate.codes)
         weight.data.copy_(rows.view_as(weight))
-        cast(torch.Tensor, found.bias).data.copy_(candidate.bias)
-        if candidate.input is not None:
-            state.hooks[name] = quantize_input(state.working, layer, candidate.input)
+        cast(torch.Tensor, layer_module.bias).data.copy_(candidate.bias)
+        if candidate.input_qparams is not None:
+            state.hooks[name] = quantize_input(state.working, layer, candidate.input_qparams)
 
     def _error(self, layer: str, candidate: Candidate, evaluation: _Evaluation) -> float:
         self._install(layer, candidate)
         return evaluation.error()
 
     def _record(self, layer: str, statistics: LayerStatistics, chosen: Candidate) -> None:
-        """Note the layer's grids, and the statistics of its prepared input."""
-        self.weights[layer] = chosen.grid
-        if chosen.input is None:
+        """Note the layer's qparams, and the statistics of its input behind the scaling."""
+        self.weights[layer] = chosen.weight_qparams
+        if chosen.input_qparams is None:
             return
         name = f"{layer}:input"
-        _, fit = prepared_histogram(statistics, chosen.affine, statistics.fit)
-        _, held_out = prepared_histogram(statistics, chosen.affine, statistics.held_out, extremes=False)
-        low = chosen.affine.apply(statistics.channel_low).float()
-        high = chosen.affine.apply(statistics.channel_high).float()
+        _, fit = scaled_histogram(statistics, chosen.scaling, statistics.fit)
+        _, held_out = scaled_histogram(statistics, chosen.scaling, statistics.held_out, extremes=False)
+        low = chosen.scaling.apply(statistics.channel_low).float()
+        high = chosen.scaling.apply(statistics.channel_high).float()
         self.tensors[name] = TensorStatistics(fit, held_out, low.numpy(), high.numpy())
-        grid = Grid(chosen.input.quant_min, chosen.input.quant_max, False)
+        code_range = CodeRange(chosen.input_qparams.quant_min, chosen.input_qparams.quant_max, False)
         scale, zero_point = (
-            chosen.input.scale.double().view(1).numpy(),
-            chosen.input.zero_point.double().view(1).numpy(),
+            chosen.input_qparams.scale.double().view(1).numpy(),
+            chosen.input_qparams.zero_point.double().view(1).numpy(),
         )
-        mse = float(quantization_mse(held_out, scale, zero_point, grid)[0])
+        mse = float(quantization_mse(held_out, scale, zero_point, code_range)[0])
         assert chosen.estimator is not None
-        self.activations[name] = ActivationPlan(name, chosen.input, chosen.estimator, mse, held_out.mean_square())
+        self.activations[name] = ActivationPlan(
+            name, chosen.input_qparams, chosen.estimator, mse, held_out.mean_square()
+        )
 
     def _solve_output(self, unit: Unit, layer: str) -> None:
-        """Choose the grid of a layer's output, for targets that want a Q/DQ pair there."""
+        """Choose the qparams of a layer's output, for targets that want a Q/DQ pair there."""
         state, name = self.state, f"{layer}:output"
         histograms = (StreamingHistogram(), StreamingHistogram())
         lows: list[torch.Tensor] = []
         highs: list[torch.Tensor] = []
 
         def watch(output: torch.Tensor, histogram: StreamingHistogram) -> None:
-            channel_first = output if output.dim() == 4 and isinstance(found, nn.Conv2d) else output.movedim(-1, 1)
+            channel_first = (
+                output if output.dim() == 4 and isinstance(layer_module, nn.Conv2d) else output.movedim(-1, 1)
+            )
             axes = [axis for axis in range(channel_first.dim()) if axis != 1]
             lows.append(channel_first.amin(axes))
             highs.append(channel_first.amax(axes))
             histogram.update(output, float(output.min()), float(output.max()))
 
-        found = state.working.get_submodule(layer)
+        layer_module = state.working.get_submodule(layer)
         for batches, histogram in ((state.fit(), histograms[0]), (state.held_out(), histograms[1])):
-            handle = found.register_forward_hook(lambda _m, _a, output, into=histogram: watch(output, into))
-            for _, given in batches:
-                unit.run(state.working, given)
+            handle = layer_module.register_forward_hook(lambda _m, _a, output, into=histogram: watch(output, into))
+            for _, working_input in batches:
+                unit.run(state.working, working_input)
             handle.remove()
         fit, held_out = (histogram.result() for histogram in histograms)
         low, high = torch.stack(lows).amin(dim=0), torch.stack(highs).amax(dim=0)
@@ -261,42 +267,41 @@ class _Engine:
         estimators = estimators_for(self.options.calibrator, self.options.effort)
         steps = max(SEARCH_STEPS[self.options.effort], 40)
         statistics = Statistics(self.tensors, state.fit_images, state.held_out_images)
-        plan = plan_activation(name, statistics, activation_grid(self.target), estimators, steps)
+        plan = plan_activation(name, statistics, activation_code_range(self.target), estimators, steps)
         self.activations[name] = plan
         state.hooks[name] = quantize_output(state.working, layer, plan.qparams)
 
     def _adaround(self, unit: Unit, layers: list[str], evaluation: _Evaluation) -> None:
-        """Let AdaRound move the unit's codes; keep what it found only where the held-out error falls."""
+        """Let AdaRound move the unit's codes; keep its codes only where the held-out error falls."""
         from edgeconvnext.quantization.adaround import refine
 
         state = self.state
         share = sum(self.macs[layer] for layer in layers) / sum(self.macs[layer] for layer in self.precisions)
         before = evaluation.error()
-        kept = {layer: copy.deepcopy(state.working.get_submodule(layer).state_dict()) for layer in layers}
-        grids = {layer: self.weights[layer] for layer in layers}
-        inputs = (state.expected, state.given, state.fit_images)
-        refine(unit, state.reference, state.working, grids, inputs, seconds=share * self.adaround_seconds)
+        codes_before = {layer: copy.deepcopy(state.working.get_submodule(layer).state_dict()) for layer in layers}
+        qparams = {layer: self.weights[layer] for layer in layers}
+        inputs = (state.reference_file, state.working_file, state.fit_images)
+        refine(unit, state.reference, state.working, qparams, inputs, seconds=share * self.adaround_seconds)
         after = evaluation.error()
         for layer in layers:
-            found, decision = state.working.get_submodule(layer), self.decisions[layer]
             if after < before:
-                self.decisions[layer] = decision.refined("adaround", evaluation.sqnr_db(after))
+                self.decisions[layer] = self.decisions[layer].refined("adaround", evaluation.sqnr_db(after))
             else:
-                found.load_state_dict(kept[layer])
+                state.working.get_submodule(layer).load_state_dict(codes_before[layer])
 
 
 class _Evaluation:
-    """The error of a unit's output on held-out images, kept in memory: as many as EVALUATION_MACS allow."""
+    """The error of a unit's output on held-out images, in memory: as many as EVALUATION_MACS allow."""
 
     def __init__(self, state: _State, unit: Unit, macs: int) -> None:
         self.state = state
         self.unit = unit
         count = int(min(MOST_EVALUATED, max(FEWEST_EVALUATED, EVALUATION_MACS / max(macs, 1)), state.held_out_images))
         rows = torch.linspace(0, state.held_out_images - 1, count).round().long() + state.fit_images
-        self.inputs = state.given.pick(rows.tolist())
-        expected = state.expected.pick(rows.tolist())
-        self.at_once = state.given.rows_at_once
-        self.targets = [unit.branch(state.reference, batch) for batch in expected.split(self.at_once)]
+        self.inputs = state.working_file.pick(rows.tolist())
+        reference_inputs = state.reference_file.pick(rows.tolist())
+        self.at_once = state.working_file.rows_at_once
+        self.targets = [unit.branch(state.reference, batch) for batch in reference_inputs.split(self.at_once)]
         self.power = sum(float(target.double().square().sum()) for target in self.targets)
 
     def error(self) -> float:
@@ -312,11 +317,9 @@ class _Evaluation:
 
 
 def _restore(reference: Network, working: Network, layer: str) -> None:
-    """Take the affine in front of a layer out of the working network again; weights are set by the caller."""
+    """Take the scaling in front of a layer out of the working network again; weights are set by the caller."""
     norm, original = norm_before(working, layer), norm_before(reference, layer)
     if norm is not None and original is not None:
         norm.load_state_dict(original.state_dict())
-    found = working.get_submodule(layer)
-    if "input_affine" in found._modules:
-        del found.input_affine
-        found.__class__ = nn.Conv2d if isinstance(found, nn.Conv2d) else nn.Linear
+    if isinstance(working.get_submodule(layer), ScaledLinear | ScaledConv2d):
+        working.set_submodule(layer, copy.deepcopy(reference.get_submodule(layer)))

@@ -15,20 +15,20 @@ from edgeconvnext.rewrite.ridge import by_cholesky, damped, inverse_cholesky, ri
 from edgeconvnext.rewrite.two_of_four import masked_fit
 
 
-def nearest(weight: torch.Tensor, scale: torch.Tensor, grid: QParams) -> torch.Tensor:
-    """Return the nearest codes of the grid. weight: (G, R, K); scale: its steps, (G, R, K) or broadcastable."""
-    return grid.nearest_code(weight / scale)
+def nearest(weight: torch.Tensor, scale: torch.Tensor, qparams: QParams) -> torch.Tensor:
+    """Return the nearest codes. weight: (G, R, K); scale: its steps, (G, R, K) or broadcastable."""
+    return qparams.nearest_code(weight / scale)
 
 
 @dataclass(frozen=True)
-class Factored:
+class HessianFactor:
     """A Hessian made ready for `gptq`: columns by falling power, (G, K), and the inverse's upper Cholesky factor, (G, K, K)."""
 
     order: torch.Tensor
     factor: torch.Tensor
 
 
-def factored(hessian: torch.Tensor, damping: float = 0.01) -> Factored:
+def factor_hessian(hessian: torch.Tensor, damping: float = 0.01) -> HessianFactor:
     """Return the order in which columns are rounded and how errors spread over those still to come.
 
     hessian: (G, K, K), covariance of the inputs, float64. damping: added to its diagonal, as a share of the diagonal's mean.
@@ -36,15 +36,19 @@ def factored(hessian: torch.Tensor, damping: float = 0.01) -> Factored:
     order = hessian.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
     matrix = damped(hessian, damping)
     matrix = matrix.gather(1, order[:, :, None].expand_as(matrix)).gather(2, order[:, None].expand_as(matrix))
-    return Factored(order, inverse_cholesky(matrix))
+    return HessianFactor(order, inverse_cholesky(matrix))
 
 
 def gptq(
-    weight: torch.Tensor, scale: torch.Tensor, grid: QParams, hessian: Factored, mask: torch.Tensor | None = None
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    qparams: QParams,
+    hessian: HessianFactor,
+    mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return codes with small output error |(W - Q) x|^2 summed over the inputs that `hessian` describes.
 
-    weight: (G, R, K) float64. scale: the grid's steps, (G, R, K), or broadcastable to it. mask: bool (G, R, K), where codes may
+    weight: (G, R, K) float64. scale: the steps, (G, R, K), or broadcastable to it. mask: bool (G, R, K), where codes may
     differ from zero; a weight outside becomes zero whatever it gained from others, and the weights still to come take that over.
 
     Columns are rounded one after the other, those with the most power first; the error of each is spread over the columns still
@@ -65,7 +69,7 @@ def gptq(
         part, errors = w[:, :, start:stop], torch.empty(groups, w.shape[1], stop - start, dtype=w.dtype)
         for column in range(stop - start):
             at = start + column
-            code = grid.nearest_code(part[:, :, column] / step[:, :, at])
+            code = qparams.nearest_code(part[:, :, column] / step[:, :, at])
             codes[:, :, at] = code if free is None else code * free[:, :, at]
             error = (part[:, :, column] - codes[:, :, at] * step[:, :, at]) / factor[:, at, at][:, None]
             part[:, :, column:] -= error[:, :, None] * factor[:, at, at:stop][:, None]

@@ -6,16 +6,16 @@ import torch
 
 from edgeconvnext.data.preprocess import Preprocess, ValueRange
 from edgeconvnext.quantization.layer_statistics import LayerStatistics
-from edgeconvnext.rewrite.channel_scaling import Affine
+from edgeconvnext.rewrite.channel_scaling import ChannelScaling
 
 # Exponents of scale migration; 1 gives every channel the same range, 0 would change nothing.
 ALPHAS = (0.5, 0.75, 1.0)
 
 
-def affine_candidates(
+def smoothing_candidates(
     statistics: LayerStatistics, weight: torch.Tensor, *, scales: bool, shifts: bool, one_shift: bool
-) -> list[Affine]:
-    """Return the affines that compete in front of a layer, the identity first.
+) -> list[ChannelScaling]:
+    """Return the scalings that compete in front of a layer, the identity first.
 
     weight: (G, R, K). scales: a factor per channel. shifts: also a shift per channel, to the middle of its range. one_shift: a
     single shift for all channels, to the middle of the tensor's range.
@@ -24,10 +24,10 @@ def affine_candidates(
     that meets it. Their geometric mean is one, so that float16 holds what it held before.
     """
     low, high = statistics.channel_low.double(), statistics.channel_high.double()
-    candidates = [Affine.identity(len(low))]
+    candidates = [ChannelScaling.identity(len(low))]
     if one_shift:
         center = float(low.min() + high.max()) / 2
-        candidates.append(Affine(torch.ones(len(low)), torch.full((len(low),), -center), "shift"))
+        candidates.append(ChannelScaling(torch.ones(len(low)), torch.full((len(low),), -center), "shift"))
     if not scales:
         return candidates
     largest = torch.zeros(len(low), dtype=torch.float64)
@@ -38,21 +38,21 @@ def affine_candidates(
         reach = reach.clamp_min(1e-3 * float(reach.max().clamp_min(1e-12)))
         for alpha in ALPHAS:
             plain = reach**-alpha
-            candidates.append(_affine(plain, middle, f"scale^{alpha:g}", moved))
+            candidates.append(_normalised(plain, middle, f"scale^{alpha:g}", moved))
             if alpha < 1 and statistics.channels.shape[0] == 1:
                 floor = 1e-3 * float(largest.max().clamp_min(1e-12))
                 balanced = largest.clamp_min(floor) ** (1 - alpha) * plain
-                candidates.append(_affine(balanced, middle, f"smooth {alpha:g}", moved))
+                candidates.append(_normalised(balanced, middle, f"smooth {alpha:g}", moved))
     return candidates
 
 
-def _affine(scale: torch.Tensor, middle: torch.Tensor, name: str, moved: bool) -> Affine:
+def _normalised(scale: torch.Tensor, middle: torch.Tensor, name: str, moved: bool) -> ChannelScaling:
     scale = (scale / scale.log().mean().exp()).float()
-    return Affine(scale, (-middle * scale.double()).float(), f"{name}, shift" if moved else name)
+    return ChannelScaling(scale, (-middle * scale.double()).float(), f"{name}, shift" if moved else name)
 
 
-def image_affine(preprocess: Preprocess, value_range: ValueRange, signed: bool) -> Affine:
-    """Return the affine that turns a network's input back into pixels 0..255, less 128 where codes are signed.
+def pixel_scaling(preprocess: Preprocess, value_range: ValueRange, signed: bool) -> ChannelScaling:
+    """Return the scaling that turns a network's input back into pixels 0..255, less 128 where codes are signed.
 
     Pixels are integers, so that a grid of scale 1 holds them exactly.
     """
@@ -62,4 +62,4 @@ def image_affine(preprocess: Preprocess, value_range: ValueRange, signed: bool) 
     else:
         scale = torch.full((preprocess.in_channels,), 1.0 if value_range == "0..255" else 255.0)
         shift = torch.zeros(preprocess.in_channels)
-    return Affine(scale.float(), (shift - (128 if signed else 0)).float(), "pixels")
+    return ChannelScaling(scale.float(), (shift - (128 if signed else 0)).float(), "pixels")

@@ -1,4 +1,4 @@
-"""Weight grids: symmetric, one scale for each output channel; with a palette, some of the codes only."""
+"""Scales and codes of weights: symmetric, one scale for each output channel; with a palette, some of the codes only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CACHED_ELEMENTS = 65_536
 """Weights whose values, costs and errors, 4 bytes each, lie in a core's second-level cache together."""
 
 
-def weight_grid(
+def weight_qparams(
     weight: torch.Tensor,
     limit: int,
     *,
@@ -21,7 +21,7 @@ def weight_grid(
     power: torch.Tensor | None = None,
     block_size: int | None = None,
 ) -> QParams:
-    """Return the grid of a conv or linear weight, (out, ...), symmetric per output channel.
+    """Return the qparams of a conv or linear weight, (out, ...), symmetric per output channel.
 
     limit: largest code; 127 for 8 bits, 64 where they are limited to 7, 7 for 4 bits. search: shrink each channel's scale where
     that lowers its mean squared rounding error (clipping the largest weights), otherwise the largest weight gets the largest
@@ -43,10 +43,12 @@ def weight_grid(
     return QParams(scale, torch.zeros(scale.shape, dtype=torch.int32), -limit, limit, axis=0)
 
 
-def palette_grid(weight: torch.Tensor, bits: int, *, float16_scale: bool, power: torch.Tensor | None = None) -> QParams:
-    """Return the grid of a palettised weight: 8-bit codes and a scale per output channel, of which 2^bits codes are used.
+def palette_qparams(
+    weight: torch.Tensor, bits: int, *, float16_scale: bool, power: torch.Tensor | None = None
+) -> QParams:
+    """Return the qparams of a palettised weight: 8-bit codes and a scale per output channel, of which 2^bits codes are used.
 
-    weight: (out, ...). power: as in `weight_grid`. Core ML stores each weight as an index into the layer's palette. Scales put
+    weight: (out, ...). power: as in `weight_qparams`. Core ML stores each weight as an index into the layer's palette. Scales put
     either the channels' largest weights on the largest code, or their mean squares on one value, or lie half way between; those
     with the least error, weighted by the power of the inputs, are taken.
     """
@@ -59,7 +61,7 @@ def palette_grid(weight: torch.Tensor, bits: int, *, float16_scale: bool, power:
     for size in (largest, (largest * spread).sqrt(), spread):
         scale = _rounded(size / 127, float16_scale)
         steps, cost = rows / scale[:, None], importance * scale[:, None].square()
-        grid = QParams(
+        qparams = QParams(
             scale.float(),
             torch.zeros(len(scale), dtype=torch.int32),
             -127,
@@ -67,9 +69,9 @@ def palette_grid(weight: torch.Tensor, bits: int, *, float16_scale: bool, power:
             axis=0,
             levels=_palette(steps, cost, bits),
         )
-        error = float(((grid.nearest_code(steps) - steps).square() * cost).sum())
+        error = float(((qparams.nearest_code(steps) - steps).square() * cost).sum())
         if best is None or error < best[0]:
-            best = (error, grid)
+            best = (error, qparams)
     assert best is not None
     return best[1]
 

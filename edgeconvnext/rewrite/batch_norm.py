@@ -20,13 +20,13 @@ def fold_batch_norm(module: Network) -> Network:
     folded = build(module.config.without_batch_norms())
     tensors = dict(module.state_dict())
     for layer, norm in module.norms_behind():
-        found = cast(nn.BatchNorm2d, module.get_submodule(norm))
-        assert found.running_mean is not None and found.running_var is not None
-        gain = found.weight.detach().double() / (found.running_var.double() + found.eps).sqrt()
+        batch_norm = cast(nn.BatchNorm2d, module.get_submodule(norm))
+        assert batch_norm.running_mean is not None and batch_norm.running_var is not None
+        gain = batch_norm.weight.detach().double() / (batch_norm.running_var.double() + batch_norm.eps).sqrt()
         weight = tensors[f"{layer}.weight"].double()
-        bias = tensors.get(f"{layer}.bias", torch.zeros_like(found.bias)).double()
+        bias = tensors.get(f"{layer}.bias", torch.zeros_like(batch_norm.bias)).double()
         tensors[f"{layer}.weight"] = weight * gain.view(-1, *[1] * (weight.dim() - 1))
-        tensors[f"{layer}.bias"] = found.bias.detach().double() + gain * (bias - found.running_mean.double())
-    kept = {name: tensors[name] for name in folded.state_dict()}
-    folded.to(next(module.parameters())).load_state_dict(kept)
+        tensors[f"{layer}.bias"] = batch_norm.bias.detach().double() + gain * (bias - batch_norm.running_mean.double())
+    own_tensors = {name: tensors[name] for name in folded.state_dict()}
+    folded.to(next(module.parameters())).load_state_dict(own_tensors)
     return folded.train(module.training)

@@ -59,8 +59,8 @@ def leave_inputs_as_they_are(module: ConvNeXt, batches: Iterable[torch.Tensor]) 
         assert isinstance(norm, ChannelNorm)
         x = args[0].double()
         rows = x.transpose(0, 1).flatten(1) if norm.channel_axis == 1 else x.flatten(0, -2).T
-        found = torch.tensor(rows.shape[1]), rows.sum(1), rows.square().sum(1)
-        sums[norm] = [a + b for a, b in zip(sums[norm], found, strict=True)] if norm in sums else list(found)
+        batch_sums = torch.tensor(rows.shape[1]), rows.sum(1), rows.square().sum(1)
+        sums[norm] = [a + b for a, b in zip(sums[norm], batch_sums, strict=True)] if norm in sums else list(batch_sums)
 
     handles = [norm.register_forward_pre_hook(note) for norm in module.modules() if isinstance(norm, ChannelNorm)]
     try:

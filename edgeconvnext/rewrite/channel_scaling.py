@@ -4,8 +4,8 @@ A layer computes W x + b. With x' = x * scale + shift (per input channel) the la
 the same output from x', and x' is what gets quantised. Scale migration of SmoothQuant (arXiv 2211.10438) and the shifts of
 Outlier Suppression+ (arXiv 2304.09145) are of this form.
 
-Behind a LayerNorm the affine costs nothing: it goes into the norm's own weight and bias. Elsewhere it becomes one
-multiply-add in front of the layer (`AffineLinear`, `AffineConv2d`). A conv with padding takes no shift: the zeros around the
+Behind a LayerNorm the scaling costs nothing: it goes into the norm's own weight and bias. Elsewhere it becomes one
+multiply-add in front of the layer (`ScaledLinear`, `ScaledConv2d`). A conv with padding takes no shift: the zeros around the
 image would have to be shifted as well.
 """
 
@@ -23,7 +23,7 @@ from edgeconvnext.model.network import Network
 
 
 @dataclass(frozen=True)
-class Affine:
+class ChannelScaling:
     """x' = x * scale + shift per input channel of a layer; scale, shift: (C,), float32. name: how it was chosen."""
 
     scale: torch.Tensor
@@ -35,7 +35,7 @@ class Affine:
         return bool((self.scale == 1).all()) and bool((self.shift == 0).all())
 
     @classmethod
-    def identity(cls, channels: int) -> Affine:
+    def identity(cls, channels: int) -> ChannelScaling:
         return cls(torch.ones(channels), torch.zeros(channels), "none")
 
     def apply(self, rows: torch.Tensor) -> torch.Tensor:
@@ -43,7 +43,7 @@ class Affine:
         return rows if self.is_identity else rows * self.scale + self.shift
 
 
-class ChannelAffine(nn.Module):
+class ScaleShift(nn.Module):
     """The multiply-add in front of a layer. scale, shift: (C,) for channels-last input, (1, C, 1, 1) for images.
 
     A shift of zero everywhere is left out, so that the exported graph has a multiplication only, and likewise a scale of one.
@@ -52,10 +52,10 @@ class ChannelAffine(nn.Module):
     scale: torch.Tensor | None
     shift: torch.Tensor | None
 
-    def __init__(self, affine: Affine, images: bool) -> None:
+    def __init__(self, scaling: ChannelScaling, images: bool) -> None:
         super().__init__()
         shape = (1, -1, 1, 1) if images else (-1,)
-        scale, shift = affine.scale, affine.shift
+        scale, shift = scaling.scale, scaling.shift
         if bool((scale == scale[0]).all()):  # one number for all channels stays one number in the file
             scale = scale[:1]
         if bool((shift == shift[0]).all()):
@@ -69,19 +69,36 @@ class ChannelAffine(nn.Module):
         return x if self.shift is None else x + self.shift
 
 
-class AffineLinear(nn.Linear):
-    """A linear layer behind a `ChannelAffine`. x: (..., in)."""
+class ScaledLinear(nn.Linear):
+    """A linear layer behind a `ScaleShift`; its parameters are those of `layer`. x: (..., in)."""
 
-    input_affine: ChannelAffine
+    def __init__(self, layer: nn.Linear, scaling: ChannelScaling) -> None:
+        super().__init__(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
+        self.weight, self.bias = layer.weight, layer.bias
+        self.input_affine = ScaleShift(scaling, images=False)
+        self.train(layer.training)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.linear(self.input_affine(x), self.weight, self.bias)
 
 
-class AffineConv2d(nn.Conv2d):
-    """A conv behind a `ChannelAffine`. x: (N, in, H, W)."""
+class ScaledConv2d(nn.Conv2d):
+    """A conv behind a `ScaleShift`; its parameters are those of `layer`. x: (N, in, H, W)."""
 
-    input_affine: ChannelAffine
+    def __init__(self, layer: nn.Conv2d, scaling: ChannelScaling) -> None:
+        super().__init__(
+            layer.in_channels,
+            layer.out_channels,
+            cast(tuple[int, int], layer.kernel_size),
+            cast(tuple[int, int], layer.stride),
+            cast(tuple[int, int], layer.padding),
+            groups=layer.groups,
+            bias=layer.bias is not None,
+            device="meta",
+        )
+        self.weight, self.bias = layer.weight, layer.bias
+        self.input_affine = ScaleShift(scaling, images=True)
+        self.train(layer.training)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self._conv_forward(self.input_affine(x), self.weight, self.bias)
@@ -91,17 +108,17 @@ def norm_before(module: Network, layer: str) -> nn.LayerNorm | None:
     """Return the LayerNorm whose output is this layer's input and nothing else's, or None."""
     kind, owner = weighted_layers(module)[layer], layer.rpartition(".")[0]
     paths = {"pointwise1": f"{owner}.norm", "downsample": f"{owner}.0", "head": "norm"}
-    found = module.get_submodule(paths[kind]) if kind in paths else None
-    return found if isinstance(found, nn.LayerNorm) else None
+    norm = module.get_submodule(paths[kind]) if kind in paths else None
+    return norm if isinstance(norm, nn.LayerNorm) else None
 
 
 def takes_shift(module: Network, layer: str) -> bool:
     """Return whether a shift in front of this layer can be taken back exactly: not where zeros are padded."""
-    found = module.get_submodule(layer)
-    return not isinstance(found, nn.Conv2d) or not any(cast(tuple[int, ...], found.padding))
+    layer_module = module.get_submodule(layer)
+    return not isinstance(layer_module, nn.Conv2d) or not any(cast(tuple[int, ...], layer_module.padding))
 
 
-def absorbed(layer: nn.Module, affine: Affine) -> tuple[torch.Tensor, torch.Tensor]:
+def absorbed(layer: nn.Module, scaling: ChannelScaling) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the layer's weight and bias for inputs x * scale + shift in place of x, float64.
 
     weight: as the layer's own, (out, in) or (out, in / groups, kH, kW).
@@ -111,22 +128,28 @@ def absorbed(layer: nn.Module, affine: Affine) -> tuple[torch.Tensor, torch.Tens
     # Row r of the weight belongs to group r // (out / groups) and meets that group's channels only: (out, in / groups).
     scale, shift = (
         values.double().view(groups, -1).repeat_interleave(len(weight) // groups, dim=0)
-        for values in (affine.scale, affine.shift)
+        for values in (scaling.scale, scaling.shift)
     )
     new_weight = weight / scale.view(*scale.shape, *[1] * (weight.dim() - 2))
     return new_weight, bias - (new_weight.reshape(*scale.shape, -1).sum(dim=2) * shift).sum(dim=1)
 
 
-def place_affine(module: Network, layer: str, affine: Affine) -> None:
-    """Put `affine` in front of a layer without touching the layer's weights: into its norm, or as a multiply-add."""
+def place_scaling(module: Network, layer: str, scaling: ChannelScaling) -> None:
+    """Put `scaling` in front of a layer without touching the layer's weights: into its norm, or as a multiply-add.
+
+    A multiply-add comes with another module in the layer's place, with the same parameters under the same names. Hooks of the
+    layer stay with the old one.
+    """
     norm = norm_before(module, layer)
     if norm is not None:
-        norm.bias.data.copy_(norm.bias.detach().double() * affine.scale.double() + affine.shift.double())
-        norm.weight.data.copy_(norm.weight.detach().double() * affine.scale.double())
+        norm.bias.data.copy_(norm.bias.detach().double() * scaling.scale.double() + scaling.shift.double())
+        norm.weight.data.copy_(norm.weight.detach().double() * scaling.scale.double())
         return
-    found = module.get_submodule(layer)
-    found.__class__ = AffineConv2d if isinstance(found, nn.Conv2d) else AffineLinear
-    found.input_affine = ChannelAffine(affine, images=isinstance(found, nn.Conv2d))
+    layer_module = module.get_submodule(layer)
+    if isinstance(layer_module, nn.Conv2d):
+        module.set_submodule(layer, ScaledConv2d(layer_module, scaling))
+    else:
+        module.set_submodule(layer, ScaledLinear(cast(nn.Linear, layer_module), scaling))
 
 
 def _parameters(layer: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:

@@ -211,19 +211,19 @@ def _outputs(module: Network, images: Iterable[torch.Tensor]) -> dict[str, torch
     return {name: torch.cat(part) for name, part in zip(module.output_names, parts, strict=True)}
 
 
-def _checked_error(name: str, reference: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> float:
+def _checked_error(name: str, reference: dict[str, torch.Tensor], rewritten: dict[str, torch.Tensor]) -> float:
     """Return the largest max |a - b| / max |a| of all outputs; RewriteError where one exceeds EXACT_LIMIT or is not finite."""
-    return max(_output_error(name, output, reference[output], found[output]) for output in reference)
+    return max(_output_error(name, output, reference[output], rewritten[output]) for output in reference)
 
 
-def _output_error(name: str, output: str, reference: torch.Tensor, found: torch.Tensor) -> float:
-    if not (reference.isfinite().all() and found.isfinite().all()):
+def _output_error(name: str, output: str, reference: torch.Tensor, rewritten: torch.Tensor) -> float:
+    if not (reference.isfinite().all() and rewritten.isfinite().all()):
         raise RewriteError(
             f"The rewrite {name} cannot be proven: the network's {output} hold NaN or Inf on the calibration images. "
             f"Check the weights and the preprocessing of the checkpoint."
         )
     largest = reference.double().abs().max().clamp(min=torch.finfo(torch.float64).tiny)
-    error = float((reference.double() - found).abs().max() / largest)
+    error = float((reference.double() - rewritten).abs().max() / largest)
     if error > EXACT_LIMIT:
         raise RewriteError(
             f"The rewrite {name} is not exact on this model: it moves {output} by {error:.1e} of the largest value on "

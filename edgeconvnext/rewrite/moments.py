@@ -24,7 +24,7 @@ class Moments:
 
 
 class MomentSums:
-    """Running sums, of a batch's products in float32, over batches in float64; their size does not depend on the number of images."""
+    """Running sums: products of a batch in float32, over batches in float64. Their size does not grow with the images."""
 
     def __init__(
         self,

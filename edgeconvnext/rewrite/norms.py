@@ -29,7 +29,7 @@ from edgeconvnext.errors import RewriteError
 from edgeconvnext.model.convnext.network import Block, ConvNeXt
 from edgeconvnext.model.units import Unit, units_of
 from edgeconvnext.rewrite.least_squares import RIDGES, FittedLinear, LinearFit
-from edgeconvnext.rewrite.lockstep import Lockstep, StoredImages
+from edgeconvnext.rewrite.paired_networks import PairedNetworks, StoredImages
 from edgeconvnext.rewrite.patches import patch_rows
 
 
@@ -38,13 +38,13 @@ class NormsReplaced:
     """A network without some of its LayerNorms.
 
     errors: for each replaced norm, the squared error of what its unit adds to or makes of the residual stream, relative to that
-        output's variance, on held-out images. expected, logits: of the held-out images, (N, classes), of the network handed in and
-        of `module`.
+        output's variance, on held-out images. reference_logits, logits: of the held-out images, (N, classes), of the network
+        handed in and of `module`.
     """
 
     module: ConvNeXt
     errors: dict[str, float]
-    expected: torch.Tensor
+    reference_logits: torch.Tensor
     logits: torch.Tensor
 
 
@@ -88,7 +88,7 @@ def replace_norms(
     reference = reference or module
     working = copy.deepcopy(module).eval()
     errors: dict[str, float] = {}
-    with Lockstep(reference, working, images, folder) as state:
+    with PairedNetworks(reference, working, images, folder) as state:
         for unit in units_of(module):
             norm = norm_of(module, unit)
             replaced = norm in paths
@@ -97,13 +97,13 @@ def replace_norms(
             if replaced:
                 errors[norm] = _unit_error(state, unit)
             if unit.name == "head":
-                expected, logits = _both(state, unit)
+                reference_logits, logits = _both(state, unit)
             else:
                 state.advance(unit, changed=replaced or reference is not module)
     working.config = dataclasses.replace(
         module.config, identity_norms=tuple(p for p in module.config.norm_paths if _is_identity(working, p))
     )
-    return NormsReplaced(working, errors, expected, logits)
+    return NormsReplaced(working, errors, reference_logits, logits)
 
 
 @torch.no_grad()
@@ -112,27 +112,27 @@ def replace_each(module: ConvNeXt, images: StoredImages, folder: Path) -> tuple[
 
     module: exactly folded; it is left as it is. Images pass the network once; behind a replaced norm only the held-out ones go on.
     """
-    found: dict[str, NormAlone] = {}
+    alone: dict[str, NormAlone] = {}
     units = units_of(module)
-    with Lockstep(module, module, images, folder) as state:
+    with PairedNetworks(module, module, images, folder) as state:
         for number, unit in enumerate(units):
             norm = norm_of(module, unit)
             if norm in replaceable_norms(module):
                 state.working = copy.deepcopy(module).eval()
                 _REFITS[_kind(unit)](state, module, unit, True)
                 logits = []
-                for _, given in state.held_out():
-                    x = unit.run(state.working, given)
+                for _, working_input in state.held_out():
+                    x = unit.run(state.working, working_input)
                     for behind in units[number + 1 :]:
                         x = behind.run(module, x)
                     logits.append(x)
-                found[norm] = NormAlone(_unit_error(state, unit), torch.cat(logits))
+                alone[norm] = NormAlone(_unit_error(state, unit), torch.cat(logits))
             state.working = module
             if unit.name == "head":
-                expected, _ = _both(state, unit)
+                reference_logits, _ = _both(state, unit)
             else:
                 state.advance(unit, changed=False)
-    return expected, found
+    return reference_logits, alone
 
 
 def norm_of(module: ConvNeXt, unit: Unit) -> str:
@@ -150,23 +150,25 @@ def _kind(unit: Unit) -> str:
     return {"downsample_layers.0": "stem", "head": "head"}.get(unit.name, "downsample")
 
 
-def _refit_block(state: Lockstep, module: ConvNeXt, unit: Unit, replaced: bool) -> None:
+def _refit_block(state: PairedNetworks, module: ConvNeXt, unit: Unit, replaced: bool) -> None:
     """Re-fit pwconv2, and pwconv1 before it where the norm goes."""
-    expected_block = cast(Block, state.reference.get_submodule(unit.name))
+    reference_block = cast(Block, state.reference.get_submodule(unit.name))
     block = cast(Block, state.working.get_submodule(unit.name))
     if replaced:
         own = cast(Block, module.get_submodule(unit.name))
         block.norm = nn.Identity()
         fit = LinearFit(block.pwconv1.in_features, block.pwconv1.out_features)
-        for expected, given in state.fit():
+        for reference_input, working_input in state.fit():
             # The hidden channels the block itself has when its input is right: a pruned block has others than the reference.
-            hidden = own.pwconv1(own.norm(_channels_last(own.dwconv(expected))))
-            fit.add(_rows(_channels_last(block.dwconv(given))), _rows(hidden))
+            hidden = own.pwconv1(own.norm(_channels_last(own.dwconv(reference_input))))
+            fit.add(_rows(_channels_last(block.dwconv(working_input))), _rows(hidden))
         _assign(block.pwconv1, fit.solve())
         _standardise(block, fit)
     fit = LinearFit(block.pwconv2.in_features, block.pwconv2.out_features)
-    for expected, given in state.fit():
-        fit.add(_rows(block.hidden(given)), _rows(_channels_last(expected_block(expected) - given)))
+    for reference_input, working_input in state.fit():
+        fit.add(
+            _rows(block.hidden(working_input)), _rows(_channels_last(reference_block(reference_input) - working_input))
+        )
     _assign(block.pwconv2, fit.solve(block.pwconv2.weight))
 
 
@@ -183,19 +185,22 @@ def _standardise(block: Block, fit: LinearFit) -> None:
     block.pwconv1.bias.copy_(bias + weight @ mean)
 
 
-def _refit_downsample(state: Lockstep, module: ConvNeXt, unit: Unit, replaced: bool) -> None:
+def _refit_downsample(state: PairedNetworks, module: ConvNeXt, unit: Unit, replaced: bool) -> None:
     layers = cast(nn.Sequential, state.working.get_submodule(unit.name))
     conv = cast(nn.Conv2d, layers[1])
     prior = None if replaced else conv.weight.flatten(1)
     if replaced:
         layers[0] = nn.Identity()
     fit = LinearFit(conv.weight[0].numel(), conv.out_channels)
-    for expected, given in state.fit():
-        fit.add(patch_rows(conv, layers[0](given)), _rows(_channels_last(unit.run(state.reference, expected))))
+    for reference_input, working_input in state.fit():
+        fit.add(
+            patch_rows(conv, layers[0](working_input)),
+            _rows(_channels_last(unit.run(state.reference, reference_input))),
+        )
     _assign(conv, fit.solve(prior))
 
 
-def _refit_stem(state: Lockstep, module: ConvNeXt, unit: Unit, replaced: bool) -> None:
+def _refit_stem(state: PairedNetworks, module: ConvNeXt, unit: Unit, replaced: bool) -> None:
     if not replaced:
         return
     layers = cast(nn.Sequential, state.working.downsample_layers[0])
@@ -203,14 +208,14 @@ def _refit_stem(state: Lockstep, module: ConvNeXt, unit: Unit, replaced: bool) -
     layers[len(layers) - 1] = nn.Identity()
     conv = cast(nn.Conv2d, conv)
     fit = LinearFit(conv.weight[0].numel(), conv.out_channels)
-    for expected, given in state.fit():
+    for reference_input, working_input in state.fit():
         for layer in before:
-            given = layer(given)
-        fit.add(patch_rows(conv, given), _rows(_channels_last(unit.run(state.reference, expected))))
+            working_input = layer(working_input)
+        fit.add(patch_rows(conv, working_input), _rows(_channels_last(unit.run(state.reference, reference_input))))
     _assign(conv, fit.solve())
 
 
-def _refit_head(state: Lockstep, module: ConvNeXt, unit: Unit, replaced: bool) -> None:
+def _refit_head(state: PairedNetworks, module: ConvNeXt, unit: Unit, replaced: bool) -> None:
     head = state.working.head
     if not isinstance(head, nn.Linear):
         return
@@ -218,17 +223,17 @@ def _refit_head(state: Lockstep, module: ConvNeXt, unit: Unit, replaced: bool) -
     if replaced:
         state.working.norm = nn.Identity()
     fit = LinearFit(head.in_features, head.out_features)
-    for expected, given in state.fit():
+    for reference_input, working_input in state.fit():
         # forward_head up to the classifier, whichever way round it norms and pools.
         captured: list[torch.Tensor] = []
         with _input_of(head, captured):
-            unit.run(state.working, given)
-        fit.add(captured[0], unit.run(state.reference, expected))
+            unit.run(state.working, working_input)
+        fit.add(captured[0], unit.run(state.reference, reference_input))
     # As many rows as images only: ridges from far larger up.
     _assign(head, fit.solve(prior, (*RIDGES, 1.0)))
 
 
-_REFITS: dict[str, Callable[[Lockstep, ConvNeXt, Unit, bool], None]] = {
+_REFITS: dict[str, Callable[[PairedNetworks, ConvNeXt, Unit, bool], None]] = {
     "stem": _refit_stem,
     "block": _refit_block,
     "downsample": _refit_downsample,
@@ -255,12 +260,12 @@ def _assign(layer: nn.Linear | nn.Conv2d, fitted: FittedLinear) -> None:
     layer.bias.copy_(fitted.bias)
 
 
-def _unit_error(state: Lockstep, unit: Unit) -> float:
+def _unit_error(state: PairedNetworks, unit: Unit) -> float:
     """Return the relative squared error of what the unit computes, on held-out images; see NormsReplaced.errors."""
     lost = total = energy = 0.0
-    for expected, given in state.held_out():
-        target = unit.branch(state.reference, expected)
-        lost += float((unit.branch(state.working, given) - target).square().sum(dtype=torch.float64))
+    for reference_input, working_input in state.held_out():
+        target = unit.branch(state.reference, reference_input)
+        lost += float((unit.branch(state.working, working_input) - target).square().sum(dtype=torch.float64))
         axes = (0, 2, 3) if target.dim() == 4 else (0,)
         total += float((target - target.mean(axes, keepdim=True)).square().sum(dtype=torch.float64))
         energy += float(target.square().sum(dtype=torch.float64))
@@ -268,12 +273,13 @@ def _unit_error(state: Lockstep, unit: Unit) -> float:
     return lost / max(total, 1e-6 * energy, 1e-30)
 
 
-def _both(state: Lockstep, unit: Unit) -> tuple[torch.Tensor, torch.Tensor]:
+def _both(state: PairedNetworks, unit: Unit) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the held-out logits of both networks."""
     pairs = [
-        (unit.run(state.reference, expected), unit.run(state.working, given)) for expected, given in state.held_out()
+        (unit.run(state.reference, reference_input), unit.run(state.working, working_input))
+        for reference_input, working_input in state.held_out()
     ]
-    return torch.cat([expected for expected, _ in pairs]), torch.cat([given for _, given in pairs])
+    return torch.cat([logits for logits, _ in pairs]), torch.cat([logits for _, logits in pairs])
 
 
 def _is_identity(module: ConvNeXt, path: str) -> bool:

@@ -25,7 +25,7 @@ from edgeconvnext.model.convnext.network import ConvNeXt
 from edgeconvnext.model.macs import count_macs, count_parameters
 from edgeconvnext.rewrite.exact import fold_layer_scale
 from edgeconvnext.rewrite.float_timer import FloatTimer
-from edgeconvnext.rewrite.lockstep import StoredImages
+from edgeconvnext.rewrite.paired_networks import StoredImages
 from edgeconvnext.rewrite.prune_budget import allocate, costs_of, interpolated
 from edgeconvnext.rewrite.prune_channels import taylor_scores
 from edgeconvnext.rewrite.prune_costs import Budget
@@ -200,8 +200,8 @@ def _check(module: ConvNeXt, multiple: int, blocks: int) -> None:
 
 def _judge(pruned: ConvNeXt, images: StoredImages, logits: torch.Tensor) -> tuple[float, float]:
     """Return KL in nats and agreement in per cent on the held-out images."""
-    found = run_held_out(pruned, images)
-    return logit_kl(logits, found), 100 * float((found.argmax(1) == logits.argmax(1)).float().mean())
+    pruned_logits = run_held_out(pruned, images)
+    return logit_kl(logits, pruned_logits), 100 * float((pruned_logits.argmax(1) == logits.argmax(1)).float().mean())
 
 
 def _rows(

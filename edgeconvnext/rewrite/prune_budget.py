@@ -59,7 +59,7 @@ def allocate(points: dict[str, dict[int, float]], costs: Costs, budget: Budget, 
     starts of a curve do not hide what lies behind them); the last step goes no further than the budget asks. What is left over
     afterwards widens blocks again, the best gain per cost first.
     """
-    tables = {path: _Table(path, found, costs, multiple) for path, found in points.items()}
+    tables = {path: _Table(path, losses, costs, multiple) for path, losses in points.items()}
     limit = costs.limit(budget)
     spent = costs.of({path: table.width for path, table in tables.items()})
     while spent > limit:

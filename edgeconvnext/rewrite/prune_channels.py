@@ -12,15 +12,15 @@ import torch
 
 from edgeconvnext.choices import Score
 from edgeconvnext.model.convnext.network import Block, ConvNeXt
-from edgeconvnext.rewrite.lockstep import StoredImages
 from edgeconvnext.rewrite.moments import Moments
+from edgeconvnext.rewrite.paired_networks import StoredImages
 from edgeconvnext.rewrite.prune_segments import hidden_widths
 from edgeconvnext.rewrite.ridge import by_lu, damped, ridge_fit
 
 SINGLE_SCORES: tuple[Score, ...] = ("elimination", "magnitude", "energy", "taylor")
 
 RIDGE = 1e-3
-"""Weight of the penalty on changes of pwconv2, as a share of the mean variance of the channels kept."""
+"""Weight of the penalty on changes of pwconv2, as a share of the mean variance of the channels that stay."""
 
 COMPACTED_EVERY = 64
 TAYLOR_SEED = 0
@@ -75,15 +75,15 @@ def elimination_order(covariance: torch.Tensor, cross: torch.Tensor) -> torch.Te
     return torch.tensor(order)
 
 
-def refit(weight: torch.Tensor, moments: Moments, kept: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return pwconv2's weight (dim, kept) and bias for the channels `kept`, which answers the targets best.
+def refit(weight: torch.Tensor, moments: Moments, channels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return pwconv2's weight (dim, width) and bias for these channels, closest to the targets.
 
-    weight: pwconv2's own, (dim, hidden). kept: indices. The fit is `ridge_fit`'s, from the weight of the kept channels; the bias
-    takes up the means.
+    weight: pwconv2's own, (dim, hidden). channels: their indices. The fit is `ridge_fit`'s, from the weight that these channels
+    have; the bias takes up the means.
     """
-    own = weight.detach().double()[:, kept]
-    fitted = ridge_fit(own, moments.covariance[kept][:, kept], moments.cross[:, kept], RIDGE, by_lu)
-    return fitted, moments.target_mean - fitted @ moments.mean[kept]
+    own = weight.detach().double()[:, channels]
+    fitted = ridge_fit(own, moments.covariance[channels][:, channels], moments.cross[:, channels], RIDGE, by_lu)
+    return fitted, moments.target_mean - fitted @ moments.mean[channels]
 
 
 @torch.enable_grad()

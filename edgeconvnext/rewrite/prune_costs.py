@@ -59,8 +59,8 @@ class Costs:
 
     def of(self, widths: dict[str, int]) -> float:
         """Return the cost of a network with these blocks and widths; blocks that are not named are gone."""
-        kept = sum(float(self.block(path, np.array([width]))[0]) for path, width in widths.items())
-        return self.fixed + kept + sum(self.block_fixed[path] for path in widths)
+        blocks = sum(float(self.block(path, np.array([width]))[0]) for path, width in widths.items())
+        return self.fixed + blocks + sum(self.block_fixed[path] for path in widths)
 
     def limit(self, budget: Budget) -> float:
         """Return the most that a network within the budget may cost: sums of costs are right but for their last digits."""

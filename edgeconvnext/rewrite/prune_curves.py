@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from edgeconvnext.choices import Score
 from edgeconvnext.model.convnext.network import ConvNeXt
 from edgeconvnext.progress import progress_bar
-from edgeconvnext.rewrite.lockstep import StoredImages, TwoStreams
 from edgeconvnext.rewrite.moments import Moments, MomentSums, require_finite
+from edgeconvnext.rewrite.paired_networks import PairedActivations, StoredImages
 from edgeconvnext.rewrite.prune_channels import SINGLE_SCORES, refit, removal_order
 from edgeconvnext.rewrite.prune_segments import Segment, enter_stage, logit_kl
 
@@ -34,7 +34,7 @@ class Curve:
 
 
 Layer = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-"""Kept channels, (kept,) indices ascending; the weight, (dim, kept), and bias, (dim,), of pwconv2 for them, float32."""
+"""Channels that stay, (width,) indices ascending; the weight, (dim, width), and bias, (dim,), of pwconv2 for them, float32."""
 
 
 def measure_curves(
@@ -55,7 +55,7 @@ def measure_curves(
     curves: dict[str, Curve] = {}
     stage = -1
     label = "Measuring each block at several widths"
-    with TwoStreams(images, folder) as inputs, progress_bar(label, len(segments)) as advance:
+    with PairedActivations(images, folder) as inputs, progress_bar(label, len(segments)) as advance:
         for segment in segments:
             if segment.stage != stage:
                 stage = segment.stage
@@ -66,7 +66,7 @@ def measure_curves(
     return curves
 
 
-def segment_moments(reference: ConvNeXt, segment: Segment, inputs: TwoStreams) -> Moments:
+def segment_moments(reference: ConvNeXt, segment: Segment, inputs: PairedActivations) -> Moments:
     """Return the statistics of the segment's block on the inputs it has in the original network, of the images to fit on."""
     block = segment.block(reference)
     sums = MomentSums(block.pwconv2.in_features, block.pwconv2.out_features)
@@ -79,7 +79,7 @@ def segment_moments(reference: ConvNeXt, segment: Segment, inputs: TwoStreams) -
 def measured_kl(
     reference: ConvNeXt,
     segment: Segment,
-    inputs: TwoStreams,
+    inputs: PairedActivations,
     logits: torch.Tensor,
     layers: list[Layer],
 ) -> list[float]:
@@ -88,23 +88,23 @@ def measured_kl(
     answers: list[list[torch.Tensor]] = [[] for _ in layers]
     for batch, _ in inputs.held_out():
         hidden = block.hidden(batch)
-        for (kept, weight, bias), found in zip(layers, answers, strict=True):
-            added = F.linear(hidden[..., kept], weight, bias).permute(0, 3, 1, 2)
-            found.append(segment.tail(reference, batch + added))
-    return [logit_kl(logits, torch.cat(found)) for found in answers]
+        for (channels, weight, bias), batches in zip(layers, answers, strict=True):
+            added = F.linear(hidden[..., channels], weight, bias).permute(0, 3, 1, 2)
+            batches.append(segment.tail(reference, batch + added))
+    return [logit_kl(logits, torch.cat(batches)) for batches in answers]
 
 
 def fitted_layer(weight: torch.Tensor, moments: Moments, order: torch.Tensor, width: int) -> Layer:
     """Return the re-fitted pwconv2 on the last `width` channels of a removal order."""
-    kept = order[len(order) - width :].sort().values
-    fitted, bias = refit(weight, moments, kept)
-    return kept, fitted.float(), bias.float()
+    channels = order[len(order) - width :].sort().values
+    fitted, bias = refit(weight, moments, channels)
+    return channels, fitted.float(), bias.float()
 
 
 def _curve(
     reference: ConvNeXt,
     segment: Segment,
-    inputs: TwoStreams,
+    inputs: PairedActivations,
     logits: torch.Tensor,
     score: Score,
     taylor: torch.Tensor | None,
@@ -120,8 +120,8 @@ def _curve(
     if len(names) > 1:
         probe = measured_width(width, PROBE, multiple)
         layers = [fitted_layer(weight, moments, order, probe) for order in orders.values()]
-        found = measured_kl(reference, segment, inputs, logits, layers)
-        probes = dict(zip(orders, found, strict=True))
+        kls = measured_kl(reference, segment, inputs, logits, layers)
+        probes = dict(zip(orders, kls, strict=True))
     chosen = min(probes, key=lambda name: probes[name]) if probes else names[0]
     widths = sorted({min(multiple, width), *(measured_width(width, share, multiple) for share in SHARES)} - {width})
     if segment.first < segment.last:  # it stands for removed blocks too, and loses something at its full width

@@ -12,7 +12,7 @@ import torch
 from edgeconvnext.errors import RewriteError
 from edgeconvnext.model.convnext.network import ConvNeXt
 from edgeconvnext.progress import progress_bar
-from edgeconvnext.rewrite.lockstep import StoredImages, TwoStreams
+from edgeconvnext.rewrite.paired_networks import PairedActivations, StoredImages
 from edgeconvnext.rewrite.prune_curves import fitted_layer, measured_kl, segment_moments
 from edgeconvnext.rewrite.prune_segments import Segment, enter_stage, segments_of
 
@@ -69,7 +69,7 @@ def remove_blocks(reference: ConvNeXt, images: StoredImages, logits: torch.Tenso
 
 def _kl(reference: ConvNeXt, segment: Segment, images: StoredImages, logits: torch.Tensor, folder: Path) -> float:
     """Measure the segment's block, fitted to stand for the whole segment, in the original network."""
-    with TwoStreams(images, folder) as inputs:
+    with PairedActivations(images, folder) as inputs:
         inputs.step(partial(_before, reference, segment))
         block = segment.block(reference)
         moments = segment_moments(reference, segment, inputs)

@@ -15,8 +15,8 @@ from edgeconvnext.choices import Score
 from edgeconvnext.model.build import build
 from edgeconvnext.model.convnext.network import Block, ConvNeXt
 from edgeconvnext.progress import progress_bar
-from edgeconvnext.rewrite.lockstep import StoredImages, TwoStreams
 from edgeconvnext.rewrite.moments import MomentSums, require_finite
+from edgeconvnext.rewrite.paired_networks import PairedActivations, StoredImages
 from edgeconvnext.rewrite.prune_channels import refit, removal_order
 from edgeconvnext.rewrite.prune_segments import Segment, enter_stage
 
@@ -39,7 +39,7 @@ def rebuild(
     blocks: dict[str, Block] = {}
     errors: dict[str, float] = {}
     stage = -1
-    with TwoStreams(images, folder) as inputs, progress_bar("Rebuilding the network", len(segments)) as advance:
+    with PairedActivations(images, folder) as inputs, progress_bar("Rebuilding the network", len(segments)) as advance:
         for segment in segments:
             if segment.stage != stage:
                 stage = segment.stage
@@ -61,7 +61,7 @@ def rebuild(
 def _fitted(
     reference: ConvNeXt,
     segment: Segment,
-    inputs: TwoStreams,
+    inputs: PairedActivations,
     width: int,
     score: Score,
     taylor: torch.Tensor | None,
@@ -76,15 +76,15 @@ def _fitted(
     moments = require_finite(sums.result(), segment.path)
     full = block.pwconv2.in_features
     order = removal_order(block, moments, score, taylor) if width < full else torch.arange(full)
-    kept = order[full - width :].sort().values
-    weight, bias = refit(block.pwconv2.weight, moments, kept)
+    channels = order[full - width :].sort().values
+    weight, bias = refit(block.pwconv2.weight, moments, channels)
     narrow = copy.deepcopy(block)
-    narrow.pwconv1 = _linear(block.pwconv1.weight[kept], block.pwconv1.bias[kept])
+    narrow.pwconv1 = _linear(block.pwconv1.weight[channels], block.pwconv1.bias[channels])
     narrow.pwconv2 = _linear(weight, bias)
     return narrow
 
 
-def _relative_error(reference: ConvNeXt, segment: Segment, block: Block, inputs: TwoStreams) -> float:
+def _relative_error(reference: ConvNeXt, segment: Segment, block: Block, inputs: PairedActivations) -> float:
     """RMS error of the block's output against the original's, relative to the RMS variation of what the original adds."""
     error = power = 0.0
     sums, positions = torch.zeros(1), 0

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from edgeconvnext.errors import RewriteError
 from edgeconvnext.model.convnext.network import Block, ConvNeXt, ConvNeXtConfig
-from edgeconvnext.rewrite.lockstep import StoredImages
+from edgeconvnext.rewrite.paired_networks import StoredImages
 
 FEWEST_IMAGES = 3
 
@@ -55,10 +55,10 @@ def segments_of(config: ConvNeXtConfig, removed: list[str]) -> list[Segment]:
     """Return one segment for each block that stays, in forward order. removed: paths such as "stages.2.4"."""
     segments = []
     for stage, depth in enumerate(config.depths):
-        kept = [index for index in range(depth) if f"stages.{stage}.{index}" not in removed]
-        for position, owner in enumerate(kept):
+        staying = [index for index in range(depth) if f"stages.{stage}.{index}" not in removed]
+        for position, owner in enumerate(staying):
             first = owner if position else 0
-            last = kept[position + 1] - 1 if position + 1 < len(kept) else depth - 1
+            last = staying[position + 1] - 1 if position + 1 < len(staying) else depth - 1
             segments.append(Segment(stage, owner, first, last))
     return segments
 

@@ -23,8 +23,8 @@ from edgeconvnext.model.two_of_four import GROUP, KEPT
 from edgeconvnext.model.units import Unit, units_of
 from edgeconvnext.progress import progress_bar
 from edgeconvnext.rewrite.exact import fold_layer_scale
-from edgeconvnext.rewrite.lockstep import Lockstep, StoredImages
 from edgeconvnext.rewrite.moments import MomentSums, require_finite
+from edgeconvnext.rewrite.paired_networks import PairedNetworks, StoredImages
 from edgeconvnext.rewrite.prune_segments import check_images, logit_kl, run_held_out
 from edgeconvnext.rewrite.ridge import by_lu, damped, inverse_cholesky, towards
 from edgeconvnext.rewrite.two_of_four import masked_fit
@@ -73,17 +73,17 @@ def sparsify(module: ConvNeXt, fit: Iterable[torch.Tensor], held_out: Iterable[t
         check_images(images)
         logits = run_held_out(reference, images)
         units = [unit for unit in units_of(reference) if unit.name != "head"]
-        state = stack.enter_context(Lockstep(reference, working, images, folder))
+        state = stack.enter_context(PairedNetworks(reference, working, images, folder))
         with progress_bar("Making the linears sparse", len(units)) as advance:
             for unit in units:
                 if unit.residual:
                     layers += [_solve(state, unit, part) for part in LINEARS]
                 state.advance(unit, changed=unit.residual)
                 advance(1)
-        found = run_held_out(working, images)
-    agreement = 100 * float((found.argmax(1) == logits.argmax(1)).float().mean())
+        sparse_logits = run_held_out(working, images)
+    agreement = 100 * float((sparse_logits.argmax(1) == logits.argmax(1)).float().mean())
     counts = images.fit_images, images.held_out_images
-    return SparseResult(working, tuple(layers), logit_kl(logits, found), agreement, *counts)
+    return SparseResult(working, tuple(layers), logit_kl(logits, sparse_logits), agreement, *counts)
 
 
 def sparse_weight(weight: torch.Tensor, covariance: torch.Tensor, cross: torch.Tensor) -> torch.Tensor:
@@ -110,7 +110,7 @@ def sparse_weight(weight: torch.Tensor, covariance: torch.Tensor, cross: torch.T
     return masked_fit(left, mask, hessian, own)
 
 
-def _solve(state: Lockstep, unit: Unit, part: str) -> SparseLayer:
+def _solve(state: PairedNetworks, unit: Unit, part: str) -> SparseLayer:
     """Replace one linear of the working network's block; return how well it answers."""
     blocks = [cast(Block, network.get_submodule(unit.name)) for network in (state.reference, state.working)]
     layer = cast(nn.Linear, getattr(blocks[1], part))

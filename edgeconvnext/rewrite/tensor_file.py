@@ -80,8 +80,8 @@ class TensorFile:
 
 
 def pairs_of(
-    expected: TensorFile, given: TensorFile, start: int, stop: int
+    first: TensorFile, second: TensorFile, start: int, stop: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Read rows `start` up to `stop` of two files of the same length together."""
-    step = min(expected.rows_at_once, given.rows_at_once)
-    yield from zip(expected.batches(start, stop, step), given.batches(start, stop, step), strict=True)
+    step = min(first.rows_at_once, second.rows_at_once)
+    yield from zip(first.batches(start, stop, step), second.batches(start, stop, step), strict=True)

@@ -14,7 +14,7 @@ import torch
 from edgeconvnext.choices import Operator
 from edgeconvnext.model.layers import weighted_layers
 from edgeconvnext.model.network import Network
-from edgeconvnext.quantization.layer_errors import prepared_weight, rounded_weight_sqnr_db
+from edgeconvnext.quantization.layer_errors import rounded_weight_sqnr_db, scaled_weight
 from edgeconvnext.quantization.plan import ActivationPlan, QParams, QuantPlan
 from edgeconvnext.quantization.statistics import Statistics, TensorStatistics
 from edgeconvnext.schema.analysis import Analysis, LayerAnalysis, Setting, TensorAnalysis, WeightAnalysis
@@ -45,7 +45,7 @@ def measure(
 ) -> Analysis:
     """Return the figures of every layer of `plan`, in forward order, without suspicions.
 
-    folded: the float network; prepared: the same with affines and codes in place. images: held-out batches, (N, C, H, W), for the
+    folded: the float network; prepared: the same with scalings and codes in place. images: held-out batches, (N, C, H, W), for the
     sensitivities. macs: multiply-adds by layer.
     """
     costs = {cost.layer: cost for cost in sensitivities(folded, prepared, plan, images)} if plan.weights else {}
@@ -83,7 +83,7 @@ def _layer(
     weights = None
     if grid is not None:
         sqnr_db = rounded_weight_sqnr_db(folded, prepared, plan, layer)
-        weights = analyse_weights(prepared_weight(folded, plan, layer), grid, sqnr_db)
+        weights = analyse_weights(scaled_weight(folded, plan, layer), grid, sqnr_db)
     return LayerAnalysis(
         layer=layer,
         operator=operator,
@@ -92,7 +92,7 @@ def _layer(
         kl_cumulative=None if cost is None else cost.kl_cumulative,
         agreement_alone=None if cost is None else cost.agreement_alone,
         agreement_cumulative=None if cost is None else cost.agreement_cumulative,
-        preparation=None if decision is None else decision.affine.name,
+        preparation=None if decision is None else decision.scaling.name,
         rounding=None if decision is None else decision.rounding,
         block_sqnr_db=None if decision is None else decision.block_sqnr_db,
         plain_sqnr_db=None if decision is None else decision.plain_sqnr_db,

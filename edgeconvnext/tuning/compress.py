@@ -26,8 +26,8 @@ from edgeconvnext.options.groups import Compression, Measuring
 from edgeconvnext.rewrite.channel_norm import fold_batch_norms, leave_inputs_as_they_are, with_batch_norms
 from edgeconvnext.rewrite.exact import PROOF_IMAGES, fold_exact
 from edgeconvnext.rewrite.float_timer import FloatTimer
-from edgeconvnext.rewrite.lockstep import StoredImages
 from edgeconvnext.rewrite.norms import replace_norms, replaceable_norms
+from edgeconvnext.rewrite.paired_networks import StoredImages
 from edgeconvnext.rewrite.prune import prune
 from edgeconvnext.rewrite.prune_costs import Budget
 from edgeconvnext.schema.report import (

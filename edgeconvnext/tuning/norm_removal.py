@@ -17,8 +17,8 @@ import torch
 from edgeconvnext.evaluation.accuracy import agreement, paired_drop, wilson
 from edgeconvnext.model.convnext.network import ConvNeXt
 from edgeconvnext.progress import progress_bar
-from edgeconvnext.rewrite.lockstep import StoredImages
 from edgeconvnext.rewrite.norms import NormsReplaced, replace_each, replace_norms, replaceable_norms
+from edgeconvnext.rewrite.paired_networks import StoredImages
 from edgeconvnext.schema.report import NormVerdict
 from edgeconvnext.tuning.sensitivity import kl_divergence
 
@@ -96,7 +96,7 @@ def replace_within_budget(
         advance(len(norms))
         if reference is not None and norms:
             best = replace_norms(module, [], images, folder, reference=reference)
-            loss = measure_loss(best.expected, best.logits, labels)
+            loss = measure_loss(best.reference_logits, best.logits, labels)
         # Where noise hides what a norm saves, or makes it a loss, the harmless ones still come first.
         gains = [saved[norm] for norm in norms if saved.get(norm, 0.0) > 0]
         least = 0.01 * median(gains) if gains else 1.0
@@ -110,7 +110,7 @@ def replace_within_budget(
             step = min(step, len(waiting))
             tried = waiting[:step]
             result = replace_norms(module, [*gone, *tried], images, folder, reference=reference)
-            found = measure_loss(result.expected, result.logits, labels)
+            found = measure_loss(result.reference_logits, result.logits, labels)
             if found.within(max_drop):
                 best, loss = result, found
                 gone += tried

@@ -6,7 +6,6 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +15,7 @@ from edgeconvnext.model.units import Unit, units_of
 from edgeconvnext.progress import progress_bar
 from edgeconvnext.quantization.fake import quantize_input, quantize_output
 from edgeconvnext.quantization.plan import QuantPlan
-from edgeconvnext.rewrite.channel_scaling import absorbed, norm_before, place_affine
+from edgeconvnext.rewrite.channel_scaling import absorbed, norm_before, place_scaling
 
 SENSITIVITY_IMAGES = 64
 """Held-out images a layer's sensitivity is measured on: enough to rank layers, few enough for one pass per layer."""
@@ -38,11 +37,11 @@ class Sensitivity:
 
 @torch.no_grad()
 def sensitivities(
-    folded: Network, prepared: Network, plan: QuantPlan, batches: Sequence[torch.Tensor]
+    folded: Network, quantized: Network, plan: QuantPlan, batches: Sequence[torch.Tensor]
 ) -> list[Sensitivity]:
     """Measure every layer of `plan` alone and cumulatively, in forward order.
 
-    folded: the float network. prepared: what `reconstruct` returned for it. batches: images (N, C, H, W); SENSITIVITY_IMAGES of
+    folded: the float network. quantized: what `reconstruct` returned for it. batches: images (N, C, H, W); SENSITIVITY_IMAGES of
     them, evenly spread, are used. Units before the one looked at are not run again.
     """
     images = torch.cat(list(batches))
@@ -58,9 +57,9 @@ def sensitivities(
             for layer in unit.layers:
                 if layer not in plan.weights:
                     continue
-                with quantized_layer(alone_net, prepared, plan, layer):
+                with quantized_layer(alone_net, quantized, plan, layer):
                     alone = _run(rest, alone_net, alone_in)
-                _put(cumulative_net, prepared, plan, layer)
+                _put(cumulative_net, quantized, plan, layer)
                 cumulative = _run(rest, cumulative_net, cumulative_in)
                 results.append(
                     Sensitivity(
@@ -87,41 +86,42 @@ def kl_divergence(expected: torch.Tensor, logits: torch.Tensor) -> float:
 
 
 @contextmanager
-def quantized_layer(network: Network, prepared: Network, plan: QuantPlan, layer: str) -> Iterator[None]:
-    """Quantise one layer of a float network inside the block, in place, and give the float layer back behind it."""
-    found, norm = network.get_submodule(layer), norm_before(network, layer)
-    kind, kept = type(found), copy.deepcopy(found.state_dict())
-    kept_norm = None if norm is None else copy.deepcopy(norm.state_dict())
-    handles = _put(network, prepared, plan, layer)
+def quantized_layer(network: Network, quantized: Network, plan: QuantPlan, layer: str) -> Iterator[None]:
+    """Quantise one layer of a float network inside the block, in place, and put the float layer back afterwards.
+
+    quantized: what `reconstruct` returned for the network. Hooks of the layer itself are those of a copy afterwards.
+    """
+    norm = norm_before(network, layer)
+    layer_before = copy.deepcopy(network.get_submodule(layer))
+    norm_weights = None if norm is None else copy.deepcopy(norm.state_dict())
+    handles = _put(network, quantized, plan, layer)
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
-        found._modules.pop("input_affine", None)
-        found.__class__ = kind
-        found.load_state_dict(kept)
-        if norm is not None and kept_norm is not None:
-            norm.load_state_dict(kept_norm)
+        network.set_submodule(layer, layer_before)
+        if norm is not None and norm_weights is not None:
+            norm.load_state_dict(norm_weights)
 
 
-def float_layer(prepared: Network, folded: Network, plan: QuantPlan, layer: str) -> None:
-    """Give one layer of a reconstructed network its float weights back, behind the affine it has; in place."""
-    affine = plan.decisions[layer].affine
-    weight, bias = absorbed(folded.get_submodule(layer), affine)
-    found = prepared.get_submodule(layer)
-    found.get_parameter("weight").data.copy_(weight)
-    found.get_parameter("bias").data.copy_(bias)
+def float_layer(quantized: Network, folded: Network, plan: QuantPlan, layer: str) -> None:
+    """Give one layer of a reconstructed network its float weights back, behind the scaling it has; in place."""
+    scaling = plan.decisions[layer].scaling
+    weight, bias = absorbed(folded.get_submodule(layer), scaling)
+    layer_module = quantized.get_submodule(layer)
+    layer_module.get_parameter("weight").data.copy_(weight)
+    layer_module.get_parameter("bias").data.copy_(bias)
 
 
-def _put(network: Network, prepared: Network, plan: QuantPlan, layer: str) -> list[torch.utils.hooks.RemovableHandle]:
-    """Quantise a layer of a float network: affine, weights and bias from `prepared`, activations by hooks."""
+def _put(network: Network, quantized: Network, plan: QuantPlan, layer: str) -> list[torch.utils.hooks.RemovableHandle]:
+    """Quantise a layer of a float network: scaling, weights and bias from `quantized`, activations by hooks."""
     decision = plan.decisions.get(layer)
-    if decision is not None and not decision.affine.is_identity:
-        place_affine(network, layer, decision.affine)
-    found, source = network.get_submodule(layer), prepared.get_submodule(layer)
+    if decision is not None and not decision.scaling.is_identity:
+        place_scaling(network, layer, decision.scaling)
     for name in ("weight", "bias"):
-        cast(torch.Tensor, getattr(found, name)).data.copy_(getattr(source, name))
+        values = quantized.get_parameter(f"{layer}.{name}")
+        network.get_parameter(f"{layer}.{name}").data.copy_(values)
     handles = []
     for side, attach in (("input", quantize_input), ("output", quantize_output)):
         activation = plan.activations.get(f"{layer}:{side}")

@@ -311,16 +311,16 @@ def _evened_out(setting: Setting, layer: LayerAnalysis, tensor: TensorAnalysis) 
     elif setting.preparation == "none":
         yield "leaving out --smoothing none, so that channels are scaled in front of the quantizer"
     if layer.operator == "depthwise" and not setting.prepares_depthwise:
-        yield "`depthwise = true` under [quantize.prepare] in a target file of your own"
+        yield "`depthwise = true` under [quantize.smoothing] in a target file of your own"
     if layer.operator == "pointwise2" and setting.prepares_hidden != "channel":
-        yield '`hidden = "channel"` under [quantize.prepare] in a target file of your own'
+        yield '`hidden = "channel"` under [quantize.smoothing] in a target file of your own'
 
 
 def _shifted(setting: Setting, layer: LayerAnalysis, tensor: TensorAnalysis) -> Iterator[str]:
     """A shift in front of the quantizer, or a zero point in it."""
     if layer.operator == "pointwise2" and tensor.name.endswith(":input"):
         if setting.prepares_hidden == "none":
-            yield '`hidden = "shift"` under [quantize.prepare] in a target file of your own'
+            yield '`hidden = "shift"` under [quantize.smoothing] in a target file of your own'
         elif setting.effort == "quick":
             yield "--effort default, which shifts the values in front of the quantizer"
         elif setting.preparation == "none":

@@ -16,7 +16,7 @@ from edgeconvnext.quantization.fake import (
     round_activation,
 )
 from edgeconvnext.quantization.plan import ActivationPlan, QParams, QuantPlan
-from edgeconvnext.rewrite.channel_scaling import Affine, AffineLinear, ChannelAffine
+from edgeconvnext.rewrite.channel_scaling import ChannelScaling, ScaledLinear
 
 INPUT, HIDDEN, OUTPUT = (
     QParams(torch.tensor(scale), torch.tensor(zero_point, dtype=torch.int32), low, high)
@@ -26,15 +26,14 @@ X = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
 
 
 class TwoLinears(Network):
-    """Two linear layers, the second one behind a multiply-add where `affine` says so."""
+    """Two linear layers, the second one behind a multiply-add where `scaling` says so."""
 
-    def __init__(self, affine: Affine | None = None) -> None:
+    def __init__(self, scaling: ChannelScaling | None = None) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.first, self.second = nn.Linear(4, 3), nn.Linear(3, 2)
-        if affine is not None:
-            self.second.__class__ = AffineLinear
-            self.second.input_affine = ChannelAffine(affine, images=False)
+        if scaling is not None:
+            self.second = ScaledLinear(self.second, scaling)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.second(self.first(x))
@@ -88,10 +87,10 @@ def test_each_side_of_a_layer_that_a_plan_names_is_rounded_to_its_own_grid(sides
 
 
 def test_an_input_behind_a_multiply_add_is_rounded_after_it() -> None:
-    affine = Affine(torch.tensor([2.0, 0.5, 4.0]), torch.tensor([0.3, -0.2, 0.1]), "scale")
-    module = TwoLinears(affine)
+    scaling = ChannelScaling(torch.tensor([2.0, 0.5, 4.0]), torch.tensor([0.3, -0.2, 0.1]), "scale")
+    module = TwoLinears(scaling)
     hidden = linear(X.double().numpy(), module.first)
-    moved = hidden * affine.scale.double().numpy() + affine.shift.double().numpy()
+    moved = hidden * scaling.scale.double().numpy() + scaling.shift.double().numpy()
     handle = quantize_input(module, "second", INPUT)
     assert_equal(module(X), linear(rounded(moved, INPUT), module.second))
     handle.remove()

@@ -20,7 +20,7 @@ from edgeconvnext.quantization.planning import build_plan
 from edgeconvnext.quantization.precision import BitPlan
 from edgeconvnext.quantization.program import quantize_program
 from edgeconvnext.quantization.statistics import Statistics
-from edgeconvnext.quantization.weights import _palette, palette_grid, weight_grid
+from edgeconvnext.quantization.weights import _palette, palette_qparams, weight_qparams
 from edgeconvnext.rewrite.exact import fold_norm_affine
 from edgeconvnext.targets import Target
 
@@ -64,8 +64,8 @@ def test_a_palette_beats_even_steps_of_as_many_codes(bits: int) -> None:
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(24, 50, generator=generator) * torch.logspace(-2, 0, 24)[:, None]
     power = torch.rand(1, 50, generator=generator) + 0.1
-    even = weight_grid(weight, 2 ** (bits - 1) - 1, float16_scale=True, search=True, power=power)
-    palette = palette_grid(weight, bits, float16_scale=True, power=power)
+    even = weight_qparams(weight, 2 ** (bits - 1) - 1, float16_scale=True, search=True, power=power)
+    palette = palette_qparams(weight, bits, float16_scale=True, power=power)
     assert palette.bits == bits
     assert weighted_error(palette, weight, power) < 0.8 * weighted_error(even, weight, power)
 
@@ -118,7 +118,7 @@ def test_int8_activations_and_palettes_go_together_and_4_bit_layers_have_none() 
 
 
 def test_the_scheme_says_palettes() -> None:
-    grid = palette_grid(torch.randn(4, 8), 6, float16_scale=True)
+    grid = palette_qparams(torch.randn(4, 8), 6, float16_scale=True)
     assert (
         scheme(QuantPlan({}, {"head": grid}), palettised(6), {"head": 1}) == "W6A16, palettised weights, rest float16"
     )

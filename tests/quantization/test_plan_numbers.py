@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torchao.quantization.quant_primitives import dequantize_affine, quantize_affine
 
 from edgeconvnext.quantization.plan import ActivationPlan, LayerDecision, QParams, QuantPlan
-from edgeconvnext.rewrite.channel_scaling import Affine
+from edgeconvnext.rewrite.channel_scaling import ChannelScaling
 
 few = settings(max_examples=40, derandomize=True, deadline=None, database=None)
 
@@ -169,9 +169,9 @@ def test_a_palette_and_all_codes_agree_where_every_code_is_a_level() -> None:
 
 
 def test_a_refined_decision_names_the_further_method_and_its_sqnr_and_keeps_the_rest() -> None:
-    decision = LayerDecision(Affine.identity(3), "gptq", 30.0, 25.0, {"none": 30.0})
+    decision = LayerDecision(ChannelScaling.identity(3), "gptq", 30.0, 25.0, {"none": 30.0})
     refined = decision.refined("adaround", 33.5)
-    assert refined == LayerDecision(decision.affine, "gptq, adaround", 33.5, 25.0, {"none": 30.0})
+    assert refined == LayerDecision(decision.scaling, "gptq, adaround", 33.5, 25.0, {"none": 30.0})
     assert decision.rounding == "gptq"
 
 
@@ -179,5 +179,5 @@ def test_what_is_not_given_is_empty() -> None:
     grid = per_tensor(1.0, 0, -7, 7)
     assert (grid.axis, grid.levels) == (None, None)
     assert ActivationPlan("a:input", grid, "mse", 0.0, 1.0).candidates == {}
-    assert LayerDecision(Affine.identity(1), "nearest", 1.0, 1.0).candidates == {}
+    assert LayerDecision(ChannelScaling.identity(1), "nearest", 1.0, 1.0).candidates == {}
     assert QuantPlan({}, {}).decisions == {}

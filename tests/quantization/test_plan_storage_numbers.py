@@ -18,7 +18,7 @@ from edgeconvnext.model.convnext.network import ConvNeXt
 from edgeconvnext.model.layers import weight_of
 from edgeconvnext.quantization.plan import ActivationPlan, LayerDecision, QParams, QuantPlan
 from edgeconvnext.quantization.plan_storage import load_plan, save_plan
-from edgeconvnext.rewrite.channel_scaling import Affine, ChannelAffine
+from edgeconvnext.rewrite.channel_scaling import ChannelScaling, ScaleShift
 
 few = settings(max_examples=30, derandomize=True, deadline=None, database=None)
 NETWORK = small_network()
@@ -125,18 +125,18 @@ def test_a_stored_network_stored_again_is_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["scale^1", "none"])
 def test_decisions_come_back_and_their_affines_stand_in_front_of_their_layers(name: str) -> None:
     channels = weight_of(NETWORK, POINTWISE).shape[1]
-    affine = Affine.identity(channels)
+    scaling = ChannelScaling.identity(channels)
     if name != "none":
-        affine = Affine(torch.linspace(0.5, 2.0, channels), torch.linspace(-1.0, 1.0, channels), name)
-    decision = LayerDecision(affine, "gptq, adaround", 31.25, 28.5, {"none": 28.5, name: 31.25})
+        scaling = ChannelScaling(torch.linspace(0.5, 2.0, channels), torch.linspace(-1.0, 1.0, channels), name)
+    decision = LayerDecision(scaling, "gptq, adaround", 31.25, 28.5, {"none": 28.5, name: 31.25})
     loaded, network = stored(QuantPlan({}, {POINTWISE: WEIGHTS[POINTWISE]}, {POINTWISE: decision}), NETWORK)
     actual = loaded.decisions[POINTWISE]
-    assert replace(actual, affine=affine) == decision
-    assert actual.affine.name == name
-    assert torch.equal(actual.affine.scale, affine.scale)
-    assert torch.equal(actual.affine.shift, affine.shift)
+    assert replace(actual, scaling=scaling) == decision
+    assert actual.scaling.name == name
+    assert torch.equal(actual.scaling.scale, scaling.scale)
+    assert torch.equal(actual.scaling.shift, scaling.shift)
     inserted = getattr(network.get_submodule(POINTWISE), "input_affine", None)
     assert (inserted is None) == (name == "none")
-    if isinstance(inserted, ChannelAffine):
+    if isinstance(inserted, ScaleShift):
         x = torch.randn(3, channels)
-        assert torch.equal(inserted(x), x * affine.scale + affine.shift)
+        assert torch.equal(inserted(x), x * scaling.scale + scaling.shift)

@@ -16,7 +16,7 @@ from edgeconvnext.quantization.plan import QParams
 from edgeconvnext.quantization.planning import build_plan
 from edgeconvnext.quantization.program import quantize_program
 from edgeconvnext.quantization.statistics import Statistics, collect_statistics
-from edgeconvnext.quantization.weights import weight_grid
+from edgeconvnext.quantization.weights import weight_qparams
 from edgeconvnext.targets import Target
 
 
@@ -150,7 +150,7 @@ def test_float16_targets_have_scales_that_float16_holds(network: ConvNeXt, stati
 
 
 def test_seven_bit_weights_cannot_saturate_int16_pairs() -> None:
-    grid = weight_grid(torch.randn(8, 64), 64, float16_scale=False, search=False)
+    grid = weight_qparams(torch.randn(8, 64), 64, float16_scale=False, search=False)
     codes = (torch.randn(8, 64) * 10 / grid.scale[:, None]).round().clamp(grid.quant_min, grid.quant_max)
     assert 255 * int(codes.abs().max()) * 2 <= 32767
 
@@ -162,11 +162,11 @@ def rounded_db(weight: torch.Tensor, grid: QParams) -> float:
 def test_weight_search_lowers_the_error_where_a_channel_has_an_outlier() -> None:
     weight = torch.randn(4, 256, generator=torch.Generator().manual_seed(5)) * 0.02
     weight[:, 0] = 0.2
-    plain = weight_grid(weight, 127, float16_scale=False, search=False)
-    searched = weight_grid(weight, 127, float16_scale=False, search=True)
+    plain = weight_qparams(weight, 127, float16_scale=False, search=False)
+    searched = weight_qparams(weight, 127, float16_scale=False, search=True)
     assert rounded_db(weight, searched) >= rounded_db(weight, plain)
     gaussian = torch.randn(4, 4096, generator=torch.Generator().manual_seed(6))
     gaussian[:, 0] *= 2.5
-    plain = weight_grid(gaussian, 64, float16_scale=False, search=False)
-    searched = weight_grid(gaussian, 64, float16_scale=False, search=True)
+    plain = weight_qparams(gaussian, 64, float16_scale=False, search=False)
+    searched = weight_qparams(gaussian, 64, float16_scale=False, search=True)
     assert rounded_db(gaussian, searched) > rounded_db(gaussian, plain) + 0.3

@@ -7,15 +7,15 @@ import torch
 from edgeconvnext.quantization.histogram import Histogram, StreamingHistogram
 from edgeconvnext.quantization.ranges import (
     ESTIMATORS,
-    Grid,
+    CodeRange,
     choose_range,
     estimate_range,
     quantization_mse,
     round_scale,
 )
 
-SYMMETRIC = Grid(-128, 127, symmetric=True)
-AFFINE = Grid(0, 255, symmetric=False)
+SYMMETRIC = CodeRange(-128, 127, symmetric=True)
+AFFINE = CodeRange(0, 255, symmetric=False)
 
 
 def histogram(values: torch.Tensor) -> Histogram:
@@ -36,9 +36,9 @@ def with_outliers(seed: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("grid", [SYMMETRIC, AFFINE], ids=["symmetric", "affine"])
-def test_histogram_error_equals_the_error_on_the_data(grid: Grid) -> None:
+def test_histogram_error_equals_the_error_on_the_data(grid: CodeRange) -> None:
     values = gaussian()
-    scale, zero_point = grid.fit(np.array([-3.0]), np.array([3.5]))
+    scale, zero_point = grid.qparams(np.array([-3.0]), np.array([3.5]))
     codes = (values / scale[0]).round().add(zero_point[0]).clamp(grid.quant_min, grid.quant_max)
     exact = float(((codes - zero_point[0]) * scale[0] - values).square().mean())
     # 8,192 bins against 256 codes: about 30 bins a code, hence a few per cent.
@@ -47,7 +47,7 @@ def test_histogram_error_equals_the_error_on_the_data(grid: Grid) -> None:
 
 def test_zero_is_always_exact() -> None:
     for low, high in ((-0.17, 13.6), (0.3, 9.0), (-5.0, -1.0), (0.0, 0.0)):
-        scale, zero_point = AFFINE.fit(np.array([low]), np.array([high]))
+        scale, zero_point = AFFINE.qparams(np.array([low]), np.array([high]))
         assert zero_point[0] == round(zero_point[0])
         assert 0 <= zero_point[0] <= 255
         assert scale[0] > 0
@@ -58,7 +58,9 @@ def test_mse_clips_outliers_that_minmax_keeps() -> None:
     assert estimate_range(data, "minmax", SYMMETRIC)[1] == 60
     assert estimate_range(data, "mse", SYMMETRIC)[1] < 60
     minmax, mse = (
-        quantization_mse(data, *SYMMETRIC.fit(*map(np.atleast_1d, estimate_range(data, name, SYMMETRIC))), SYMMETRIC)[0]
+        quantization_mse(
+            data, *SYMMETRIC.qparams(*map(np.atleast_1d, estimate_range(data, name, SYMMETRIC))), SYMMETRIC
+        )[0]
         for name in ("minmax", "mse")
     )
     assert mse < minmax
@@ -76,7 +78,7 @@ def test_percentile_leaves_out_the_stated_share() -> None:
 
 
 @pytest.mark.parametrize("grid", [SYMMETRIC, AFFINE], ids=["symmetric", "affine"])
-def test_auto_takes_the_least_held_out_error(grid: Grid) -> None:
+def test_auto_takes_the_least_held_out_error(grid: CodeRange) -> None:
     choice = choose_range(histogram(with_outliers(0)), histogram(with_outliers(1)), grid)
     assert set(choice.candidates) == set(ESTIMATORS)
     assert choice.mse == min(choice.candidates.values())

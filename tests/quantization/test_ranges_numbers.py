@@ -14,8 +14,8 @@ from edgeconvnext.quantization.histogram import Histogram
 from edgeconvnext.quantization.ranges import (
     ESTIMATORS,
     PERCENTILE,
+    CodeRange,
     Estimator,
-    Grid,
     choose_range,
     estimate_range,
     quantization_mse,
@@ -24,17 +24,17 @@ from edgeconvnext.quantization.ranges import (
 
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")  # numpy's, of a division by zero
 
-INT8 = Grid(-128, 127, symmetric=True)
-UINT8 = Grid(0, 255, symmetric=False)
-SIGNED = Grid(-128, 127, symmetric=False)
-UINT8_HALF = Grid(0, 255, symmetric=False, float16_scale=True)
-INT4 = Grid(-8, 7, symmetric=True)
-UINT4 = Grid(0, 15, symmetric=False)
+INT8 = CodeRange(-128, 127, symmetric=True)
+UINT8 = CodeRange(0, 255, symmetric=False)
+SIGNED = CodeRange(-128, 127, symmetric=False)
+UINT8_HALF = CodeRange(0, 255, symmetric=False, float16_scale=True)
+INT4 = CodeRange(-8, 7, symmetric=True)
+UINT4 = CodeRange(0, 15, symmetric=False)
 GRIDS = [INT8, UINT8, SIGNED, UINT8_HALF, INT4, UINT4]
 
 
-def fitted(grid: Grid, low: float, high: float) -> tuple[float, float]:
-    scale, zero_point = grid.fit(np.array([low]), np.array([high]))
+def fitted(grid: CodeRange, low: float, high: float) -> tuple[float, float]:
+    scale, zero_point = grid.qparams(np.array([low]), np.array([high]))
     return float(scale[0]), float(zero_point[0])
 
 
@@ -91,7 +91,7 @@ def test_an_empty_range_gets_the_smallest_scale() -> None:
     for grid, zero_point in ((INT8, 0.0), (UINT8, 0.0), (SIGNED, -128.0)):
         assert fitted(grid, 0.0, 0.0) == (float(np.float32(1e-12)), zero_point)
     assert fitted(UINT8_HALF, 0.0, 0.0) == (2.0**-20, 0.0)
-    assert fitted(Grid(-128, 127, symmetric=True, float16_scale=True), 0.0, 0.0) == (2.0**-20, 0.0)
+    assert fitted(CodeRange(-128, 127, symmetric=True, float16_scale=True), 0.0, 0.0) == (2.0**-20, 0.0)
 
 
 RANGE = st.tuples(st.floats(-1e4, 1e4), st.floats(-1e4, 1e4)).map(sorted)
@@ -99,7 +99,7 @@ RANGE = st.tuples(st.floats(-1e4, 1e4), st.floats(-1e4, 1e4)).map(sorted)
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(RANGE, st.sampled_from(GRIDS))
-def test_a_grid_holds_its_range_to_half_a_step(interval: list[float], grid: Grid) -> None:
+def test_a_grid_holds_its_range_to_half_a_step(interval: list[float], grid: CodeRange) -> None:
     """Both ends come back within half a step; zero exactly; codes stay in their range and rise with the values."""
     low, high = interval
     scale, zero_point = fitted(grid, low, high)
@@ -118,7 +118,7 @@ def test_a_grid_holds_its_range_to_half_a_step(interval: list[float], grid: Grid
 
 
 @pytest.mark.parametrize("grid", [INT8, UINT8, SIGNED, INT4, UINT4])
-def test_torchs_observer_chooses_the_same_parameters(grid: Grid) -> None:
+def test_torchs_observer_chooses_the_same_parameters(grid: CodeRange) -> None:
     """Its symmetric scale is the largest magnitude over half of the codes' span: 127 where the lowest code is -127."""
     rng = np.random.default_rng(0)
     for low, high in np.sort(rng.normal(0.0, 3.0, (20, 2)).astype(np.float32), axis=1).tolist():
@@ -182,12 +182,12 @@ def test_one_value_and_no_value() -> None:
 
 
 @pytest.mark.parametrize("grid", GRIDS)
-def test_errors_are_those_of_torchs_fake_quantize(grid: Grid) -> None:
+def test_errors_are_those_of_torchs_fake_quantize(grid: CodeRange) -> None:
     rng = np.random.default_rng(1)
     counts = rng.integers(0, 5, 400).astype(np.float64)
     data = Histogram(counts, -150, 0.03, -4.5, 7.5)
     lows, highs = -rng.uniform(0.1, 5, 12), rng.uniform(0.1, 8, 12)
-    scale, zero_point = grid.fit(lows, highs)
+    scale, zero_point = grid.qparams(lows, highs)
     centers = torch.from_numpy(np.clip((np.arange(-150, 250) + 0.5) * 0.03, -4.5, 7.5)).double()
     expected = []
     for step, zero in zip(scale.tolist(), zero_point.tolist(), strict=True):
@@ -200,7 +200,7 @@ def test_errors_are_those_of_torchs_fake_quantize(grid: Grid) -> None:
 # Estimators
 
 
-def kl_divergence(data: Histogram, step: float, zero: float, grid: Grid) -> float:
+def kl_divergence(data: Histogram, step: float, zero: float, grid: CodeRange) -> float:
     """TensorRT's loss in its own words: clipped counts go to the last bin in range; Q spreads each code's counts evenly."""
     occupied = [(x, count) for x, count in zip(data.centers, data.counts, strict=True) if count]
     inside = [(round(x / step + zero), count) for x, count in occupied]
@@ -215,7 +215,7 @@ def kl_divergence(data: Histogram, step: float, zero: float, grid: Grid) -> floa
     return float(rel_entr(p / p.sum(), q / q.sum()).sum())
 
 
-def mean_square_error(data: Histogram, step: float, zero: float, grid: Grid) -> float:
+def mean_square_error(data: Histogram, step: float, zero: float, grid: CodeRange) -> float:
     codes = np.array([min(max(round(x / step) + zero, grid.quant_min), grid.quant_max) for x in data.centers])
     return float(np.average(((codes - zero) * step - data.centers) ** 2, weights=data.counts))
 
@@ -223,7 +223,7 @@ def mean_square_error(data: Histogram, step: float, zero: float, grid: Grid) -> 
 LOSSES = {"mse": mean_square_error, "entropy": kl_divergence}
 
 
-def searched(data: Histogram, estimator: str, grid: Grid, steps: int) -> tuple[float, float]:
+def searched(data: Histogram, estimator: str, grid: CodeRange, steps: int) -> tuple[float, float]:
     """Both ends shrunk together to 2 % at most; then, on affine grids, each end twice by factors of 0.3 to 3."""
 
     def least(candidates: list[tuple[float, float]]) -> tuple[float, float]:
@@ -251,14 +251,14 @@ def heavy_tailed(seed: int, offset: float, unit: float = 1.0) -> Histogram:
 
 
 @pytest.mark.parametrize("estimator", ["mse", "entropy"])
-@pytest.mark.parametrize("grid", [INT4, UINT4, Grid(-8, 7, symmetric=False)], ids=["int4", "uint4", "affine int4"])
+@pytest.mark.parametrize("grid", [INT4, UINT4, CodeRange(-8, 7, symmetric=False)], ids=["int4", "uint4", "affine int4"])
 @pytest.mark.parametrize(
     ("seed", "offset", "unit"),
     [(0, 0.0, 1.0), (1, 2.0, 2.0**-6), (2, -1.5, 2.0**-6), (3, 20.0, 2.0**-7), (4, -40.0, 1.0)],
 )
 def test_a_searched_range_has_the_least_loss(
     estimator: Estimator,
-    grid: Grid,
+    grid: CodeRange,
     seed: int,
     offset: float,
     unit: float,
@@ -316,7 +316,7 @@ def test_the_percentile_of_few_values_is_their_range() -> None:
 
 
 @pytest.mark.parametrize("grid", [INT8, UINT8])
-def test_a_tensor_of_which_nothing_was_seen_gets_a_grid_without_error(grid: Grid) -> None:
+def test_a_tensor_of_which_nothing_was_seen_gets_a_grid_without_error(grid: CodeRange) -> None:
     empty = Histogram(np.zeros(1), 0, 1.0, 0.0, 0.0)
     choice = choose_range(empty, empty, grid)
     assert choice.candidates == dict.fromkeys(ESTIMATORS, 0.0)
@@ -327,7 +327,7 @@ def test_a_tensor_of_which_nothing_was_seen_gets_a_grid_without_error(grid: Grid
 @pytest.mark.parametrize("estimator", ["mse", "entropy"])
 @pytest.mark.parametrize("grid", [INT8, UINT8])
 def test_a_range_beside_zero_is_searched_between_its_far_end_and_zero(
-    grid: Grid,
+    grid: CodeRange,
     estimator: Estimator,
     low: float,
     high: float,

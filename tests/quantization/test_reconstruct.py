@@ -22,7 +22,7 @@ from edgeconvnext.quantization.program import quantize_program
 from edgeconvnext.rewrite.exact import fold_norm_affine
 
 IMAGES, OTHERS = photographs(), photographs(24, seed=9)
-NO_AFFINES = {"hidden": "none", "depthwise": False, "image": False}
+NO_SMOOTHING = {"hidden": "none", "depthwise": False, "image": False}
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +52,13 @@ def test_the_exported_graph_computes_what_was_chosen(version: int, stem: str, ta
         assert sqnr_db(module(OTHERS), simulated) > 30
 
 
-def test_reconstruction_beats_nearest_codes_without_preparation(network: ConvNeXt) -> None:
+def test_reconstruction_beats_nearest_codes_without_smoothing(network: ConvNeXt) -> None:
     for bits in (8, 4):
         plan = BitPlan(weights=bits)
-        target = target_with("coreml", prepare={"hidden": "channel", "depthwise": True})
+        target = target_with("coreml", smoothing={"hidden": "channel", "depthwise": True})
         target = target.model_copy(update={"minimum_os": "iOS18"})
         plain = reconstructed(
-            network, target, IMAGES, bits=plan, preparation="none", rounding="nearest", bias_correction=False
+            network, target, IMAGES, bits=plan, smoothing="none", rounding="nearest", bias_correction=False
         )
         best = reconstructed(network, target, IMAGES, bits=plan)
         assert logit_db(network, best, OTHERS) > logit_db(network, plain, OTHERS) + 2
@@ -74,7 +74,7 @@ def test_scale_migration_takes_outlier_channels_of_a_norm_back() -> None:
             block.pwconv1.weight[:, :2] /= 30
     target = target_with("jetson", operators=["pointwise1"])
     healthy = logit_db(module, reconstructed(module, target, IMAGES), OTHERS)
-    without = logit_db(injected, reconstructed(injected, target, IMAGES, preparation="none"), OTHERS)
+    without = logit_db(injected, reconstructed(injected, target, IMAGES, smoothing="none"), OTHERS)
     migrated = logit_db(injected, reconstructed(injected, target, IMAGES), OTHERS)
     assert without < healthy - 10
     assert migrated > healthy - 1
@@ -82,8 +82,8 @@ def test_scale_migration_takes_outlier_channels_of_a_norm_back() -> None:
 
 def test_a_shift_returns_the_bit_that_a_one_sided_gelu_wastes(network: ConvNeXt) -> None:
     """Symmetric int8 has 127 codes for 0..max and 128 for the little below zero; shifted, all 255 are used."""
-    plain = target_with("jetson", operators=["pointwise2"], prepare={**NO_AFFINES})
-    shifted = target_with("jetson", operators=["pointwise2"], prepare={**NO_AFFINES, "hidden": "shift"})
+    plain = target_with("jetson", operators=["pointwise2"], smoothing={**NO_SMOOTHING})
+    shifted = target_with("jetson", operators=["pointwise2"], smoothing={**NO_SMOOTHING, "hidden": "shift"})
     # Float weights would leave the activation's error alone; 8-bit ones by GPTQ add little.
     gained = logit_db(network, reconstructed(network, shifted, IMAGES), OTHERS)
     assert gained > logit_db(network, reconstructed(network, plain, IMAGES), OTHERS) + 2
@@ -95,14 +95,14 @@ def test_scales_in_front_of_depthwise_convs_help_where_channels_of_the_residual_
         module.downsample_layers[0][1].weight[0] = (
             40.0  # the residual stream's first channel reaches far beyond the others
         )
-    target = target_with("jetson", operators=["depthwise"], prepare=NO_AFFINES)
-    scaled = target_with("jetson", operators=["depthwise"], prepare={**NO_AFFINES, "depthwise": True})
+    target = target_with("jetson", operators=["depthwise"], smoothing=NO_SMOOTHING)
+    scaled = target_with("jetson", operators=["depthwise"], smoothing={**NO_SMOOTHING, "depthwise": True})
     without = logit_db(module, reconstructed(module, target, IMAGES), OTHERS)
     assert logit_db(module, reconstructed(module, scaled, IMAGES), OTHERS) > without + 6
 
 
 def test_pixels_reach_the_stem_without_any_error(network: ConvNeXt) -> None:
-    target = target_with("jetson", operators=["stem"], prepare={**NO_AFFINES, "image": True})
+    target = target_with("jetson", operators=["stem"], smoothing={**NO_SMOOTHING, "image": True})
     result = reconstructed(network, target, IMAGES)
     activation = result.plan.activations["downsample_layers.0.0:input"]
     assert (activation.estimator, float(activation.qparams.scale)) == ("image", 1.0)
@@ -120,7 +120,7 @@ def test_pixels_reach_the_stem_without_any_error(network: ConvNeXt) -> None:
 def test_the_bias_takes_up_what_rounding_moved_on_average(network: ConvNeXt) -> None:
     """At 4 bits, nearest codes shift every output's mean; correcting it leaves the spread only."""
     target = target_with("onnx")
-    settings = {"bits": BitPlan(weights=4), "rounding": "nearest", "preparation": "force"}
+    settings = {"bits": BitPlan(weights=4), "rounding": "nearest", "smoothing": "force"}
     corrected = reconstructed(network, target, IMAGES, **settings)
     plain = reconstructed(network, target, IMAGES, bias_correction=False, **settings)
     assert logit_db(network, corrected, OTHERS) > logit_db(network, plain, OTHERS) + 0.5

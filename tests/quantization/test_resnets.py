@@ -49,7 +49,7 @@ def test_the_engine_beats_nearest_codes(name: str) -> None:
     module = fold_batch_norm(trained_like(narrow(CONFIGS[name])))
     target = target_with("onnx", weights={"bits": 4, "range_bits": 8})
     engine = reconstructed(module, target, IMAGES)
-    plain = reconstructed(module, target, IMAGES, preparation="none", rounding="nearest", bias_correction=False)
+    plain = reconstructed(module, target, IMAGES, smoothing="none", rounding="nearest", bias_correction=False)
     found = []
     for result in (engine, plain):
         with torch.inference_mode(), fake_quantized(result.module, result.plan):

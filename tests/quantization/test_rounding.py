@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from edgeconvnext.quantization.plan import QParams
-from edgeconvnext.quantization.rounding import factored, gptq, nearest, refit
+from edgeconvnext.quantization.rounding import factor_hessian, gptq, nearest, refit
 
 
 def grid(limit: int, levels: list[float] | None = None) -> QParams:
@@ -29,7 +29,7 @@ def test_two_equal_inputs_share_one_error() -> None:
     weight, step = torch.tensor([[[0.4, 0.4]]], dtype=torch.float64), torch.ones(1, 1, 1, dtype=torch.float64)
     hessian = torch.tensor([[[1.0, 0.999], [0.999, 1.0]]], dtype=torch.float64)
     assert nearest(weight, step, grid(7)).sum() == 0
-    assert gptq(weight, step, grid(7), factored(hessian)).sum() == 1
+    assert gptq(weight, step, grid(7), factor_hessian(hessian)).sum() == 1
 
 
 def test_gptq_at_four_bits_has_less_than_half_of_the_error_of_nearest_codes_on_correlated_inputs() -> None:
@@ -38,14 +38,14 @@ def test_gptq_at_four_bits_has_less_than_half_of_the_error_of_nearest_codes_on_c
     step = weight.abs().amax(dim=2, keepdim=True) / 7
     hessian = (inputs.T @ inputs / len(inputs))[None]
     plain = output_error(weight, nearest(weight, step, grid(7)), step, inputs)
-    assert output_error(weight, gptq(weight, step, grid(7), factored(hessian)), step, inputs) < plain / 2
+    assert output_error(weight, gptq(weight, step, grid(7), factor_hessian(hessian)), step, inputs) < plain / 2
 
 
 def test_gptq_on_independent_inputs_is_nearest_rounding() -> None:
     weight = torch.randn(2, 4, 9, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     step = torch.full((1, 1, 1), 0.1, dtype=torch.float64)
     hessian = torch.eye(9, dtype=torch.float64).expand(2, 9, 9)
-    assert torch.equal(gptq(weight, step, grid(127), factored(hessian)), nearest(weight, step, grid(127)))
+    assert torch.equal(gptq(weight, step, grid(127), factor_hessian(hessian)), nearest(weight, step, grid(127)))
 
 
 def test_gptq_treats_groups_apart_and_takes_blocks_of_more_than_64_columns() -> None:
@@ -53,9 +53,9 @@ def test_gptq_treats_groups_apart_and_takes_blocks_of_more_than_64_columns() -> 
     weight = torch.randn(2, 3, 150, generator=generator, dtype=torch.float64)
     roots = torch.randn(2, 150, 150, generator=generator, dtype=torch.float64)
     hessian, step = roots @ roots.transpose(1, 2), torch.full((1, 1, 1), 0.3, dtype=torch.float64)
-    together = gptq(weight, step, grid(7), factored(hessian))
+    together = gptq(weight, step, grid(7), factor_hessian(hessian))
     for group in range(2):
-        alone = gptq(weight[group : group + 1], step, grid(7), factored(hessian[group : group + 1]))
+        alone = gptq(weight[group : group + 1], step, grid(7), factor_hessian(hessian[group : group + 1]))
         assert torch.equal(together[group : group + 1], alone)
     assert together.abs().max() <= 7
 
@@ -66,7 +66,7 @@ def test_a_channel_that_is_always_zero_does_no_harm() -> None:
         torch.tensor([[[1.2, 5.0, -0.7]]], dtype=torch.float64),
         torch.ones(1, 1, 1, dtype=torch.float64),
         grid(7),
-        factored(hessian),
+        factor_hessian(hessian),
     )
     assert codes.isfinite().all()
     assert codes[0, 0].tolist() == [1.0, 5.0, -1.0]
@@ -79,7 +79,7 @@ def test_both_methods_keep_to_the_levels_of_a_palette() -> None:
     roots = torch.randn(2, 20, 20, generator=generator, dtype=torch.float64)
     levels = [-40.0, -7.0, 0.0, 3.0, 11.0, 60.0]
     palette = grid(127, levels)
-    for codes in (nearest(weight, step, palette), gptq(weight, step, palette, factored(roots @ roots.mT))):
+    for codes in (nearest(weight, step, palette), gptq(weight, step, palette, factor_hessian(roots @ roots.mT))):
         assert set(codes.flatten().tolist()) <= set(levels)
     distance = (weight / step)[..., None] - torch.tensor(levels)
     expected = torch.tensor(levels)[distance.abs().argmin(dim=-1)]

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from edgeconvnext.quantization.plan import QParams
-from edgeconvnext.quantization.rounding import factored, gptq, nearest, refit
+from edgeconvnext.quantization.rounding import factor_hessian, gptq, nearest, refit
 
 
 def codes_up_to(limit: int) -> QParams:
@@ -62,7 +62,7 @@ def test_codes_are_those_of_optimal_brain_quantization(columns: int, masked: boo
         torch.from_numpy(weight),
         torch.from_numpy(step),
         codes_up_to(4),
-        factored(torch.from_numpy(hessian)),
+        factor_hessian(torch.from_numpy(hessian)),
         torch.from_numpy(mask) if masked else None,
     )
     assert codes.dtype == torch.float64
@@ -77,7 +77,7 @@ def test_the_lowest_code_is_used() -> None:
     weight, step = torch.tensor([[[-130.0, 130.0, -0.6]]]), torch.ones(1, 1, 1)
     assert nearest(weight, step, grid).tolist() == [[[-128.0, 127.0, -1.0]]]
     hessian = torch.eye(3, dtype=torch.float64)[None]
-    codes = gptq(weight.double(), step, grid, factored(hessian))
+    codes = gptq(weight.double(), step, grid, factor_hessian(hessian))
     assert codes.tolist() == [[[-128.0, 127.0, -1.0]]]
     assert codes.dtype == torch.float64
 
@@ -91,7 +91,11 @@ def test_nearest_codes_are_rounded_halves_to_even() -> None:
 @pytest.mark.parametrize("damping", [None, 0.01, 0.3])
 def test_the_factor_is_that_of_the_damped_inverse_by_falling_power(damping: float | None) -> None:
     hessian = covariance(inputs_of(7, seed=1, groups=3))
-    ready = factored(torch.from_numpy(hessian)) if damping is None else factored(torch.from_numpy(hessian), damping)
+    ready = (
+        factor_hessian(torch.from_numpy(hessian))
+        if damping is None
+        else factor_hessian(torch.from_numpy(hessian), damping)
+    )
     for group in range(3):
         order = np.argsort(-np.diag(hessian[group]))
         assert ready.order[group].tolist() == order.tolist()
@@ -102,7 +106,7 @@ def test_the_factor_is_that_of_the_damped_inverse_by_falling_power(damping: floa
 
 
 def test_inputs_that_are_always_zero_are_damped_by_a_hundredth_of_almost_nothing() -> None:
-    ready = factored(torch.zeros(1, 2, 2, dtype=torch.float64))
+    ready = factor_hessian(torch.zeros(1, 2, 2, dtype=torch.float64))
     # The mean counts as 1e-30, so that 1e-32 is inverted: its root is 1e16.
     torch.testing.assert_close(ready.factor, 1e16 * torch.eye(2, dtype=torch.float64)[None], rtol=1e-12, atol=0)
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.ao.quantization.observer import PerChannelMinMaxObserver
 
-from edgeconvnext.quantization.weights import palette_grid, weight_grid
+from edgeconvnext.quantization.weights import palette_qparams, weight_qparams
 
 
 def largest_first(limit: int, lowest: float) -> np.ndarray:
@@ -22,14 +22,14 @@ LIMITS = [(127, 0.5), (64, 0.5), (8, 0.5), (7, 0.35), (1, 0.35)]
 
 def test_the_largest_weight_gets_code_127_where_nothing_is_searched() -> None:
     weight = torch.tensor([[1.0, -254.0], [127.0, 63.5], [0.0, 0.0]])
-    grid = weight_grid(weight, 127, float16_scale=False, search=False)
+    grid = weight_qparams(weight, 127, float16_scale=False, search=False)
     assert grid.scale.tolist() == [2.0, 1.0, pytest.approx(1e-12 / 127, rel=2.0**-24, abs=0)]
     assert grid.scale.dtype == torch.float32
     assert grid.zero_point.tolist() == [0, 0, 0] and grid.zero_point.dtype == torch.int32
     assert (grid.quant_min, grid.quant_max, grid.axis, grid.levels) == (-127, 127, 0, None)
-    assert weight_grid(weight, 7, float16_scale=False, search=False).scale[0] == np.float32(254 / 7)
+    assert weight_qparams(weight, 7, float16_scale=False, search=False).scale[0] == np.float32(254 / 7)
     # A dead channel's scale is the smallest that float16 holds with 4 bits to spare; 0.1 is rounded up.
-    half = weight_grid(torch.tensor([[0.7], [0.0]]), 7, float16_scale=True, search=False)
+    half = weight_qparams(torch.tensor([[0.7], [0.0]]), 7, float16_scale=True, search=False)
     assert half.scale.tolist() == [0.10003662109375, 2.0**-20]
 
 
@@ -42,7 +42,7 @@ def test_the_search_takes_each_of_26_scales_for_weights_that_lie_on_it(limit: in
     codes[:, 1], codes[:, 2] = limit, -limit
     weight = np.concatenate([np.full((26, 1), 3.0), codes * scales[:, None]], axis=1)
     power = torch.tensor([0.0] + [1.0] * 40)
-    grid = weight_grid(torch.from_numpy(weight).float(), limit, float16_scale=False, search=True, power=power)
+    grid = weight_qparams(torch.from_numpy(weight).float(), limit, float16_scale=False, search=True, power=power)
     np.testing.assert_allclose(grid.scale.numpy(), scales, rtol=1e-6)
     assert (grid.quant_min, grid.quant_max) == (-limit, limit)
 
@@ -56,7 +56,7 @@ def test_torchs_observer_chooses_the_same_scales(limit: int) -> None:
     observer(weight)
     scale, _ = observer.calculate_qparams()
     # The observer divides in float32.
-    grid = weight_grid(weight, limit, float16_scale=False, search=False)
+    grid = weight_qparams(weight, limit, float16_scale=False, search=False)
     torch.testing.assert_close(grid.scale, scale, rtol=2.0**-22, atol=0)
 
 
@@ -86,7 +86,7 @@ def test_searched_scales_have_the_least_weighted_error(limit: int, lowest: float
     elif power == "per weight":
         importance = rng.uniform(0, 4, rows.shape) ** 2
     given = None if power == "none" else torch.from_numpy(importance[0] if power == "per input" else importance)
-    grid = weight_grid(weight, limit, float16_scale=float16, search=True, power=given)
+    grid = weight_qparams(weight, limit, float16_scale=float16, search=True, power=given)
     expected = best_scales(rows, limit, lowest, importance, float16)
     np.testing.assert_allclose(grid.scale.numpy(), expected, rtol=2.0**-23)
     # Weighting matters: some rows have another scale without it.
@@ -98,14 +98,14 @@ def test_each_block_of_a_row_has_a_scale_of_its_own() -> None:
     rng = np.random.default_rng(2)
     weight = torch.from_numpy(rng.standard_t(4, (6, 24))).float()
     power = torch.from_numpy(rng.uniform(0, 4, 24) ** 2)
-    grid = weight_grid(weight, 7, float16_scale=False, search=True, power=power, block_size=8)
+    grid = weight_qparams(weight, 7, float16_scale=False, search=True, power=power, block_size=8)
     assert grid.scale.shape == grid.zero_point.shape == (6, 3)
     rows, importance = weight.double().numpy().reshape(18, 8), np.tile(power.numpy().reshape(3, 8), (6, 1))
     expected = best_scales(rows, 7, 0.35, importance).reshape(6, 3)
     np.testing.assert_allclose(grid.scale.numpy(), expected, rtol=2.0**-23)
-    plain = weight_grid(weight, 7, float16_scale=False, search=False, block_size=8)
+    plain = weight_qparams(weight, 7, float16_scale=False, search=False, block_size=8)
     np.testing.assert_allclose(plain.scale.numpy(), np.abs(rows).max(axis=1).reshape(6, 3) / 7, rtol=2.0**-23)
-    unweighted = weight_grid(weight, 7, float16_scale=False, search=True, block_size=8)
+    unweighted = weight_qparams(weight, 7, float16_scale=False, search=True, block_size=8)
     expected = best_scales(rows, 7, 0.35, np.ones_like(rows)).reshape(6, 3)
     np.testing.assert_allclose(unweighted.scale.numpy(), expected, rtol=2.0**-23)
 
@@ -120,7 +120,7 @@ def test_rows_that_do_not_fit_the_cache_together_are_searched_as_well(rows: int,
     weight[:, 0] = 1.0
     power = torch.ones(rows, columns)
     power[:, 0] = 0.0
-    grid = weight_grid(torch.from_numpy(weight).float(), 7, float16_scale=False, search=True, power=power)
+    grid = weight_qparams(torch.from_numpy(weight).float(), 7, float16_scale=False, search=True, power=power)
     np.testing.assert_allclose(grid.scale.numpy(), scales, rtol=1e-6)
 
 
@@ -132,7 +132,7 @@ def test_rows_that_do_not_fit_the_cache_together_are_searched_as_well(rows: int,
 )
 def test_unsearched_weights_come_back_within_half_a_step(row: list[float], limit: int, float16: bool) -> None:
     weight = torch.tensor([row])
-    grid = weight_grid(weight, limit, float16_scale=float16, search=False)
+    grid = weight_qparams(weight, limit, float16_scale=float16, search=False)
     scale = float(grid.scale[0])
     restored = grid.fake_quantize(weight)
     # Half a step, and 2^-24 of the value for each of float32's division and product.
@@ -175,7 +175,7 @@ def test_a_palette_is_the_best_of_all_divisions(bits: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     weight = on_whole_steps(-127.0, *rng.integers(-127, 128, 9).tolist())
     power = torch.from_numpy(rng.uniform(0.1, 2.0, 11))
-    grid = palette_grid(weight, bits, float16_scale=False, power=power)
+    grid = palette_qparams(weight, bits, float16_scale=False, power=power)
     assert grid.scale.tolist() == [1.0]
     assert grid.levels is not None and grid.levels.dtype == torch.float32
     expected, _ = best_levels(weight.numpy(), power.numpy()[None], 2**bits)
@@ -187,14 +187,14 @@ def test_a_level_is_the_whole_number_next_to_the_weighted_mean() -> None:
     weight = on_whole_steps(-127.0, 60.0, 10.0, 11.0)
     for powers, level in (([1.0, 3.0], 11.0), ([3.0, 1.0], 10.0)):
         power = torch.tensor([1.0, 1.0, 1.0, *powers])
-        grid = palette_grid(weight, 2, float16_scale=False, power=power)
+        grid = palette_qparams(weight, 2, float16_scale=False, power=power)
         assert grid.levels.tolist() == [-127.0, level, 60.0, 127.0]
     # 3.4 counts as 3 and 3.6 as 4.
-    assert palette_grid(on_whole_steps(3.4, 3.6, -20.0), 2, float16_scale=False).levels.tolist() == [-20, 3, 4, 127]
+    assert palette_qparams(on_whole_steps(3.4, 3.6, -20.0), 2, float16_scale=False).levels.tolist() == [-20, 3, 4, 127]
 
 
 def test_places_that_are_left_over_repeat_levels_in_order() -> None:
-    grid = palette_grid(on_whole_steps(-127.0, 0.0, 5.0), 4, float16_scale=False)
+    grid = palette_qparams(on_whole_steps(-127.0, 0.0, 5.0), 4, float16_scale=False)
     levels = grid.levels.tolist()
     assert len(levels) == 16 and levels == sorted(levels)
     assert set(levels) >= {-127.0, 0.0, 5.0, 127.0}
@@ -204,13 +204,13 @@ def test_places_that_are_left_over_repeat_levels_in_order() -> None:
 
 
 def test_neighbouring_codes_have_levels_of_their_own() -> None:
-    assert palette_grid(on_whole_steps(3.0, 4.0, 5.0), 2, float16_scale=False).levels.tolist() == [3, 4, 5, 127]
+    assert palette_qparams(on_whole_steps(3.0, 4.0, 5.0), 2, float16_scale=False).levels.tolist() == [3, 4, 5, 127]
     ends = on_whole_steps(126.0, -126.0, -127.0)
-    assert palette_grid(ends, 2, float16_scale=False).levels.tolist() == [-127, -126, 126, 127]
+    assert palette_qparams(ends, 2, float16_scale=False).levels.tolist() == [-127, -126, 126, 127]
 
 
 def test_256_places_hold_all_255_codes() -> None:
-    levels = palette_grid(on_whole_steps(*range(-127, 127)), 8, float16_scale=False).levels.tolist()
+    levels = palette_qparams(on_whole_steps(*range(-127, 127)), 8, float16_scale=False).levels.tolist()
     assert len(levels) == 256
     assert set(levels) == set(range(-127, 128))
 
@@ -220,7 +220,7 @@ def test_levels_stay_in_range_where_costs_differ_by_more_than_float64_resolves(q
     """Codes of a channel 2^-24 as loud cost 2^-48 as much; differences of running sums then give means beyond 127."""
     loud = [-100.0, 35.0, 60.0] if quiet[0] > 0 else [52.0, -70.0, 69.0]
     weight = torch.tensor([[127.0, *loud], [127 * 2.0**-24, *(code * 2.0**-24 for code in quiet)]])
-    levels = palette_grid(weight, 3, float16_scale=False).levels.tolist()
+    levels = palette_qparams(weight, 3, float16_scale=False).levels.tolist()
     assert set(loud) | {127.0} <= set(levels)
     assert max(levels) == 127.0 and min(levels) >= -127.0
 
@@ -242,7 +242,7 @@ HALF = [[40.0, 100.0, 127.0, 0.0, 0.0], [120.0, 300.0, 330.0, 3 * HALF_WAY, 3 * 
 def test_scales_of_a_palette_align_what_channels_have_in_common(weight: list[list[float]]) -> None:
     """Each of the three choices of scales puts both rows on levels 40 and 100 in one of the cases, the others in none."""
     power = torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0])
-    grid = palette_grid(torch.tensor(weight), 1, float16_scale=False, power=power)
+    grid = palette_qparams(torch.tensor(weight), 1, float16_scale=False, power=power)
     assert grid.scale.tolist() == pytest.approx([1.0, 3.0], rel=1e-6)
     assert grid.levels.tolist() == [40.0, 100.0]
 
@@ -268,16 +268,16 @@ def test_the_scales_with_the_least_error_are_taken(seed: int, float16: bool) -> 
         nearest = np.abs(steps[:, :, None] - np.array(levels)).min(axis=2)
         tried.append((float((nearest**2 * cost).sum()), scale, levels))
     _, scale, levels = min(tried, key=lambda each: each[0])
-    grid = palette_grid(weight, 2, float16_scale=float16, power=torch.from_numpy(power))
+    grid = palette_qparams(weight, 2, float16_scale=float16, power=torch.from_numpy(power))
     np.testing.assert_allclose(grid.scale.numpy(), scale, rtol=2.0**-23)
     assert grid.levels.tolist() == levels
 
 
 def test_of_equal_palettes_the_first_is_taken_and_dead_channels_have_one() -> None:
     """The dead channel's scale differs between the three choices, the error does not."""
-    grid = palette_grid(torch.tensor([[127.0, 3.0], [0.0, 0.0]]), 2, float16_scale=False)
+    grid = palette_qparams(torch.tensor([[127.0, 3.0], [0.0, 0.0]]), 2, float16_scale=False)
     assert grid.scale.tolist() == [1.0, pytest.approx(1e-12 / 127, rel=2.0**-23, abs=0)]
     assert set(grid.levels.tolist()) == {0.0, 3.0, 127.0}
-    zeros = palette_grid(torch.zeros(2, 3), 1, float16_scale=False)
+    zeros = palette_qparams(torch.zeros(2, 3), 1, float16_scale=False)
     assert zeros.scale.tolist() == [pytest.approx(1e-12 / 127, rel=2.0**-23, abs=0)] * 2
     assert set(zeros.levels.tolist()) == {0.0}

@@ -14,7 +14,7 @@ from edgeconvnext.data.preprocess import Preprocess
 from edgeconvnext.errors import RewriteError
 from edgeconvnext.model.layers import weighted_layers
 from edgeconvnext.rewrite.batch_norm import fold_batch_norm
-from edgeconvnext.rewrite.channel_scaling import Affine, absorbed, place_affine
+from edgeconvnext.rewrite.channel_scaling import ChannelScaling, absorbed, place_scaling
 from edgeconvnext.rewrite.exact import fold_exact, fold_input_normalization
 
 IMAGES = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(2))
@@ -87,9 +87,9 @@ def test_an_affine_in_front_of_a_grouped_conv_changes_nothing() -> None:
     prepared = copy.deepcopy(module)
     conv = module.get_submodule("stages.0.0.conv2")
     assert isinstance(conv, nn.Conv2d) and 1 < conv.groups < conv.in_channels
-    affine = Affine(torch.rand(conv.in_channels) + 0.5, torch.zeros(conv.in_channels), "t")
-    weight, bias = absorbed(conv, affine)
-    place_affine(prepared, "stages.0.0.conv2", affine)
+    scaling = ChannelScaling(torch.rand(conv.in_channels) + 0.5, torch.zeros(conv.in_channels), "t")
+    weight, bias = absorbed(conv, scaling)
+    place_scaling(prepared, "stages.0.0.conv2", scaling)
     prepared.get_submodule("stages.0.0.conv2").weight.data.copy_(weight)
     prepared.get_submodule("stages.0.0.conv2").bias.data.copy_(bias)
     with torch.no_grad():

@@ -17,8 +17,8 @@ from edgeconvnext.model.checkpoint import save_checkpoint
 from edgeconvnext.model.convnext.network import ConvNeXt, ConvNeXtConfig
 from edgeconvnext.model.load import load_model
 from edgeconvnext.rewrite.exact import fold_exact
-from edgeconvnext.rewrite.lockstep import StoredImages
 from edgeconvnext.rewrite.norms import replace_each, replace_norms, replaceable_norms
+from edgeconvnext.rewrite.paired_networks import StoredImages
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_every_norm_of_every_kind_can_go(kind: str, images: StoredImages, tmp_pa
     assert set(result.errors) == set(norms)
     assert bool(result.logits.isfinite().all())
     # Random networks are the hard case; nothing but the mean would leave an error of 1.
-    assert logit_error(result.logits, result.expected) < 0.9
+    assert logit_error(result.logits, result.reference_logits) < 0.9
 
 
 @pytest.mark.parametrize("norm", ["stages.1.0.norm", "downsample_layers.1.0", "stages.1.1.norm"])
@@ -80,15 +80,15 @@ def test_refitted_layers_beat_a_constant_scale(norm: str, images: StoredImages, 
     naive = with_constant_scale(module, norm, images)
     with torch.no_grad():
         logits = torch.cat([naive(batch) for batch in images.held_out()])
-    assert logit_error(fitted.logits, fitted.expected) < 0.6 * logit_error(logits, fitted.expected)
+    assert logit_error(fitted.logits, fitted.reference_logits) < 0.6 * logit_error(logits, fitted.reference_logits)
 
 
 def test_blocks_behind_a_replaced_norm_make_up_for_part_of_it(images: StoredImages, tmp_path: Path) -> None:
     module = folded_network(CONFIGS["v1"])
     together = replace_norms(module, ["stages.0.0.norm"], images, tmp_path)
     _, alone = replace_each(module, images, tmp_path)
-    without = logit_error(alone["stages.0.0.norm"].logits, together.expected)
-    assert logit_error(together.logits, together.expected) < without
+    without = logit_error(alone["stages.0.0.norm"].logits, together.reference_logits)
+    assert logit_error(together.logits, together.reference_logits) < without
 
 
 def test_each_alone_is_measured_for_every_norm(images: StoredImages, tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_images_that_are_all_the_same_give_finite_errors(tmp_path: Path) -> None
 def test_nothing_to_replace_changes_nothing(images: StoredImages, tmp_path: Path) -> None:
     module = folded_network(CONFIGS["v1"])
     result = replace_norms(module, [], images, tmp_path)
-    torch.testing.assert_close(result.logits, result.expected)
+    torch.testing.assert_close(result.logits, result.reference_logits)
     assert result.module.config == module.config
 
 
@@ -139,7 +139,7 @@ def test_a_network_that_was_changed_before_is_fitted_to_the_original(images: Sto
     norms = ["stages.1.0.norm"]
     to_itself = replace_norms(changed, norms, images, tmp_path)
     to_original = replace_norms(changed, norms, images, tmp_path, reference=original)
-    target = to_original.expected
+    target = to_original.reference_logits
     assert logit_error(to_original.logits, target) < logit_error(to_itself.logits, target)
 
 

@@ -26,7 +26,7 @@ from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.model.macs import count_macs
 from edgeconvnext.rewrite import prune_channels, prune_latency
 from edgeconvnext.rewrite.exact import fold_exact
-from edgeconvnext.rewrite.lockstep import StoredImages
+from edgeconvnext.rewrite.paired_networks import StoredImages
 from edgeconvnext.rewrite.prune import PruneResult, prune
 from edgeconvnext.rewrite.prune_budget import allocate, costs_of
 from edgeconvnext.rewrite.prune_channels import elimination_order

@@ -17,7 +17,7 @@ from edgeconvnext.model.convnext.network import ConvNeXt, ConvNeXtConfig
 from edgeconvnext.model.load import load_model
 from edgeconvnext.model.two_of_four import is_two_of_four, sparse_layers, zero_mask
 from edgeconvnext.quantization.plan import QParams
-from edgeconvnext.quantization.rounding import factored, gptq, refit
+from edgeconvnext.quantization.rounding import factor_hessian, gptq, refit
 from edgeconvnext.rewrite.exact import fold_exact
 from edgeconvnext.rewrite.sparsity import sparse_weight, sparsify
 from edgeconvnext.rewrite.two_of_four import masked_fit
@@ -73,7 +73,7 @@ def test_rounding_methods_keep_zeros_of_a_mask() -> None:
     mask = cast(torch.Tensor, zero_mask(sparse))[None]
     step = sparse.abs().amax(dim=1, keepdim=True)[None] / 7
     fitted = refit(sparse[None], covariance[None], cross[None], 0.01, mask)
-    ready = factored(covariance[None])
+    ready = factor_hessian(covariance[None])
     grid = QParams(step, torch.tensor(0), -7, 7)
     codes, filled = gptq(fitted, step, grid, ready, mask), gptq(fitted, step, grid, ready)
     assert is_two_of_four(codes[0])

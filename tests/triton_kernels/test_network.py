@@ -33,7 +33,7 @@ def plan_of() -> Callable[..., Reconstructed]:
     def make(network: ConvNeXt, target: str = "gpu", bits: BitPlan | None = None) -> Reconstructed:
         images = photographs(18)
         folded = fold_exact(network, images[:4]).module
-        return reconstructed(folded, target_with(target), images, bits=bits, preparation="force", rounding="nearest")
+        return reconstructed(folded, target_with(target), images, bits=bits, smoothing="force", rounding="nearest")
 
     return make
 

@@ -13,7 +13,7 @@ from edgeconvnext.quantization.histogram import StreamingHistogram
 from edgeconvnext.quantization.plan import ActivationPlan, QParams
 from edgeconvnext.quantization.precision import BitPlan, LayerEntry
 from edgeconvnext.quantization.statistics import TensorStatistics, collect_statistics
-from edgeconvnext.quantization.weights import weight_grid
+from edgeconvnext.quantization.weights import weight_qparams
 from edgeconvnext.schema.analysis import Analysis, TensorAnalysis
 from edgeconvnext.tuning.analysis import analyse_tensor, analyse_weights, shortest_interval
 from edgeconvnext.tuning.suspicions import with_suspicions
@@ -130,7 +130,7 @@ def test_rows_whose_weights_round_to_zero() -> None:
     weight[4] *= 1000  # another scale, no fault: rows have their own
     weight[2, 0] = 500
     weight[1] = 0
-    grid = weight_grid(weight, 127, float16_scale=False, search=False)
+    grid = weight_qparams(weight, 127, float16_scale=False, search=False)
     found = analyse_weights(weight, grid, 40.0)
     assert (found.rows, found.coarse_rows) == (6, 1)
     assert found.spread == pytest.approx(500 / float(weight[2].abs().median()), rel=0.1)

@@ -25,7 +25,7 @@ COSTLY = "stages.1.0.pwconv2"
 
 @pytest.fixture(scope="module")
 def network() -> ConvNeXt:
-    """One layer is hard to quantise without preparation: a channel it hardly weighs is 200 times larger than the rest."""
+    """One layer is hard to quantise without smoothing: a channel it hardly weighs is 200 times larger than the rest."""
     module = fold_norm_affine(small_network())
     block = module.get_submodule("stages.1.0")
     with torch.no_grad():
@@ -48,7 +48,7 @@ def quantizer(network: ConvNeXt, asked: list[BitPlan]):
     def with_bits(bits: BitPlan) -> Reconstructed:
         asked.append(bits)
         return reconstructed(
-            network, target_with("onnx"), IMAGES, bits=bits, preparation="none", rounding="nearest", calibrator="minmax"
+            network, target_with("onnx"), IMAGES, bits=bits, smoothing="none", rounding="nearest", calibrator="minmax"
         )
 
     return with_bits

@@ -15,8 +15,8 @@ from edgeconvnext.backends import timing_runtime
 from edgeconvnext.backends.onnxruntime import float_latency
 from edgeconvnext.evaluation.timing import Samples
 from edgeconvnext.model.convnext.network import ConvNeXt
-from edgeconvnext.rewrite.lockstep import StoredImages
 from edgeconvnext.rewrite.norms import replace_norms, replaceable_norms
+from edgeconvnext.rewrite.paired_networks import StoredImages
 from edgeconvnext.tuning.norm_latency import measure_norm_latencies, norm_elements, norm_groups
 from edgeconvnext.tuning.norm_removal import KL_PER_POINT, measure_loss, replace_within_budget
 
@@ -65,7 +65,7 @@ def test_a_wide_budget_takes_all_of_them_in_one_step(
 
 def test_a_budget_between_is_kept_on_held_out_images(module: ConvNeXt, images: StoredImages, tmp_path: Path) -> None:
     everything = replace_norms(module, replaceable_norms(module), images, tmp_path)
-    whole = measure_loss(everything.expected, everything.logits, None)
+    whole = measure_loss(everything.reference_logits, everything.logits, None)
     budget = max(whole.points, whole.kl / KL_PER_POINT) / 2
     found = replace_within_budget(
         module, images, tmp_path, None, max_drop=budget, saved=norm_elements(module, (32, 32)), unit="values"
@@ -84,7 +84,7 @@ def test_a_budget_between_is_kept_on_held_out_images(module: ConvNeXt, images: S
 
 def test_what_saves_most_for_its_cost_goes_first(module: ConvNeXt, images: StoredImages, tmp_path: Path) -> None:
     everything = replace_norms(module, replaceable_norms(module), images, tmp_path)
-    budget = measure_loss(everything.expected, everything.logits, None).points / 2
+    budget = measure_loss(everything.reference_logits, everything.logits, None).points / 2
     favourite = "stages.1.1.norm"
     saved = dict.fromkeys(replaceable_norms(module), 1e-9) | {favourite: 1e9}
     found = replace_within_budget(module, images, tmp_path, None, max_drop=max(budget, 6), saved=saved, unit="ms")

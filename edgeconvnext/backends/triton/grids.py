@@ -10,7 +10,7 @@ from torch import nn
 
 from edgeconvnext.model.network import Network
 from edgeconvnext.quantization.plan import QParams, QuantPlan
-from edgeconvnext.rewrite.channel_scaling import ChannelAffine
+from edgeconvnext.rewrite.channel_scaling import ScaleShift
 
 _UNSIGNED_SHIFT = 128
 """Codes 0..255 are kept as -128..127: tensor cores multiply int8 by int8, and what a shift adds is known exactly."""
@@ -42,12 +42,12 @@ class Int8Grid:
         return cls(scale, zero, torch.cat([numbers, factor, summand]))
 
     @classmethod
-    def of(cls, qparams: QParams, affine: ChannelAffine | None, channels: int) -> Int8Grid:
-        """Read a per-tensor grid of 8 bits and the affine in front of it."""
+    def of(cls, qparams: QParams, scaling: ScaleShift | None, channels: int) -> Int8Grid:
+        """Read a per-tensor grid of 8 bits and the scaling in front of it."""
         shift = 0 if qparams.signed else _UNSIGNED_SHIFT
         ends = (qparams.quant_min - shift, qparams.quant_max - shift)
-        factor = torch.ones(1) if affine is None or affine.scale is None else affine.scale.flatten()
-        summand = torch.zeros(1) if affine is None or affine.shift is None else affine.shift.flatten()
+        factor = torch.ones(1) if scaling is None or scaling.scale is None else scaling.scale.flatten()
+        summand = torch.zeros(1) if scaling is None or scaling.shift is None else scaling.shift.flatten()
         zero = int(qparams.zero_point) - shift
         return cls.build(float(qparams.scale), zero, ends, factor.expand(channels), summand.expand(channels))
 

@@ -56,10 +56,10 @@ class StoredImages:
         return len(self.file) - before
 
 
-class TwoStreams:
-    """What two computations made of all images so far, on disk. A context manager; deletes its files, never the images'.
+class PairedActivations:
+    """Activations of two computations over all images so far, on disk. A context manager; deletes its files, never the images'.
 
-    expected, given: the files, one row an image; one and the same as long as nothing was computed otherwise.
+    reference_file, working_file: one row an image; one and the same file as long as nothing was computed otherwise.
     """
 
     def __init__(self, images: StoredImages, folder: Path) -> None:
@@ -68,7 +68,7 @@ class TwoStreams:
         self._folder = folder
         self._stack = ExitStack()
         self._images = images.file
-        self.expected = self.given = images.file
+        self.reference_file = self.working_file = images.file
         self._steps = 0
 
     def __enter__(self) -> Self:
@@ -90,33 +90,33 @@ class TwoStreams:
     @property
     def same(self) -> bool:
         """Whether both are the same so far, because nothing was computed otherwise yet."""
-        return self.expected is self.given
+        return self.reference_file is self.working_file
 
-    def step(self, expected: Compute, given: Compute | None = None) -> None:
-        """Put what `expected` and `given` compute of the rows in their place. given: None where it computes the same."""
-        together = self.same and given is None
-        names = ("expected",) if together else ("expected", "given")
+    def step(self, reference: Compute, working: Compute | None = None) -> None:
+        """Put what `reference` and `working` compute of the rows in their place. working: None where it computes the same."""
+        together = self.same and working is None
+        names = ("reference",) if together else ("reference", "working")
         files = [self._stack.enter_context(TensorFile(self._folder / f"{name}{self._steps % 2}.bin")) for name in names]
         for x, y in self._batches(0, self.fit_images + self.held_out_images):
-            files[0].append(expected(x))
+            files[0].append(reference(x))
             if not together:
-                files[1].append((given or expected)(y))
-        for file in {self.expected, self.given} - {self._images}:
+                files[1].append((working or reference)(y))
+        for file in {self.reference_file, self.working_file} - {self._images}:
             file.delete()
-        self.expected, self.given = files[0], files[-1]
+        self.reference_file, self.working_file = files[0], files[-1]
         self._steps += 1
 
     def _batches(self, start: int, stop: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         if self.same:
-            yield from ((both, both) for both in self.expected.batches(start, stop))
+            yield from ((both, both) for both in self.reference_file.batches(start, stop))
         else:
-            yield from pairs_of(self.expected, self.given, start, stop)
+            yield from pairs_of(self.reference_file, self.working_file, start, stop)
 
 
-class Lockstep(TwoStreams):
+class PairedNetworks(PairedActivations):
     """Where two networks are: the inputs of the next unit in each, of all images.
 
-    reference: computes what is expected. working: is changed on the way, one unit at a time, before `advance` passes it.
+    reference: the network as it was. working: is changed on the way, one unit at a time, before `advance` passes it.
     """
 
     def __init__(self, reference: Network, working: Network, images: StoredImages, folder: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from edgeconvnext.rewrite.lockstep import StoredImages, TwoStreams
+from edgeconvnext.rewrite.paired_networks import PairedActivations, StoredImages
 
 IMAGES = torch.arange(7.0)[:, None, None, None].expand(7, 1, 2, 2)
 
@@ -28,7 +28,7 @@ def values(pairs: Iterator[tuple[torch.Tensor, torch.Tensor]]) -> list[list[floa
 
 
 def test_held_out_rows_stay_held_out(images: StoredImages, tmp_path: Path) -> None:
-    with TwoStreams(images, tmp_path) as streams:
+    with PairedActivations(images, tmp_path) as streams:
         streams.step(lambda x: x + 10, lambda x: x + 20)
         streams.step(lambda x: x + 100)
         assert values(streams.fit()) == [[110, 111, 112, 113], [120, 121, 122, 123]]
@@ -42,10 +42,10 @@ def test_what_is_the_same_is_computed_once(images: StoredImages, tmp_path: Path)
         rows.append(len(x))
         return x * 2
 
-    with TwoStreams(images, tmp_path) as streams:
+    with PairedActivations(images, tmp_path) as streams:
         streams.step(counted)
         assert streams.same and sum(rows) == 7
-        assert files(tmp_path) == {"images.bin", "expected0.bin"}
+        assert files(tmp_path) == {"images.bin", "reference0.bin"}
         assert values(streams.held_out()) == [[8, 10, 12]] * 2
         streams.step(counted, counted)
         assert not streams.same and sum(rows) == 3 * 7
@@ -53,7 +53,7 @@ def test_what_is_the_same_is_computed_once(images: StoredImages, tmp_path: Path)
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 3])
 def test_only_the_images_are_left(images: StoredImages, tmp_path: Path, steps: int) -> None:
-    with TwoStreams(images, tmp_path) as streams:
+    with PairedActivations(images, tmp_path) as streams:
         for _ in range(steps):
             streams.step(torch.neg, torch.abs)
     assert files(tmp_path) == {"images.bin"}
@@ -64,7 +64,7 @@ def test_a_step_that_fails_leaves_no_file(images: StoredImages, tmp_path: Path) 
     def fails(x: torch.Tensor) -> torch.Tensor:
         raise ArithmeticError("no")
 
-    with pytest.raises(ArithmeticError), TwoStreams(images, tmp_path) as streams:
+    with pytest.raises(ArithmeticError), PairedActivations(images, tmp_path) as streams:
         streams.step(torch.neg, torch.abs)
         streams.step(torch.neg, fails)
     assert files(tmp_path) == {"images.bin"}
