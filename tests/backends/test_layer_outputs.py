@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+from edgeconvnext.backends.artifact import load_target
 from quantized_programs import METADATA, VARIANTS, Variant, images, onnx_bytes, program_for, sqnr_db
 from resnets import CONFIGS, narrow, trained_like
 
-from edgeconvnext.backends.artifact import load_target
 from edgeconvnext.backends.onnx.write import export_onnx
 from edgeconvnext.backends.onnxruntime.layer_outputs import COMPARED_IMAGES, added_outputs, layer_outputs, sample
 from edgeconvnext.model.program import export_program
