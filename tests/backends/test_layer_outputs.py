@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from edgeconvnext.backends.artifact import load_target
 from quantized_programs import METADATA, VARIANTS, Variant, images, onnx_bytes, program_for, sqnr_db
 from resnets import CONFIGS, narrow, trained_like
 
+from edgeconvnext.backends import load_target
 from edgeconvnext.backends.onnx.write import export_onnx
 from edgeconvnext.backends.onnxruntime.layer_outputs import COMPARED_IMAGES, added_outputs, layer_outputs, sample
 from edgeconvnext.model.program import export_program
@@ -60,7 +60,7 @@ def test_blocks_of_a_resnet_have_outputs_as_well(name: str, tmp_path: Path) -> N
 
 def test_a_file_of_another_network_gives_nothing(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(onnx_bytes("onnx", VARIANTS[1]))
-    assert layer_outputs(simulator(program_for("onnx")), tmp_path / "model.onnx", images(2).numpy()) == []
+    assert layer_outputs(simulator(program_for("onnx")), tmp_path / "model.onnx", images(2).numpy()) == ()
 
 
 def test_samples_are_spread_evenly_and_all_are_taken_of_few() -> None:
