@@ -9,12 +9,16 @@ from torch import nn
 
 from edgeconvnext.quantization.plan import QuantPlan
 
+LARGEST_CODE = 2**31 - 256
+"""Of an int32, less what a float32 bias of this size may be rounded up by: 2^31 * 2^-24 = 128 codes, and as many again."""
+
 
 def round_biases(module: nn.Module, plan: QuantPlan) -> None:
     """Round, in place, the bias of each layer with two 8-bit factors to the steps of their products.
 
     Kernels that add the bias to their int32 sums hold it as such a code. Half a step is far below the quantization error, but a
-    bias rounded in the artifact alone would push values over rounding borders that the simulation leaves where they are.
+    bias rounded in the artifact alone would push values over rounding borders that the simulation leaves where they are. A bias
+    beyond int32 gets the largest code.
     """
     for layer, qparams in plan.weights.items():
         source = plan.activations.get(f"{layer}:input")
@@ -23,4 +27,5 @@ def round_biases(module: nn.Module, plan: QuantPlan) -> None:
             continue
         step = (source.qparams.scale.double() * qparams.scale.double()).float()
         bias = cast(torch.Tensor, owner.bias).detach()
-        owner.register_parameter("bias", nn.Parameter((bias.double() / step).round().mul(step).to(bias.dtype)))
+        codes = (bias.double() / step).round().clamp(-LARGEST_CODE, LARGEST_CODE)
+        owner.register_parameter("bias", nn.Parameter(codes.mul(step).to(bias.dtype)))

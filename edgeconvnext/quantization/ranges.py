@@ -18,6 +18,7 @@ Estimator = Literal["minmax", "percentile", "entropy", "mse", "output", "image"]
 # "output" is mse over a histogram in which each channel counts by what the layer behind it makes of it; "image" is not searched.
 ESTIMATORS: tuple[Estimator, ...] = ("minmax", "percentile", "entropy", "mse")
 PERCENTILE = 99.99
+LARGEST_FLOAT16 = 65504.0
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,14 @@ class CodeRange:
 
 
 def round_scale(scale: np.ndarray, float16: bool) -> np.ndarray:
-    """Round scales to float32, or up to float16 for graphs whose float type it is (never below 2**-20: 16 float16 steps)."""
+    """Round scales to float32, or up to float16 for graphs whose float type it is.
+
+    Never below 2**-20, which is 16 float16 steps, and never above float16's largest number, 65504: a larger range is clipped.
+    """
     if not float16:
         return scale.astype(np.float32).astype(np.float64)
-    rounded = np.maximum(scale, 2.0**-20).astype(np.float16)
-    rounded = np.where(rounded.astype(np.float64) < scale, np.nextafter(rounded, np.float16(np.inf)), rounded)
+    rounded = np.clip(scale, 2.0**-20, LARGEST_FLOAT16).astype(np.float16)
+    rounded = np.where(rounded.astype(np.float64) < scale, np.nextafter(rounded, np.float16(LARGEST_FLOAT16)), rounded)
     return rounded.astype(np.float64)
 
 

@@ -46,6 +46,21 @@ def test_the_code_is_that_of_exact_division_and_the_value_that_of_the_stored_ste
     assert rounded(biases.tolist(), plan) == torch.tensor(expected, dtype=torch.float32).tolist()
 
 
+def test_codes_beyond_int32_end_at_one_that_is_an_int32_again() -> None:
+    steps = [0.125, 0.3, 0.7]
+    plan = QuantPlan({"layer:input": activations(1.0)}, {"layer": weights(*steps * 2)})
+    values = rounded([1e12] * 3 + [-1e12] * 3, plan)
+    for value, step in zip(values, torch.tensor(steps * 2).tolist(), strict=True):
+        code = value / step
+        assert 2**31 - 512 <= abs(code) <= 2**31 - 1 and (code > 0) == (value > 0)
+    assert values[:3] == [-value for value in values[3:]]
+    assert values[0] == (2**31 - 256) * 0.125
+    # The largest that is not limited.
+    assert rounded([(2**31 - 256) * 0.125 - 16], QuantPlan(plan.activations, {"layer": weights(0.125)})) == [
+        2.0**28 - 48
+    ]
+
+
 EIGHT, SIXTEEN = activations(0.5), activations(0.5, -32768, 32767)
 BLOCKED = QParams(torch.full((1, 2), 0.25), torch.zeros((1, 2), dtype=torch.int32), -127, 127, axis=0)
 

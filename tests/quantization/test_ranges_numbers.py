@@ -153,6 +153,12 @@ def test_scales_are_rounded_to_what_a_graph_stores() -> None:
     assert half.dtype == round_scale(scale, False).dtype == np.float64
 
 
+def test_scales_beyond_float16_are_its_largest_number() -> None:
+    scale = np.array([65503.9, 65504.0, 65504.1, 65520.0, 1e6, 1e30])
+    assert round_scale(scale, True).tolist() == [65504.0] * 6
+    assert round_scale(np.array([65472.0, 65472.1]), True).tolist() == [65472.0, 65504.0]
+
+
 # Errors
 
 
