@@ -79,7 +79,7 @@ SWITCHES: dict[str, tuple[Any, str]] = {
     "channels_last": (bool, "Memory layout of activations."),
     "seed": (int, "Of weights, order, augmentation and skipped blocks."),
 }
-"""Switches of the recipe: type and help of the option of that name. Not in the recipe, because the recipe's module loads slowly."""
+"""Switches of the recipe: type and help of the option of that name. Not in the recipe: its module loads slowly."""
 
 
 def with_switches(command: Callable[..., None]) -> Callable[..., None]:

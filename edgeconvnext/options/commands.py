@@ -65,9 +65,7 @@ class Validate(Measuring):
         super().check()
         if self.device is not None and self.data is not None:
             raise OptionError(
-                lambda spelled: (
-                    f"{spelled('device')} merges a file and measures nothing; leave out {spelled('data')}."
-                )
+                lambda spelled: f"{spelled('device')} merges a file and measures nothing; leave out {spelled('data')}."
             )
 
 
@@ -277,5 +275,8 @@ class Roadmap(Measuring, EffortChoice, TargetChoice, CalibrationImages):
         metavar="<path>",
     )
     page: str | Path | None = option(
-        None, "Write the page to this file as well, with its plot and CSV beside it.", parse=parsers.path, metavar="<path>"
+        None,
+        "Write the page to this file as well, with its plot and CSV beside it.",
+        parse=parsers.path,
+        metavar="<path>",
     )

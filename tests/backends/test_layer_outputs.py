@@ -11,8 +11,8 @@ from quantized_programs import METADATA, VARIANTS, Variant, images, onnx_bytes, 
 from resnets import CONFIGS, narrow, trained_like
 
 from edgeconvnext.backends import load_target
-from edgeconvnext.backends.onnx.write import export_onnx
 from edgeconvnext.backends.onnxruntime.layer_outputs import COMPARED_IMAGES, added_outputs, layer_outputs, sample
+from edgeconvnext.backends.onnxruntime.write import export_onnx
 from edgeconvnext.model.program import export_program
 from edgeconvnext.quantization.planning import build_plan
 from edgeconvnext.quantization.program import quantize_program
