@@ -69,11 +69,21 @@ def _described(values: list[onnx.ValueInfoProto]) -> list[str]:
 
 
 def _initializer_differences(first: Graph, second: Graph) -> list[str]:
-    """Compare contents, each as often as it occurs; where some differ, say so by the names."""
-    if Counter(first.initializer_digests.values()) == Counter(second.initializer_digests.values()):
-        return []
-    lines = array_differences(first.initializers, second.initializers)
-    return [f"initializer {line}" for line in lines]
+    """Compare contents, each as often as it occurs; those without a counterpart are compared by their names."""
+    ours, theirs = _unmatched(first, second), _unmatched(second, first)
+    return [f"initializer {line}" for line in array_differences(ours, theirs)]
+
+
+def _unmatched(graph: Graph, other: Graph) -> dict[str, np.ndarray]:
+    """Return the initializers of a graph for which the other one has none of the same content left."""
+    left = Counter(other.initializer_digests.values())
+    unmatched = {}
+    for name, digest in graph.initializer_digests.items():
+        if left[digest]:
+            left[digest] -= 1
+        else:
+            unmatched[name] = graph.initializers[name]
+    return unmatched
 
 
 def _node_differences(first: Graph, second: Graph) -> list[str]:
