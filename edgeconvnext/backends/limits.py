@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from edgeconvnext.choices import ActivationBits, WeightBits
+    from edgeconvnext.choices import ActivationBits, Operator, WeightBits
     from edgeconvnext.data.preprocess import ValueRange
     from edgeconvnext.targets import Target
 
@@ -42,7 +42,8 @@ class Limits:
     float_type: what is written around the quantised operators. channel_multiple: what pruned widths are rounded to.
     low_bits_opset: the first ONNX opset with 4-bit weights and 16-bit activations; None where no opset matters.
     zero_points: whether activations may be affine. block_scales: whether a weight may have several scales a row; palettes:
-    whether weights may be indices; layouts: whether [layout] offers a choice. largest_batch: None where there is none.
+    whether weights may be indices; layouts: whether [layout] offers a choice. outputs_too: operators that are multiplied in
+    integers only where their outputs are quantised as well. largest_batch: None where there is none.
     free_sizes: whether height and width may be free. opsets: () where the format is not ONNX. systems: values of minimum_os that
     are offered, the first as an example; () where the format has none; systems_without_low_bits: those that have neither 4-bit
     weights nor palettes. sentences: in a backend's own words what is refused, by limit, in place of the general ones.
@@ -57,6 +58,7 @@ class Limits:
     block_scales: bool = False
     palettes: bool = False
     layouts: bool = False
+    outputs_too: frozenset[Operator] = frozenset()
     value_ranges: tuple[ValueRange, ...] = ("normalized", "0..1", "0..255")
     largest_batch: int | None = None
     free_sizes: bool = True

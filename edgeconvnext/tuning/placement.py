@@ -16,9 +16,6 @@ from edgeconvnext.schema.placement import Placement
 Region = Literal["file", "class", "stage", "block"]
 REGIONS: tuple[Region, ...] = ("file", "class", "stage", "block")
 
-# In int8, onnxruntime needs their outputs quantised as well; other convs are written as linears over patches.
-_NEED_OUTPUTS: frozenset[Operator] = frozenset({"depthwise", "projection"})
-
 
 @dataclass(frozen=True)
 class Move:
@@ -30,13 +27,20 @@ class Move:
     apply: Callable[[Placement], Placement | None]
 
 
-def moves(region: Region, layers: Mapping[str, Operator]) -> Iterator[Move]:
-    """Yield the moves of one kind of region. `Move.apply` gives None where a move would change nothing, or quantise nothing."""
+def moves(
+    region: Region,
+    layers: Mapping[str, Operator],
+    outputs_too: frozenset[Operator],
+) -> Iterator[Move]:
+    """Yield the moves of one kind of region. outputs_too: operators whose outputs go to int8 with them (`Limits`).
+
+    `Move.apply` gives None where a move would change nothing, or quantise nothing.
+    """
     if region == "file":
         yield from _forms()
         return
     for group, kind, names in _groups(region, layers):
-        yield _precision_move(group, kind, names, layers)
+        yield _precision_move(group, kind, names, layers, outputs_too)
     if region == "class":
         for kind in dict.fromkeys(layers.values()):
             if kind not in ("pointwise1", "pointwise2", "head"):
@@ -74,7 +78,13 @@ def _groups(region: Region, layers: Mapping[str, Operator]) -> list[tuple[str, O
     return [(name, kind, tuple(names)) for (name, kind), names in found.items()]
 
 
-def _precision_move(name: str, kind: Operator, names: tuple[str, ...], layers: Mapping[str, Operator]) -> Move:
+def _precision_move(
+    name: str,
+    kind: Operator,
+    names: tuple[str, ...],
+    layers: Mapping[str, Operator],
+    outputs_too: frozenset[Operator],
+) -> Move:
     """Turn a region to float where it is quantised, and to int8 where it is float."""
     own = frozenset(names)
     siblings = frozenset(layer for layer, other in layers.items() if other == kind)
@@ -89,7 +99,7 @@ def _precision_move(name: str, kind: Operator, names: tuple[str, ...], layers: M
         outputs = placement.outputs
         if not wanted:
             outputs = tuple(operator for operator in outputs if operator != kind)
-        elif kind in _NEED_OUTPUTS and kind not in outputs:
+        elif kind in outputs_too and kind not in outputs:
             outputs = (*outputs, kind)
         operators = placement.operators if kind in placement.operators else (*placement.operators, kind)
         return replace(

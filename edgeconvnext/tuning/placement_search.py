@@ -14,7 +14,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Protocol
 
-from edgeconvnext.backends import backend_for, check_bits
+from edgeconvnext.backends import backend_for, backends, check_bits
+from edgeconvnext.backends.base import Backend
 from edgeconvnext.choices import Operator
 from edgeconvnext.data.image_set import ImageSet, split_held_out
 from edgeconvnext.data.loader import batches, check_broken
@@ -59,7 +60,7 @@ def search_placement(
     """Search the placement of `target` for a model on this machine.
 
     images: for calibration; a third is held out, and accuracy is judged on these. folder: holds what was measured.
-    Raises RuntimeMissingError for a target whose runtime is not onnxruntime, RunDirectoryError where `folder` is a file, and
+    Raises RuntimeMissingError for a target whose backend is not searchable, RunDirectoryError where `folder` is a file, and
     QuantizationError without enough images.
     """
     from edgeconvnext.machine import cpu_name
@@ -67,11 +68,13 @@ def search_placement(
     from edgeconvnext.rewrite.exact import fold_exact
 
     backend = backend_for(target)
-    if not backend.limits.layouts or backend.not_timed:
+    if not is_searchable(backend):
+        others = [other for other in backends() if is_searchable(other)]
         raise RuntimeMissingError(
             f"Target {target.name} runs in {target.runtime.name}, and a search measures files in the runtime itself: it can do "
-            "so with onnxruntime only. Search for a target with exporter onnx, or change the target's file by hand and time it "
-            "on the device with the kit of an export."
+            f"so with {' and '.join(other.runtime for other in others)} only. Search for a target with exporter "
+            f"{' or '.join(other.name for other in others)}, or change the target's file by hand and time it on the device with "
+            "the kit of an export."
         )
     if not 0 <= budget_minutes < math.inf:
         raise QuantizationError(f"--budget-minutes is a time from 0 on; it is {budget_minutes:g}.")
@@ -112,7 +115,7 @@ def search_placement(
             memory=folder / "measured.jsonl",
             subject={"weights": model.sha256, "images": images.fingerprint},
         )
-        best, done, untried = climb(trials, start, layers, seconds=60 * budget_minutes)
+        best, done, untried = climb(trials, start, layers, backend.limits.outputs_too, seconds=60 * budget_minutes)
     measured = trials.measure(best)
     return PlacementFound(
         model=model.name,
@@ -131,8 +134,18 @@ def search_placement(
     )
 
 
+def is_searchable(backend: Backend) -> bool:
+    """Whether files have forms to choose among, and are timed on this machine."""
+    return backend.limits.layouts and backend.not_timed is None
+
+
 def climb(
-    trials: Measuring, start: Placement, layers: Mapping[str, Operator], *, seconds: float
+    trials: Measuring,
+    start: Placement,
+    layers: Mapping[str, Operator],
+    outputs_too: frozenset[Operator],
+    *,
+    seconds: float,
 ) -> tuple[Placement, list[Trial], int]:
     """Take the moves that pay, in their order, until all were tried or the time is up.
 
@@ -141,7 +154,7 @@ def climb(
     deadline = time.monotonic() + seconds
     limit = LARGEST_LOSS * max(trials.measure(start).kl, NEGLIGIBLE_KL)
     best, done, untried = start, list[Trial](), 0
-    planned = [move for region in REGIONS for move in moves(region, layers)]
+    planned = [move for region in REGIONS for move in moves(region, layers, outputs_too)]
     with progress_bar("Trying placements", len(planned)) as advance:
         for move in planned:
             changed = move.apply(best)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from edgeconvnext.backends import load_target
+from edgeconvnext.backends import backend_for, load_target
 from edgeconvnext.errors import QuantizationError
 from edgeconvnext.model.convnext.network import ConvNeXt, ConvNeXtConfig
 from edgeconvnext.model.layers import weighted_layers
@@ -20,12 +20,13 @@ from edgeconvnext.tuning.placement_search import climb, pays, why_float
 NETWORK = ConvNeXt(ConvNeXtConfig(depths=(1, 2), dims=(8, 16), num_classes=3))
 LAYERS = weighted_layers(NETWORK)
 TARGET = load_target("onnx")
+OUTPUTS_TOO = backend_for(TARGET).limits.outputs_too
 START = Placement.of(TARGET, LAYERS)
 LIMIT = 1.0
 
 
 def moved(region: Region, key: str, placement: Placement = START) -> Placement | None:
-    (move,) = [move for move in moves(region, LAYERS) if move.key == key]
+    (move,) = [move for move in moves(region, LAYERS, OUTPUTS_TOO) if move.key == key]
     return move.apply(placement)
 
 
@@ -152,7 +153,7 @@ def test_a_climb_takes_what_pays_and_says_why_the_rest_is_float() -> None:
         return measured(speed, kl=0.5 if "stem" in placement.operators else 0.01)
 
     fake = Fake(formula)
-    best, done, untried = climb(fake, START, LAYERS, seconds=1e9)
+    best, done, untried = climb(fake, START, LAYERS, OUTPUTS_TOO, seconds=1e9)
     assert best.layout == LayoutSection(linears="matmul")
     assert best.float_layers == {"stages.0.0.pwconv1"}
     assert untried == 0
@@ -167,7 +168,7 @@ def test_a_climb_takes_what_pays_and_says_why_the_rest_is_float() -> None:
 
 def test_without_time_nothing_but_the_start_is_measured() -> None:
     fake = Fake(lambda placement: measured(1.5))
-    best, done, untried = climb(fake, START, LAYERS, seconds=-1)
+    best, done, untried = climb(fake, START, LAYERS, OUTPUTS_TOO, seconds=-1)
     assert (best, done) == (START, []) and untried > 10
     assert set(fake.asked) == {START}
     assert "not tried" in why_float(best, LAYERS, done)["stages.0.0.dwconv"]

@@ -49,6 +49,8 @@ class OnnxRuntime(Backend):
         low_bits_opset=21,
         block_scales=True,
         layouts=True,
+        # Other convs are written as linears over patches.
+        outputs_too=frozenset({"depthwise", "projection"}),
         opsets=tuple(range(19, 26)),
     )
 
