@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from edgeconvnext.errors import ModelConfigError
+from edgeconvnext.model.build import build
 from edgeconvnext.model.checkpoint import save_checkpoint
 from edgeconvnext.model.convnext.network import ConvNeXtConfig
 from edgeconvnext.model.describe import describe
@@ -66,6 +67,16 @@ def test_a_backbone_shares_the_weights_and_leaves_the_classifier_alone(classifie
     assert classifier.config.num_classes == 10 and classifier.module.output_names == ("logits",)
     assert backbone.labels is None and backbone.sha256 == classifier.sha256
     assert with_head(classifier, "classifier") is classifier
+
+
+@torch.no_grad()
+def test_a_network_whose_head_norm_was_replaced_becomes_a_backbone(classifier: LoadedModel) -> None:
+    config = classifier.config.replace(layer_scale=False, identity_norms=("stages.3.0.norm", "norm"))
+    replaced = dataclasses.replace(classifier, module=build(config).eval(), config=config)
+    backbone = with_head(replaced, "features")
+    assert backbone.config.identity_norms == ("stages.3.0.norm",)
+    assert with_head(replaced, "gap").config.identity_norms == config.identity_norms
+    assert torch.equal(backbone.module(IMAGES)[-1], replaced.module.forward_stages(IMAGES)[-1])
 
 
 def test_nothing_of_the_head_is_left_to_quantise_or_to_count(classifier: LoadedModel) -> None:
