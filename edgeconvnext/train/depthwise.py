@@ -30,15 +30,20 @@ _backward = torch.ops.aten.convolution_backward
 
 @contextmanager
 def fast_weight_gradients(module: nn.Module) -> Iterator[None]:
-    """Let the depthwise convs of `module` compute their weight gradients as said above, for what runs forward inside."""
-    chosen = [conv for conv in module.modules() if type(conv) is nn.Conv2d and _is_depthwise(conv)]
-    for conv in chosen:
-        conv.__class__ = _DepthwiseConv
+    """Let the depthwise convs inside `module` compute their weight gradients as said above, for what runs forward inside.
+
+    Meanwhile other modules with the same parameters are in their places.
+    """
+    convs = {
+        path: conv for path, conv in module.named_modules() if path and type(conv) is nn.Conv2d and _is_depthwise(conv)
+    }
+    for path, conv in convs.items():
+        module.set_submodule(path, _DepthwiseConv(conv))
     try:
         yield
     finally:
-        for conv in chosen:
-            conv.__class__ = nn.Conv2d
+        for path, conv in convs.items():
+            module.set_submodule(path, conv)
 
 
 def _is_depthwise(conv: nn.Conv2d) -> bool:
@@ -53,7 +58,11 @@ def _is_depthwise(conv: nn.Conv2d) -> bool:
     )
 
 
-class _DepthwiseConv(nn.Conv2d):
+class _DepthwiseConv(nn.Module):
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.weight, self.bias = conv.weight, conv.bias
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return _Convolution.apply(x, self.weight, self.bias)
 

@@ -41,11 +41,12 @@ def test_a_step_has_the_gradients_it_had_before(size: int, autocast: bool) -> No
     gradients = []
     for fast in (False, True):
         conv = depthwise(8, 7)
+        network = nn.Sequential(conv)
         given = x.clone().requires_grad_()
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             if fast:
-                with fast_weight_gradients(conv):
-                    output = conv(given)
+                with fast_weight_gradients(network):
+                    output = network(given)
             else:
                 output = conv(given)
         assert output.dtype is (torch.bfloat16 if autocast else torch.float32)
@@ -61,10 +62,12 @@ def test_a_step_has_the_gradients_it_had_before(size: int, autocast: bool) -> No
 
 def test_only_depthwise_convs_that_keep_the_size_are_touched_and_only_inside() -> None:
     network = nn.Sequential(depthwise(4, 7), nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=8))
+    modules, names = list(network), list(network.state_dict())
     with pytest.raises(ZeroDivisionError), fast_weight_gradients(network):
         assert [type(module) is nn.Conv2d for module in network] == [False, True, True]
+        assert list(network.state_dict()) == names
         raise ZeroDivisionError
-    assert all(type(module) is nn.Conv2d for module in network)
+    assert all(after is before for after, before in zip(network, modules, strict=True))
 
 
 def test_a_training_step_uses_it_and_leaves_the_network_as_it_was() -> None:
@@ -73,7 +76,7 @@ def test_a_training_step_uses_it_and_leaves_the_network_as_it_was() -> None:
     seen: list[type[nn.Module]] = []
 
     def loss(x: torch.Tensor, _step: int, _part: int) -> torch.Tensor:
-        seen.append(type(conv))
+        seen.append(type(network[0]))
         return network(x).square().mean()
 
     settings = LoopSettings("A test", 1, 1, lambda progress: 1.0)
@@ -82,5 +85,5 @@ def test_a_training_step_uses_it_and_leaves_the_network_as_it_was() -> None:
     for group in trainer.optimizers[0].param_groups:
         group["rate"] = 0.1
     trainer.step([images(2, 4, 6, 6)])
-    assert seen[0] is not nn.Conv2d and type(conv) is nn.Conv2d
+    assert seen[0] is not nn.Conv2d and network[0] is conv
     assert not torch.equal(conv.weight, before)
