@@ -89,10 +89,10 @@ def kl_divergence(expected: torch.Tensor, logits: torch.Tensor) -> float:
 def quantized_layer(network: Network, quantized: Network, plan: QuantPlan, layer: str) -> Iterator[None]:
     """Quantise one layer of a float network inside the block, in place, and put the float layer back afterwards.
 
-    quantized: what `reconstruct` returned for the network. Hooks of the layer itself are those of a copy afterwards.
+    quantized: what `reconstruct` returned for the network.
     """
-    norm = norm_before(network, layer)
-    layer_before = copy.deepcopy(network.get_submodule(layer))
+    float_module, norm = network.get_submodule(layer), norm_before(network, layer)
+    float_weights = copy.deepcopy(float_module.state_dict())
     norm_weights = None if norm is None else copy.deepcopy(norm.state_dict())
     handles = _put(network, quantized, plan, layer)
     try:
@@ -100,7 +100,8 @@ def quantized_layer(network: Network, quantized: Network, plan: QuantPlan, layer
     finally:
         for handle in handles:
             handle.remove()
-        network.set_submodule(layer, layer_before)
+        network.set_submodule(layer, float_module)
+        float_module.load_state_dict(float_weights)
         if norm is not None and norm_weights is not None:
             norm.load_state_dict(norm_weights)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from itertools import pairwise
 
 import numpy as np
@@ -17,9 +18,10 @@ from edgeconvnext.quantization.reconstruct import Reconstructed
 from edgeconvnext.rewrite.exact import fold_norm_affine
 from edgeconvnext.tuning import budget as search
 from edgeconvnext.tuning.budget import within_budget
-from edgeconvnext.tuning.sensitivity import sensitivities
+from edgeconvnext.tuning.sensitivity import quantized_layer, sensitivities
 
 IMAGES, HELD_OUT = photographs(), photographs(48, seed=5).split(16)
+OTHERS = photographs(4, seed=11)
 COSTLY = "stages.1.0.pwconv2"
 
 
@@ -63,6 +65,24 @@ def test_the_costliest_layer_is_found_alone_and_as_a_jump(network: ConvNeXt) -> 
     assert max(jumps, key=jumps.get) == COSTLY
     # All layers on: what the whole quantised network loses.
     assert found[-1].kl_cumulative >= found[0].kl_alone
+
+
+def test_a_layer_quantised_for_a_while_is_float_again_and_the_same_module(network: ConvNeXt) -> None:
+    target = target_with("jetson", smoothing={"hidden": "channel", "depthwise": True})
+    result = reconstructed(network, target, IMAGES, smoothing="force", rounding="nearest")
+    inside = copy.deepcopy(network)
+    before = {name: value.clone() for name, value in inside.state_dict().items()}
+    for layer in ("stages.0.0.dwconv", "stages.0.0.pwconv1", "stages.0.0.pwconv2", "head"):
+        float_module = inside.get_submodule(layer)
+        with torch.no_grad(), quantized_layer(inside, result.module, result.plan, layer):
+            name = f"{layer}.weight"
+            assert torch.equal(inside.get_parameter(name), result.module.get_parameter(name))
+            assert not torch.equal(inside(OTHERS), network(OTHERS))
+        assert inside.get_submodule(layer) is float_module
+        assert list(inside.state_dict()) == list(before)
+        assert all(torch.equal(before[name], value) for name, value in inside.state_dict().items())
+        with torch.no_grad():
+            assert torch.equal(inside(OTHERS), network(OTHERS))
 
 
 def test_measuring_leaves_both_networks_as_they_were(network: ConvNeXt) -> None:
