@@ -6,8 +6,6 @@ import contextlib
 import ctypes
 import gc
 
-import psutil
-
 _WORTH_COLLECTING_MIB = 32.0
 # Numbers of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
@@ -53,4 +51,6 @@ def keep_freed_memory() -> None:
 
 def resident_mib() -> float:
     """Return this process's resident memory now."""
+    import psutil  # a machine that only times kernels may have none
+
     return float(psutil.Process().memory_info().rss) / 2**20

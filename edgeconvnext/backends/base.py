@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from edgeconvnext.errors import RuntimeMissingError
-from edgeconvnext.schema.report import ExportCheck, Interval, LatencyComparison
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from edgeconvnext.data.size import Size
     from edgeconvnext.evaluation.runner import Outputs, Runner
     from edgeconvnext.rewrite.float_timer import FloatTimer
+    from edgeconvnext.schema.report import ExportCheck, Interval, LatencyComparison
     from edgeconvnext.targets import Target
 
 LAYER_LIST = "layers.csv"

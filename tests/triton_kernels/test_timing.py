@@ -172,10 +172,10 @@ def test_times_become_lines_of_a_csv(tmp_path: Path) -> None:
 
 
 def test_the_gpu_modules_need_nothing_but_torch_numpy_safetensors_and_triton() -> None:
-    """The machine with the GPU may have no pydantic, torchao or onnx, and not this package."""
+    """The machine with the GPU may have no pydantic, psutil, torchao or onnx, and not this package."""
     code = """
 import sys
-for name in ("pydantic", "torchao", "onnx", "onnxruntime", "onnxscript", "typer", "rich", "jinja2"):
+for name in ("pydantic", "psutil", "torchao", "onnx", "onnxruntime", "onnxscript", "typer", "rich", "jinja2"):
     sys.modules[name] = None
 from importlib import metadata
 installed = metadata.version

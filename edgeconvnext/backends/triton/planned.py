@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -12,7 +12,9 @@ from edgeconvnext.errors import QuantizationError
 from edgeconvnext.model.convnext.network import ConvNeXt
 from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.quantization.plan import QuantPlan
-from edgeconvnext.targets import Target
+
+if TYPE_CHECKING:
+    from edgeconvnext.targets import Target
 
 
 @dataclass(frozen=True)
