@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from in_process import run_command
 from short_turns import EDGECONVNEXT
 
 COMMANDS = (
@@ -15,19 +16,6 @@ COMMANDS = (
     "fine-tune",
     "targets", "doctor", "data",
 )  # fmt: skip
-
-
-def run(
-    *arguments: str, cwd: Path | None = None, env: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*EDGECONVNEXT, *arguments],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env=os.environ | (env or {}),
-        timeout=300,
-    )
 
 
 def fails(result: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
@@ -40,7 +28,7 @@ def fails(result: subprocess.CompletedProcess[str], code: int, *words: str) -> N
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     folder = tmp_path_factory.mktemp("cli")
-    result = run(
+    result = run_command(
         "export", "--target", "onnx", "--model", "digits", "--calib", "digits", "--eval", "digits_test",
         "--num-images", "90", "--no-latency", "--output", "run", "--json", cwd=folder,
     )  # fmt: skip
@@ -49,7 +37,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
 
 
 def test_help_names_every_command_and_loads_no_framework() -> None:
-    result = run("--help")
+    result = run_command("--help")
     assert all(command in result.stdout for command in COMMANDS)
     code = "import sys, edgeconvnext.cli; print([m for m in ('torch', 'onnx', 'numpy', 'coremltools') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
@@ -62,14 +50,14 @@ def test_json_on_standard_output_is_the_report(exported: tuple[Path, dict]) -> N
 
 
 def test_validate_prints_a_summary_and_ends_0(exported: tuple[Path, dict]) -> None:
-    result = run("validate", str(exported[0]), "--no-latency")
+    result = run_command("validate", str(exported[0]), "--no-latency")
     assert result.returncode == 0, result.stderr
     assert "top-1" in result.stdout
     assert "report.html" in result.stdout
 
 
 def test_bench_times_the_artifact_of_a_run(exported: tuple[Path, dict]) -> None:
-    result = run("bench", str(exported[0]), "--seconds", "0.2", "--profile", "--json")
+    result = run_command("bench", str(exported[0]), "--seconds", "0.2", "--profile", "--json")
     assert result.returncode == 0, result.stderr
     times = json.loads(result.stdout)
     floating, artifact = times["profiles"]["model_fp32.onnx"], times["profiles"]["model.onnx"]
@@ -84,37 +72,42 @@ def test_bench_times_the_artifact_of_a_run(exported: tuple[Path, dict]) -> None:
 def test_bench_says_what_cannot_run_here(tmp_path: Path) -> None:
     engine = tmp_path / "model.engine"
     engine.write_bytes(b"engine")
-    fails(run("bench", str(engine)), 4, "NVIDIA GPU")
-    fails(run("bench", str(tmp_path / "none.onnx")), 1, "There is no artifact")
+    fails(run_command("bench", str(engine)), 4, "NVIDIA GPU")
+    fails(run_command("bench", str(tmp_path / "none.onnx")), 1, "There is no artifact")
 
 
 def test_inspect_describes_the_model() -> None:
-    result = run("inspect", "digits", "--json")
+    result = run_command("inspect", "digits", "--json")
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["parameters"] == 270_298
-    assert "LayerNorms" in run("inspect", "digits").stdout
+    assert "LayerNorms" in run_command("inspect", "digits").stdout
 
 
 def test_fold_and_prune_write_checkpoints_that_load(tmp_path: Path) -> None:
-    folded = run("fold", "digits", "--calib", "digits", "--output", str(tmp_path / "folded.safetensors"))
+    folded = run_command("fold", "digits", "--calib", "digits", "--output", str(tmp_path / "folded.safetensors"))
     assert folded.returncode == 0, folded.stderr
     assert "layer_scale" in folded.stdout
-    pruned = run(
+    pruned = run_command(
         "prune", "digits", "--macs", "0.8", "--calib", "digits", "--output", str(tmp_path / "pruned.safetensors")
     )
     assert pruned.returncode == 0, pruned.stderr
-    description = json.loads(run("inspect", str(tmp_path / "pruned.safetensors"), "--json").stdout)
+    description = json.loads(run_command("inspect", str(tmp_path / "pruned.safetensors"), "--json").stdout)
     assert description["parameters"] < 270_298
-    fails(run("prune", "digits", "--macs", "1.5", "--calib", "digits", "--output", str(tmp_path / "x.safetensors")), 1)
+    fails(
+        run_command(
+            "prune", "digits", "--macs", "1.5", "--calib", "digits", "--output", str(tmp_path / "x.safetensors")
+        ),
+        1,
+    )
 
 
 def test_targets_and_doctor_list_what_is_there() -> None:
-    names = [target["name"] for target in json.loads(run("targets", "--json").stdout)]
+    names = [target["name"] for target in json.loads(run_command("targets", "--json").stdout)]
     assert {"onnx", "jetson", "rtx", "gpu", "coreml"} <= set(names)
-    checks = {check["name"]: check for check in json.loads(run("doctor", "--json").stdout)}
+    checks = {check["name"]: check for check in json.loads(run_command("doctor", "--json").stdout)}
     assert checks["torch"]["found"]
     assert checks["digits"]["found"]
-    assert "digits" in run("data", "list").stdout
+    assert "digits" in run_command("data", "list").stdout
 
 
 @pytest.mark.parametrize(
@@ -136,16 +129,21 @@ def test_targets_and_doctor_list_what_is_there() -> None:
 def test_wrong_input_gets_one_paragraph(
     arguments: tuple[str, ...], code: int, words: tuple[str, ...], tmp_path: Path
 ) -> None:
-    fails(run(*arguments, cwd=tmp_path), code, *words)
+    fails(run_command(*arguments, cwd=tmp_path), code, *words)
     assert not (tmp_path / "runs").exists() or not any((tmp_path / "runs").iterdir())
 
 
 def test_the_hub_default_offline_says_the_way_out(tmp_path: Path) -> None:
     """Nothing listens on port 9 of this machine."""
-    result = run(
-        "quantize", "--calib", "digits", cwd=tmp_path,
-        env={"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hub"), "EDGECONVNEXT_MODEL": ""},
-    )  # fmt: skip
+    environment = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hub"), "EDGECONVNEXT_MODEL": ""}
+    result = subprocess.run(
+        [*EDGECONVNEXT, "quantize", "--calib", "digits"],
+        cwd=tmp_path,
+        env=os.environ | environment,  # the hub's library reads them when it is imported
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     fails(result, 1, "--model")
 
 

@@ -6,12 +6,11 @@ import copy
 import dataclasses
 import functools
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
-from short_turns import EDGECONVNEXT
+from in_process import run_command
 
 from edgeconvnext import api
 from edgeconvnext.backends import load_target
@@ -25,10 +24,6 @@ from edgeconvnext.tuning import compress as compress_module
 from edgeconvnext.tuning.compress import CompressOptions, compress
 
 QUICK = CompressOptions(images=90, measure_latency=False)
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*EDGECONVNEXT, *arguments], capture_output=True, text=True)
 
 
 def test_everything_together_is_recorded(tmp_path: Path) -> None:
@@ -89,7 +84,7 @@ def test_a_run_that_changes_the_network_needs_its_own_evaluation_images() -> Non
 
 def test_export_changes_quantises_and_reports(tmp_path: Path) -> None:
     common = ("--calib", "digits", "--eval", "digits_test", "--no-latency", "--effort", "quick", "--num-images", "60")
-    result = run(
+    result = run_command(
         "export", "--target", "onnx", "--model", "digits", "--prune-macs", "0.8", "--replace-norm", *common,
         "--output", str(tmp_path / "run"), "--json",
     )  # fmt: skip
@@ -100,7 +95,7 @@ def test_export_changes_quantises_and_reports(tmp_path: Path) -> None:
     page = (tmp_path / "run" / "report.html").read_text()
     assert "Changed before quantization" in page and "stages.2.1.norm" in page
     network = (tmp_path / "run" / "compressed.safetensors").stat().st_mtime_ns
-    again = run("validate", str(tmp_path / "run"), "--json")  # with latency now: the network stays what it is
+    again = run_command("validate", str(tmp_path / "run"), "--json")  # with latency now: the network stays what it is
     assert again.returncode in (0, 3), again.stderr
     assert json.loads(again.stdout)["compression"] == report["compression"]
     assert (tmp_path / "run" / "compressed.safetensors").stat().st_mtime_ns == network
@@ -109,7 +104,7 @@ def test_export_changes_quantises_and_reports(tmp_path: Path) -> None:
 
 def test_fold_replaces_norms_from_the_command_line(tmp_path: Path) -> None:
     output = tmp_path / "normless.safetensors"
-    result = run(
+    result = run_command(
         "fold", "digits", "--replace-norm", "--calib", "digits", "--num-images", "90", "--no-latency",
         "--max-drop", "20", "--output", str(output),
     )  # fmt: skip
@@ -141,7 +136,7 @@ def test_options_that_mean_nothing_are_usage_errors(tmp_path: Path) -> None:
             "--budget-minutes means nothing without --recover",
         ),
     ):
-        result = run(*arguments)
+        result = run_command(*arguments)
         assert result.returncode == 2 and said in " ".join(result.stderr.split()), result.stderr
     assert not list(tmp_path.iterdir())
 
@@ -184,7 +179,7 @@ def test_an_interrupted_recovery_outlives_another_command(tmp_path: Path) -> Non
 
 def test_recovery_alone_is_a_usage_error(tmp_path: Path) -> None:
     output = str(tmp_path / "x.safetensors")
-    result = run("fold", "digits", "--recover", "--calib", "digits", "--output", output)
+    result = run_command("fold", "digits", "--recover", "--calib", "digits", "--output", output)
     assert result.returncode == 2 and "--replace-norm" in result.stderr
-    result = run("export", "--target", "onnx", "--model", "digits", "--calib", "digits", "--recover")
+    result = run_command("export", "--target", "onnx", "--model", "digits", "--calib", "digits", "--recover")
     assert result.returncode == 2 and "--prune-macs or --replace-norm" in " ".join(result.stderr.split())
