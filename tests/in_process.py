@@ -40,3 +40,11 @@ def run_command(
                 code = end.code
     assert isinstance(code, int), code
     return subprocess.CompletedProcess(command, code, output.getvalue(), errors.getvalue())
+
+
+def fails(result: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
+    """Check that a command ended with this exit code, and said these words without a traceback."""
+    assert result.returncode == code, result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    for word in words:
+        assert word in result.stderr, result.stderr

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from in_process import run_command
+from in_process import fails, run_command
 from short_turns import EDGECONVNEXT
 
 COMMANDS = (
@@ -16,13 +16,6 @@ COMMANDS = (
     "fine-tune",
     "targets", "doctor", "data",
 )  # fmt: skip
-
-
-def fails(result: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
-    assert result.returncode == code, result.stdout + result.stderr
-    assert "Traceback" not in result.stderr
-    for word in words:
-        assert word in result.stderr, result.stderr
 
 
 @pytest.fixture(scope="module")

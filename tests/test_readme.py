@@ -1,6 +1,5 @@
 """Every command of the README runs: those of the toolkit here, in order, in one folder; make's in .ci/run."""
 
-import os
 import re
 import shlex
 import shutil
@@ -9,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from in_process import run_command
 from loopback import Server
-from short_turns import EDGECONVNEXT
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -24,10 +23,7 @@ ON_PHOTOGRAPHS = [line for line in COMMANDS if line.startswith("edgeconvnext") a
 
 def run_in_order(lines: list[str], folder: Path, environment: dict[str, str] | None = None) -> None:
     for line in lines:
-        command = [*EDGECONVNEXT, *shlex.split(line)[1:]]
-        result = subprocess.run(
-            command, cwd=folder, env=os.environ | (environment or {}), capture_output=True, text=True, timeout=1200
-        )
+        result = run_command(*shlex.split(line)[1:], cwd=folder, env=environment)
         assert result.returncode == 0, f"{line}\n{result.stdout}{result.stderr}"
 
 
@@ -57,8 +53,7 @@ def test_the_commands_on_digits_run(made_on_digits: Path) -> None:
 def test_the_command_over_ssh_runs_on_the_run_made_above(made_on_digits: Path, server: Server, tmp_path: Path) -> None:
     shutil.copytree(made_on_digits / "runs" / "mine", tmp_path / "runs" / "mine")
     line = OVER_SSH[0].replace("user@board", f"{server.host} --python {sys.executable}")
-    command = [*EDGECONVNEXT, *shlex.split(line)[1:]]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    result = run_command(*shlex.split(line)[1:], cwd=tmp_path)
     # 3 where the small network is not faster in INT8 at that moment: measured, and said.
     assert result.returncode in (0, 3), result.stderr
     assert "on 32 check vectors" in result.stdout

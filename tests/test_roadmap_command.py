@@ -12,8 +12,8 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+from in_process import fails, run_command
 from resnets import narrow
-from test_cli import fails, run
 
 from edgeconvnext.commands.roadmap import RoadmapRequest, random_network, roadmap
 from edgeconvnext.commands.swin import swin_row
@@ -141,13 +141,13 @@ def test_swin_is_a_row_where_timm_is_and_a_note_where_it_is_not(monkeypatch: pyt
 def test_wrong_input_gets_one_paragraph(
     arguments: tuple[str, ...], code: int, words: tuple[str, ...], tmp_path: Path
 ) -> None:
-    fails(run("roadmap", *arguments, cwd=tmp_path), code, *words)
+    fails(run_command("roadmap", *arguments, cwd=tmp_path), code, *words)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
 def test_json_is_the_list_of_steps(tmp_path: Path) -> None:
-    result = run(
+    result = run_command(
         "roadmap",
         "--steps",
         "resnet50",
