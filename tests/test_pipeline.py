@@ -92,6 +92,25 @@ def test_one_export_builds_its_quantised_graph_once(tmp_path: Path, monkeypatch:
     assert len(built) == 1
 
 
+def test_the_network_for_a_target_is_loaded_and_proven_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For raw pixels: the fold of the network and that of its input are proven, and what is folded is read back once."""
+    from edgeconvnext.pipeline.stages import network
+    from edgeconvnext.rewrite import exact
+
+    loaded, load = [], network.load_model
+    proven, fold = [], exact.fold_exact
+    monkeypatch.setattr(network, "load_model", lambda path: loaded.append(path.name) or load(path))
+    monkeypatch.setattr(
+        exact,
+        "fold_exact",
+        lambda *given, **more: proven.append(more.get("value_range", "normalized")) or fold(*given, **more),
+    )
+    pixels = request(target="coreml", num_images=9, eval=None, most_evaluated=9, output=tmp_path / "run")
+    pipeline.quantize(pixels)
+    assert proven == ["normalized", "0..255"]
+    assert loaded == ["folded.safetensors"]
+
+
 def test_onnx_artifact_is_measured_in_its_runtime(onnx: Outcome) -> None:
     report = stored(onnx)
     assert report["accuracy"]["measured_on"] == "artifact"
