@@ -12,7 +12,7 @@ from .coreml_programs import coreml_differences
 from .figures import report_differences, toml_differences
 from .onnx_graphs import onnx_differences
 from .recording import RECORD
-from .renamed import renamed_file
+from .renamed import may_be_added, renamed_file
 from .tensors import npz_differences, safetensors_differences
 
 Differences = Callable[[Path, Path], list[str]]
@@ -55,7 +55,7 @@ def _compare_case(name: str, first: Path, second: Path) -> list[Row]:
     for path in sorted(ours.keys() | theirs.keys()):
         if path in ours and path in theirs:
             rows.append(Row(name, path, _comparison(path)(ours[path], theirs[path])))
-        else:
+        elif path in ours or not may_be_added(path):
             rows.append(Row(name, path, [f"only in the {'first' if path in ours else 'second'} recording"]))
     return rows
 

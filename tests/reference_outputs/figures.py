@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .renamed import renamed_key
+from .renamed import is_same_figure, renamed_key
 
 # What differs from run to run, or with the words of a file and not with its numbers.
 IGNORED = {
@@ -61,7 +61,11 @@ def _renamed(leaves: Leaves) -> Leaves:
 def _differences(first: Leaves, second: Leaves, keys_that_count: int) -> list[str]:
     """Compare values under the same path, then those that are left by their last keys, each as often as it occurs."""
     both = [path for path in first if path in second]
-    changed = [f"{'/'.join(path)}: {first[path]} -> {second[path]}" for path in both if first[path] != second[path]]
+    changed = [
+        f"{name}: {first[path]} -> {second[path]}"
+        for path in both
+        if not is_same_figure(name := "/".join(path), first[path], second[path])
+    ]
     ours, theirs = (_left_over(leaves, set(both), keys_that_count) for leaves in (first, second))
     absent = [f"{name} {value} only in the first".lstrip() for name, value in (ours - theirs).elements()]
     added = [f"{name} {value} only in the second".lstrip() for name, value in (theirs - ours).elements()]

@@ -1,6 +1,6 @@
-"""Names that differ between two recordings although what they name is the same; add what a version renames.
+"""What may differ between two recordings: names, figures that were rounded to float32, and files that a version adds.
 
-All are read as: name in the first recording -> name in the second.
+Names are read as: name in the first recording -> name in the second.
 """
 
 from __future__ import annotations
@@ -16,6 +16,15 @@ TENSORS: dict[str, str] = {}
 KEYS: dict[str, str] = {}
 """Single keys of report.json and of other descriptions."""
 
+FLOAT32_DECIBELS = (
+    r"(.*/)?quantization/layers/\[\d+\]/\w*sqnr_db",
+    r"plan/decisions/.*",
+)
+"""Paths of decibels that the first recording rounded to float32: they may differ by one unit in its last place."""
+
+ADDED_FILES = (r"roadmap/.*/device/layer_values\.bin",)
+"""Patterns of files of the second recording alone: blocks of ResNets are compared as well."""
+
 
 def renamed_file(name: str) -> str:
     return FILES.get(name, name)
@@ -30,3 +39,20 @@ def renamed_tensor(name: str) -> str:
 
 def renamed_key(key: str) -> str:
     return KEYS.get(key, key)
+
+
+def may_be_added(name: str) -> bool:
+    return any(re.fullmatch(pattern, name) for pattern in ADDED_FILES)
+
+
+def is_same_figure(path: str, first: str, second: str) -> bool:
+    """Say whether two figures, as JSON, are equal, or decibels that agree as far as float32 holds them."""
+    if first == second:
+        return True
+    if not any(re.fullmatch(pattern, path) for pattern in FLOAT32_DECIBELS):
+        return False
+    try:
+        one, other = float(first), float(second)
+    except ValueError:
+        return False
+    return abs(one - other) <= 2**-23 * max(abs(one), abs(other))

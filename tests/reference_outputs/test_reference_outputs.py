@@ -299,3 +299,17 @@ def test_missing_file_and_missing_case(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setitem(renamed.FILES, "run/weight.bin", "weight.bin")
     assert _reported(first, second) == {}
     assert _reported(first, tmp_path / "nowhere") == {"case": f"not recorded: {tmp_path / 'nowhere' / 'case'}"}
+
+
+@pytest.mark.parametrize(
+    ("path", "second", "same"),
+    [
+        ("quantization/layers/[3]/block_sqnr_db", 40.000003, True),
+        ("plan/decisions/stages.0.0.pwconv1/none, gptq", 40.000003, True),
+        ("quantization/layers/[3]/block_sqnr_db", 40.00001, False),
+        ("accuracy/sqnr_db", 40.000003, False),
+    ],
+)
+def test_decibels_of_layers_agree_as_far_as_float32_holds_them(path: str, second: float, same: bool) -> None:
+    """2^-23 * 40 is 4.8e-6."""
+    assert renamed.is_same_figure(path, "40.0", str(second)) is same
