@@ -33,7 +33,7 @@ def factor_hessian(hessian: torch.Tensor, damping: float = 0.01) -> HessianFacto
 
     hessian: (G, K, K), covariance of the inputs, float64. damping: added to its diagonal, as a share of the diagonal's mean.
     """
-    order = hessian.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
+    order = hessian.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True)
     matrix = damped(hessian, damping)
     matrix = matrix.gather(1, order[:, :, None].expand_as(matrix)).gather(2, order[:, None].expand_as(matrix))
     return HessianFactor(order, inverse_cholesky(matrix))
