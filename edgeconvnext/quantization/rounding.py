@@ -33,6 +33,7 @@ def factor_hessian(hessian: torch.Tensor, damping: float = 0.01) -> HessianFacto
 
     hessian: (G, K, K), covariance of the inputs, float64. damping: added to its diagonal, as a share of the diagonal's mean.
     """
+    # Grey images have colour channels of equal power: another order of equal columns, as a stable one, gives other codes.
     order = hessian.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True)
     matrix = damped(hessian, damping)
     matrix = matrix.gather(1, order[:, :, None].expand_as(matrix)).gather(2, order[:, None].expand_as(matrix))
