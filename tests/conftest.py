@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from loopback import server, ssh_config  # noqa: F401  fixtures
+from micro import write_micro
 from PIL import Image
 from short_turns import DURATIONS_S
 
@@ -48,6 +49,12 @@ def atto_weights() -> Path:
     if not path.is_file():
         pytest.skip(f"no {path.name} in a weights folder beside the data folder ({path.parent})")
     return path
+
+
+@pytest.fixture(scope="session")
+def micro(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A checkpoint of the network of `micro.py`, for tests that assert no accuracy."""
+    return str(write_micro(tmp_path_factory.mktemp("micro") / "micro.safetensors"))
 
 
 @pytest.fixture(scope="session")
