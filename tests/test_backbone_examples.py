@@ -44,7 +44,7 @@ def test_the_pyramid_learns_to_find_what_was_pasted_into_photographs(
 def test_a_detector_is_one_file_from_image_to_heatmap(fpn: ModuleType, tmp_path: Path) -> None:
     torch.manual_seed(0)
     run = tmp_path / "run"
-    edgeconvnext.backends(
+    edgeconvnext.export(
         "digits", head="features", target="onnx", calib="digits", num_images=30, effort="quick", resolution=64, latency=False,
         output=run,
     )  # fmt: skip

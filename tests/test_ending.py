@@ -243,7 +243,7 @@ def test_functions_expand_the_home_folder_as_commands_do(monkeypatch: pytest.Mon
     edgeconvnext.fold("digits", calib="digits", output="~/folded.safetensors")
     assert (tmp_path / "folded.safetensors").is_file()
     with pytest.raises(UnusablePathError, match="does not know"):
-        edgeconvnext.quantization("digits", calib="digits", output="~nosuchuser/x")
+        edgeconvnext.quantize("digits", calib="digits", output="~nosuchuser/x")
 
 
 @pytest.mark.parametrize(
