@@ -1,11 +1,14 @@
-# One environment in .venv serves every goal; it is made on first use and again when the versions change.
+# One environment in .venv serves every goal; it is made on first use and again when the versions change. Another Python or torch
+# gets an environment of its own beside it.
 #   make export TARGET=jetson [MODEL=weights.pth CALIB=set or folder [EVAL=set or folder]]
-#   make setup PYTHON=python3.12
+#   make test PYTHON=python3.12
+#   make test TORCH=2.14.1
 
 PYTHON ?= python3
-VENV := .venv
+VENV := .venv$(addprefix -,$(filter-out python3,$(notdir $(PYTHON))))$(if $(TORCH),-torch$(TORCH))
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
+CONSTRAINTS := $(if $(TORCH),$(VENV)/constraints.txt,constraints.txt)
 # Test files are shared out to as many processes as there are cores, the longest first (tests/conftest.py); with threads of their own
 # processes would wait for each other.
 ON_ALL_CORES := -n auto --dist loadfile --no-loadscope-reorder
@@ -19,7 +22,7 @@ EVAL ?= digits_test
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup export target-named test test-fast check fuzz crashes mutants bench clean
+.PHONY: help setup export target-named test test-all test-fast check fuzz crashes mutants bench clean
 
 help:  ## List the goals
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -31,7 +34,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 		echo "edgeconvnext needs Python 3.11 or later, and '$(PYTHON)' is not that." \
 			"Name another one, for example: make setup PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,dev]'
+	$(if $(TORCH),sed 's/^torch==.*/torch==$(TORCH)/' constraints.txt >$(CONSTRAINTS))
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[demo,dev]'
 	@touch $(INSTALLED)
 
 export: target-named $(INSTALLED)  ## Quantise and export: TARGET=onnx, jetson, rtx, gpu or coreml, with MODEL=, CALIB=, EVAL= (none: digits)
@@ -41,11 +45,15 @@ export: target-named $(INSTALLED)  ## Quantise and export: TARGET=onnx, jetson, 
 target-named:
 	@test -n "$(TARGET)" || { echo "Name a target: make export TARGET=jetson (or onnx, rtx, gpu, coreml)" >&2; exit 2; }
 
-test: $(INSTALLED)  ## Run all tests that this machine can run
+test: $(INSTALLED)  ## Run the tests, but for those on photographs; PYTHON=python3.12 or TORCH=2.14.1: in an environment of its own
+	$(ONE_THREAD) $(BIN)/python -m pytest $(ON_ALL_CORES) -m "not data"
+
+test-all: $(INSTALLED)  ## Run all tests: also those on photographs (EDGECONVNEXT_DATA or ../shared/data) and those of the kernels (installs Triton)
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[demo,dev,triton]'
 	$(ONE_THREAD) $(BIN)/python -m pytest $(ON_ALL_CORES)
 
 test-fast: $(INSTALLED)  ## Run the tests that take less than ten seconds each
-	$(ONE_THREAD) $(BIN)/python -m pytest $(ON_ALL_CORES) -m "not slow"
+	$(ONE_THREAD) $(BIN)/python -m pytest $(ON_ALL_CORES) -m "not slow and not data"
 
 check: $(INSTALLED)  ## Run ruff and mypy
 	$(BIN)/ruff check .
@@ -74,5 +82,5 @@ mutants: $(MUTATION)  ## Judge mutants by the tests of their modules, resume, wr
 	$(BIN)/python tests/mutants/run.py $(or $(MODULES),--page)
 
 clean:  ## Remove .venv, build output and caches; runs/ stays
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .mutants
+	rm -rf .venv* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .mutants
 	find edgeconvnext tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -147,7 +147,7 @@ def asked(clone: Path) -> list[str]:
 
 def test_make_alone_lists_every_goal(clone: Path) -> None:
     listed = make(clone).stdout
-    for goal in ("setup", "export", "test", "test-fast", "check", "bench", "clean", "help"):
+    for goal in ("setup", "export", "test", "test-all", "test-fast", "check", "bench", "clean", "help"):
         assert re.search(rf"^  make {goal} ", listed, re.MULTILINE)
     assert asked(clone) == []
 
@@ -162,6 +162,21 @@ def test_setup_installs_once_and_again_only_when_the_versions_change(clone: Path
     os.utime(clone / "constraints.txt", (newer, newer))
     assert make(clone, "setup").returncode == 0
     assert asked(clone)[2:] == ["python3 -m venv .venv", install]
+
+
+def test_another_python_or_torch_has_an_environment_of_its_own(clone: Path) -> None:
+    shutil.copy(clone / "python3", clone / "python3.13")
+    environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    command = ["make", "setup", "PYTHON=./python3.13", "TORCH=2.14.1"]
+    subprocess.run(command, check=True, capture_output=True, cwd=clone, env=environment)
+    folder = ".venv-python3.13-torch2.14.1"
+    assert asked(clone) == [
+        f"python3.13 -m venv {folder}",
+        f"python -m pip install --quiet --constraint {folder}/constraints.txt --editable .[demo,dev]",
+    ]
+    pins = [(file / "constraints.txt").read_text().splitlines() for file in (clone, clone / folder)]
+    assert {line for line in pins[1] if line not in pins[0]} == {"torch==2.14.1"}
+    assert len(pins[0]) == len(pins[1])
 
 
 def test_an_old_python_is_refused_with_the_way_out(clone: Path) -> None:
