@@ -19,15 +19,15 @@ from edgeconvnext.run.manifest import load_run
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(micro: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     target = Path(__file__).parents[2] / "targets" / "onnx.toml"
-    # How fast a network of digits is on a busy machine is not what these tests are about.
+    # How fast a small network is on a busy machine is not what these tests are about.
     (folder / "board.toml").write_text(
         target.read_text().replace("min_speedup = 1.0", "").replace('name = "onnx"', 'name = "board"')
     )
     request = Request(
-        model="digits",
+        model=micro,
         calib="digits",
         eval="digits_test",
         num_images=48,

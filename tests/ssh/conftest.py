@@ -29,13 +29,13 @@ def _hurried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of the digits network for a CPU board."""
+def run(micro: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run for a CPU board."""
     folder = tmp_path_factory.mktemp("run")
     target = (ROOT / "targets" / "onnx.toml").read_text().replace("min_speedup = 1.0", "min_speedup = 0.001")
     (folder / "board.toml").write_text(target.replace('name = "onnx"', 'name = "board"'))
     request = Request(
-        model="digits",
+        model=micro,
         calib="digits",
         eval="digits_test",
         num_images=48,
