@@ -173,7 +173,7 @@ def test_output_on_a_full_disk_is_said() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of address space are Linux's")
 def test_a_memory_limit_that_is_too_small_to_import_torch_is_said() -> None:
-    limited = "import resource; resource.setrlimit(resource.RLIMIT_AS, (600 << 20,) * 2); " + COMMAND[2]
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_AS, (300 << 20,) * 2); " + COMMAND[2]
     result = subprocess.run([sys.executable, "-c", limited, "inspect", "digits"], capture_output=True, text=True)
     assert result.returncode == 1
     assert "error: The memory ran out" in result.stderr and "Traceback" not in result.stderr

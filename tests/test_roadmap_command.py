@@ -15,6 +15,7 @@ import torch
 from in_process import fails, run_command
 from resnets import narrow
 
+from edgeconvnext.backends import timing_runtime
 from edgeconvnext.commands.roadmap import RoadmapRequest, random_network, roadmap
 from edgeconvnext.commands.swin import swin_row
 from edgeconvnext.errors import ModelConfigError
@@ -110,7 +111,7 @@ def test_weights_of_another_step_are_refused(tmp_path: Path) -> None:
 
 def test_swin_is_a_row_where_timm_is_and_a_note_where_it_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgeconvnext.commands.swin.find_spec", lambda _name: None)
-    assert swin_row(224, 1, measure_latency=False) == (
+    assert swin_row(224, 1, timing_runtime(), measure_latency=False) == (
         None,
         "Swin-T is not compared: timm is not installed (pip install timm).",
     )
@@ -121,7 +122,7 @@ def test_swin_is_a_row_where_timm_is_and_a_note_where_it_is_not(monkeypatch: pyt
     monkeypatch.setitem(sys.modules, "timm", timm)
     monkeypatch.setitem(sys.modules, "timm.layers", layers)
     monkeypatch.setattr("edgeconvnext.commands.swin.find_spec", lambda _name: object())
-    row, note = swin_row(224, 1, measure_latency=False)
+    row, note = swin_row(224, 1, timing_runtime(), measure_latency=False)
     assert note is None and row is not None
     assert row.macs == 4 * 48 * 56 * 56 + 4 * 56 * 56 * 10
     assert row.latency_int8_ms is None and "attention" in row.not_measured["latency_int8_ms"]

@@ -6,11 +6,14 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgeconvnext.evaluation import turns
-from edgeconvnext.schema.report import Interval, Latency
+
+if TYPE_CHECKING:
+    from edgeconvnext.schema.report import Interval, Latency
 
 WARM_UP_S = turns.WARM_UP_SECONDS
 MIN_SECONDS = 3.0
@@ -103,6 +106,8 @@ def grey_ramp(input_size: tuple[int, int], in_channels: int = 3) -> np.ndarray:
 
 def summarize(times_ms: np.ndarray, batch: int) -> Latency:
     """Return trtexec's figures for single-run times; throughput is batch / mean, in images per second."""
+    from edgeconvnext.schema.report import Latency
+
     mean = float(times_ms.mean())
     p50, p90, p95, p99 = (float(value) for value in np.percentile(times_ms, [50, 90, 95, 99]))
     kept = np.linspace(0, len(times_ms) - 1, min(KEPT_SAMPLES, len(times_ms))).round().astype(int)
@@ -123,6 +128,8 @@ def summarize(times_ms: np.ndarray, batch: int) -> Latency:
 
 def speedup(fp32: Samples, artifact: Samples) -> Interval:
     """Return median FP32 time / median artifact time with its 95 % interval."""
+    from edgeconvnext.schema.report import Interval
+
     value, low, high = ratio_of_medians(fp32, artifact)
     return Interval(value=value, low=low, high=high)
 

@@ -26,9 +26,10 @@ from quantized_programs import (
 )
 from torch.export import ExportedProgram
 
-from edgeconvnext.backends import load_target
+from edgeconvnext.backends import check_target, load_target
 from edgeconvnext.backends.onnxruntime.write import build_laid_out
 from edgeconvnext.choices import Operator
+from edgeconvnext.errors import TargetError
 from edgeconvnext.model.program import export_program, with_batch
 from edgeconvnext.quantization.planning import build_plan
 from edgeconvnext.quantization.program import quantize_program
@@ -157,5 +158,5 @@ def test_biases_of_the_simulation_are_the_files_codes() -> None:
 def test_other_exporters_have_no_layout() -> None:
     jetson = load_target("jetson")
     values = jetson.model_dump() | {"layout": {"linears": "matmul"}}
-    with pytest.raises(ValueError, match=r"\[layout\] is about files for onnxruntime"):
-        Target.model_validate(values)
+    with pytest.raises(TargetError, match=r"\[layout\] is about files for onnxruntime"):
+        check_target(Target.model_validate(values))

@@ -294,7 +294,7 @@ def test_a_kit_is_read_as_it_was_written(tmp_path: Path) -> None:
         ({"batch": [8, 4, 8]}, "not in order"),
         ({"batch": [1, 4]}, "batch"),
         ({"gates": {"min_speedup": "1"}}, "gates"),
-        ({"module": "evil"}, "module"),
+        ({"module": "evil"}, "that builds with 'evil'"),
         ({"script": "../evil.py"}, "script"),
         ({"artifact": "../model.onnx"}, "no name of a file inside the kit"),
         ({"baseline": "/etc/passwd"}, "no name of a file inside the kit"),

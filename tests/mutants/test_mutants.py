@@ -45,13 +45,13 @@ def split(items: list[int]) -> tuple[list[int], bool]:
 
 
 def changes(source: str) -> set[tuple[str, str]]:
-    return {(mutant.before, mutant.after) for mutant in mutants_of("runs", source)}
+    return {(mutant.before, mutant.after) for mutant in mutants_of("run/directory", source)}
 
 
 def afters(line: str) -> set[str]:
     """What becomes of a statement of a function with two parameters."""
     source = f"def f(a: float, b: float, folder: Path, text: str) -> float:\n    {line}\n"
-    return {mutant.after for mutant in mutants_of("runs", source)}
+    return {mutant.after for mutant in mutants_of("run/directory", source)}
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_only_code_of_a_whole_source_is_changed() -> None:
 
 
 def test_each_mutant_is_cosmic_rays_own_and_another_program() -> None:
-    mutants = mutants_of("runs", SOURCE)
+    mutants = mutants_of("run/directory", SOURCE)
     texts = {mutant.apply(SOURCE) for mutant in mutants}
     assert len(texts) == len(mutants) and SOURCE not in texts
     for mutant in mutants:
@@ -129,15 +129,19 @@ def test_each_mutant_is_cosmic_rays_own_and_another_program() -> None:
 
 def test_functions_are_named_with_their_class() -> None:
     source = "A = 1\nclass C:\n    b = 2\n    def f(self) -> int:\n        return self.x + 3\n"
-    assert {(mutant.function, mutant.line) for mutant in mutants_of("runs", source)} == {("", 1), ("C", 3), ("C.f", 5)}
+    assert {(mutant.function, mutant.line) for mutant in mutants_of("run/directory", source)} == {
+        ("", 1),
+        ("C", 3),
+        ("C.f", 5),
+    }
 
 
 def test_the_draw_is_the_same_for_a_seed_and_for_functions_that_stay() -> None:
-    mutants = mutants_of("runs", SOURCE)
+    mutants = mutants_of("run/directory", SOURCE)
     drawn = draw(mutants, 0, 20)
     assert drawn == draw(mutants, 0, 20) and len(drawn) == 20
     assert drawn != draw(mutants, 1, 20)
-    ranked = {mutant.identity for mutant in draw(mutants_of("runs", f"import os\n\n\n{SOURCE}"), 0, 20)}
+    ranked = {mutant.identity for mutant in draw(mutants_of("run/directory", f"import os\n\n\n{SOURCE}"), 0, 20)}
     assert ranked == {mutant.identity for mutant in drawn}
 
 
@@ -181,11 +185,15 @@ def test_a_mutant_dies_by_a_failing_test_the_clock_or_the_memory_limit(tmp_path:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A checkout of a package whose `runs` is tested but for one bound."""
+    """A checkout of a package whose `run.directory` is tested but for one bound."""
     (tmp_path / "edgeconvnext").mkdir()
-    (tmp_path / "edgeconvnext" / "__init__.py").touch()
+    (tmp_path / "edgeconvnext" / "run").mkdir()
+    for folder in ("edgeconvnext", "edgeconvnext/run"):
+        (tmp_path / folder / "__init__.py").touch()
     (tmp_path / "tests").mkdir()
-    (tmp_path / "edgeconvnext" / "runs.py").write_text("def clipped(x: int) -> int:\n    return min(x, 100)\n")
+    (tmp_path / "edgeconvnext" / "run" / "directory.py").write_text(
+        "def clipped(x: int) -> int:\n    return min(x, 100)\n"
+    )
     (tmp_path / "tests" / "test_runs.py").write_text(
         "from edgeconvnext.run.directory import clipped\n\n\ndef test_clipped():\n"
         "    assert clipped(5) == 5\n    assert clipped(1000) >= 100\n"
@@ -199,19 +207,19 @@ def test_nothing_is_judged_on_a_full_disk(checkout: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(sys, "pycache_prefix", None)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     with pytest.raises(UnusableTestsError, match="MiB left"):
-        Session(checkout, ["runs"]).judge_all(jobs=1)
+        Session(checkout, ["run/directory"]).judge_all(jobs=1)
     assert not (checkout / ".mutants" / "results.jsonl").exists()
 
 
 def test_the_page_lists_survivors_with_the_reason_why_they_are_equivalent(
     checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mutant_page, "MODULES", {"runs": ()})
+    monkeypatch.setattr(mutant_page, "MODULES", {"run/directory": ("tests/test_runs.py",)})
     (checkout / "tests" / "mutants").mkdir()
     reason = checkout / "tests" / "mutants" / "equivalent.toml"
-    entry = 'module = "runs"\nfunction = "clipped"\nbefore = "return min(x, 100)"\n'
+    entry = 'module = "run/directory"\nfunction = "clipped"\nbefore = "return min(x, 100)"\n'
     reason.write_text(f'[[equivalent]]\n{entry}after = "return min(x, 101)"\nreason = "nobody counts so far"\n')
-    session, page = Session(checkout, ["runs"]), checkout / "mutants.md"
+    session, page = Session(checkout, ["run/directory"]), checkout / "mutants.md"
     (module,) = session.modules
     session.results = {module.key(None): {"outcome": "survived", "cpu_s": 3.2}}
     for mutant in module.drawn:
@@ -220,7 +228,7 @@ def test_the_page_lists_survivors_with_the_reason_why_they_are_equivalent(
     assert mutant_page.write_page(session, page) == 0
     rows = [line for line in page.read_text().splitlines() if line.startswith("| `")]
     assert rows == [
-        "| `runs` | 4 | 4 | 2 | 2 | 50.0% | 3 | 1 | 66.7% |",
+        "| `run/directory` | 4 | 4 | 2 | 2 | 50.0% | 3 | 1 | 66.7% |",
         "| `clipped` | `return min(x, 100)` | `return max(x, 100)` |  |",
         "| `clipped` | `return min(x, 100)` | `return min(x, 101)` | nobody counts so far |",
     ]
@@ -230,7 +238,7 @@ def test_the_page_lists_survivors_with_the_reason_why_they_are_equivalent(
 
 def mutants(checkout: Path, *options: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    command = [sys.executable, str(Path(__file__).with_name("run.py")), "runs", *options]
+    command = [sys.executable, str(Path(__file__).with_name("run.py")), "run/directory", *options]
     return subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -257,7 +265,7 @@ def test_survivors_are_listed_and_a_second_run_judges_only_what_has_no_result(ch
     (checkout / "tests" / "test_runs.py").write_text("def test_wrong():\n    assert 1 == 2\n")
     done = mutants(checkout)
     assert done.returncode == 2
-    assert "runs: its tests fail without a mutation: tests/test_runs.py::test_wrong" in done.stderr
+    assert "run/directory: its tests fail without a mutation: tests/test_runs.py::test_wrong" in done.stderr
 
 
 def test_the_files_that_judge_a_module_are_named_after_it() -> None:
@@ -269,5 +277,5 @@ def test_the_files_that_judge_a_module_are_named_after_it() -> None:
 def test_own_operators_leave_the_source_tree_as_it_is() -> None:
     own = [operator for operator in operators_by_name.values() if isinstance(operator, OwnOperator)]
     assert len(own) == 7
-    assert mutants_of("runs", SOURCE) == mutants_of("runs", SOURCE)
-    assert all(isinstance(mutant, Mutant) for mutant in mutants_of("runs", SOURCE))
+    assert mutants_of("run/directory", SOURCE) == mutants_of("run/directory", SOURCE)
+    assert all(isinstance(mutant, Mutant) for mutant in mutants_of("run/directory", SOURCE))

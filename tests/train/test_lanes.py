@@ -10,9 +10,10 @@ import torch.nn.functional as F
 
 from edgeconvnext.model.build import build
 from edgeconvnext.model.convnext.network import ConvNeXtConfig
+from edgeconvnext.model.families import architectures
 from edgeconvnext.model.network import Network
 from edgeconvnext.train.lanes import Lanes, lanes_for, threads
-from edgeconvnext.train.networks import find_architecture, set_drop_path
+from edgeconvnext.train.networks import set_drop_path
 from edgeconvnext.train.world import ALONE, World
 
 CONFIG = ConvNeXtConfig(depths=(1, 2), dims=(8, 16), num_classes=5, patch_size=4)
@@ -100,4 +101,4 @@ def test_lanes_are_for_processors_and_networks_that_see_each_image_alone() -> No
     assert lanes_for(network(), 8, ALONE) == 1
     assert lanes_for(network(), 64, World(0, 2, torch.device("cpu"))) == 1
     assert lanes_for(network(), 64, World(0, 1, torch.device("cuda"))) == 1
-    assert lanes_for(build(find_architecture("resnet_atto")[1]), 64, ALONE) == 1  # its BatchNorms see whole batches
+    assert lanes_for(build(architectures()["resnet_atto"].config), 64, ALONE) == 1  # its BatchNorms see whole batches
