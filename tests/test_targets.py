@@ -65,7 +65,8 @@ def test_targets_of_one_exporter_quantise_the_same_operators() -> None:
         target = load_target(name)
         family = "tensorrt" if target.exporter.startswith("tensorrt") else target.exporter
         found.setdefault(family, set()).add(frozenset(target.quantize.operators))
-    assert {family: len(sets) for family, sets in found.items()} == dict.fromkeys(("onnx", "tensorrt", "coreml"), 1)
+    assert {"onnx", "tensorrt", "coreml"} <= set(found)
+    assert [family for family, sets in found.items() if len(sets) > 1] == []
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -137,7 +138,7 @@ def test_the_hash_sees_values_and_not_comments(tmp_path: Path) -> None:
 
 def test_an_unknown_target_names_the_nearest_and_all_known_ones() -> None:
     with pytest.raises(
-        TargetError, match=r"no target 'jetsn'\. Did you mean jetson\?.*coreml, coreml-p6, .*onnx, raspberry-pi, rtx"
+        TargetError, match=rf"no target 'jetsn'\. Did you mean jetson\?.*{re.escape(', '.join(target_files()))};"
     ):
         load_target("jetsn")
 

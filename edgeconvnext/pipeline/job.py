@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,14 +68,9 @@ class Request(Output, Measuring, Compression, Quantization, SourceRun, Input):
 
     @property
     def reconstruction_options(self) -> ReconstructionOptions:
-        """How the layers are reconstructed."""
+        """How the layers are reconstructed: the options of these names."""
         return ReconstructionOptions(
-            calibrator=self.calibrator,
-            effort=self.effort,
-            smoothing=self.smoothing,
-            rounding=self.rounding,
-            bias_correction=self.bias_correction,
-            adaround_minutes=self.adaround_minutes,
+            **{field.name: getattr(self, field.name) for field in fields(ReconstructionOptions)}
         )
 
 

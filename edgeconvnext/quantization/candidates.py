@@ -6,7 +6,7 @@ columns in each.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import cast
 
@@ -34,6 +34,8 @@ from edgeconvnext.targets import Target
 
 FINALISTS = 2
 RIDGES = (0.01, 0.1)
+CodesOf = Callable[[torch.Tensor, torch.Tensor, QParams], torch.Tensor]
+"""From weights, (G, R, K), their steps, broadcastable, and the layer's qparams to codes, (G, R, K)."""
 
 
 @dataclass(frozen=True)
@@ -259,24 +261,25 @@ class Candidates:
         mask = zero_mask(layer_weight(self.reference, layer))
         mask = None if mask is None else mask[None]
 
-        def finish(weights: torch.Tensor, method: str) -> Candidate:
+        def by_gptq(weights: torch.Tensor, step: torch.Tensor, qparams: QParams) -> torch.Tensor:
+            return gptq(weights, step, qparams, factor, mask)
+
+        def finish(weights: torch.Tensor, method: str, codes_of: CodesOf) -> Candidate:
             qparams = self._weight_qparams(layer, statistics, weights, precision, scaling)
             step = step_of(qparams, weights)
-            codes = (
-                nearest(weights, step, qparams) if method == "nearest" else gptq(weights, step, qparams, factor, mask)
-            )
+            codes = codes_of(weights, step, qparams)
             corrected = (moments.target_mean - (codes * step * moments.mean[:, None]).sum(dim=2)).flatten()
             bias = corrected if self.options.bias_correction else exact_bias
             return Candidate(scaling, input_qparams, qparams, codes, bias, method, estimator)
 
         rounding = self.options.rounding
         if rounding in ("auto", "nearest"):
-            yield finish(scaled, "nearest")
+            yield finish(scaled, "nearest", nearest)
         if rounding in ("auto", "gptq", "adaround"):
-            yield finish(scaled, "gptq")
+            yield finish(scaled, "gptq", by_gptq)
             for ridge in RIDGES if rounding != "gptq" else ():
                 fitted = refit(scaled, moments.covariance, moments.cross, ridge, mask)
-                yield finish(fitted, f"gptq, re-fitted {ridge:g}")
+                yield finish(fitted, f"gptq, re-fitted {ridge:g}", by_gptq)
 
 
 def _quantized_moments(statistics: LayerStatistics, scaling: ChannelScaling, input_qparams: QParams | None) -> Moments:
