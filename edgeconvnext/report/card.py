@@ -12,7 +12,7 @@ from edgeconvnext.data.preprocess import Preprocess
 from edgeconvnext.escape import for_markdown, for_terminal
 from edgeconvnext.report.device import device_facts
 from edgeconvnext.report.sizes import SIZE_COLUMNS, size_row
-from edgeconvnext.report.verdict import aside, gate_text, missing_results, place, reason, verdict
+from edgeconvnext.report.verdict import answer_facts, aside, gate_text, missing_results, place, reason, verdict
 from edgeconvnext.report.visible import visible
 from edgeconvnext.schema import format
 from edgeconvnext.schema.report import PreprocessRecord, Report
@@ -46,6 +46,7 @@ def render_card(report: Report) -> str:
         missing=missing_results(report),
         size_columns=SIZE_COLUMNS,
         size_row=size_row,
+        answer_facts=answer_facts,
         device_facts=device_facts,
         reason=lambda key: reason(report, key) or "no reason was recorded",
     )

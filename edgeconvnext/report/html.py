@@ -25,7 +25,7 @@ from edgeconvnext.report.layer_charts import (
     marker,
 )
 from edgeconvnext.report.sizes import SIZE_COLUMNS, size_row
-from edgeconvnext.report.verdict import gate_text, missing_results, place, reason, verdict, worst_output
+from edgeconvnext.report.verdict import answer_facts, gate_text, missing_results, place, reason, verdict, worst_output
 from edgeconvnext.report.visible import visible
 from edgeconvnext.schema import format
 from edgeconvnext.schema.report import Accuracy, ClassChange, Flip, LayerError, Report
@@ -88,6 +88,7 @@ def render_html(report: Report) -> str:
             histograms=[histogram_chart(layer) for layer in worst_first if layer.histogram],
             histogram_size=(HISTOGRAM_WIDTH, HISTOGRAM_HEIGHT),
             candidates=candidates,
+            answer_facts=answer_facts,
             device_facts=device_facts,
             flips=cards[:SHOWN_FLIPS],
             hidden_flips=len(cards) - len(cards[:SHOWN_FLIPS]),

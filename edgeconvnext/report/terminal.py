@@ -9,10 +9,10 @@ from rich.text import Text
 from edgeconvnext.report.changes_terminal import render_changes
 from edgeconvnext.report.device import device_facts
 from edgeconvnext.report.sizes import SIZE_COLUMNS, size_row
-from edgeconvnext.report.verdict import Outcome, aside, gate_text, missing_results, reason, verdict
+from edgeconvnext.report.verdict import Outcome, answer_facts, aside, gate_text, missing_results, reason, verdict
 from edgeconvnext.report.visible import visible
 from edgeconvnext.schema import format
-from edgeconvnext.schema.report import BudgetRecord, DeviceRecord, Interval, Latency, Report, TopK
+from edgeconvnext.schema.report import BudgetRecord, DeviceRecord, Latency, Report, TopK
 
 _STYLES: dict[Outcome, str] = {"passed": "bold green", "missed": "bold red", "open": "bold yellow"}
 _RESULTS: dict[Outcome, str] = {"passed": "met", "missed": "MISSED", "open": "not measured"}
@@ -106,19 +106,13 @@ def _scores(scores: TopK | None) -> list[str]:
 def _facts(report: Report) -> Table:
     accuracy, sizes = report.accuracy, report.size_bytes
     on = aside(accuracy)
-    drop = accuracy.drop_pp and f"{_with_interval(accuracy.drop_pp)} points{on}"
-    agreement = None if accuracy.agreement is None else f"{format.percent(accuracy.agreement)} of images{on}"
     size = sizes.artifact and format.size(sizes.artifact)
     if size and sizes.fp32 and sizes.artifact:
         size += f" (FP32 {format.size(sizes.fp32)}, {format.against_size(sizes.artifact, sizes.fp32)})"
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
-    answers = [
-        ("top-1 drop", drop),
-        ("agreement", agreement),
-        ("logit SQNR", None if accuracy.sqnr_db is None else format.decibel(accuracy.sqnr_db) + on),
-    ]
+    answers = [(fact.name, fact.value) for fact in answer_facts(report)]
     for name, value in (
         *([("images", f"{format.count(accuracy.images)}{on}")] if report.outputs else answers),
         *([] if report.quantization.budget is None else [("budget", _budget(report.quantization.budget))]),
@@ -167,10 +161,6 @@ def _speedup(report: Report) -> str | None:
         return None
     interval = report.speedup_interval
     return format.ratio(report.speedup) + (f" ({interval.low:.2f} to {interval.high:.2f})" if interval else "")
-
-
-def _with_interval(interval: Interval) -> str:
-    return f"{format.points(interval.value)} ({format.points(interval.low)} to {format.points(interval.high)})"
 
 
 def _gates(report: Report) -> Table:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from edgeconvnext.schema import format
-from edgeconvnext.schema.report import REFERENCE_EVALUATOR, Accuracy, Gate, OutputRecord, Report
+from edgeconvnext.schema.report import REFERENCE_EVALUATOR, Accuracy, Gate, Interval, OutputRecord, Report
 
+_Figure = TypeVar("_Figure")
 Outcome = Literal["passed", "missed", "open"]
 
 RESULTS = {
@@ -16,7 +18,7 @@ RESULTS = {
     "accuracy.simulated": "top-1 of the simulation",
     "accuracy.artifact": "top-1 of the artifact",
     "accuracy.drop_pp": "top-1 drop",
-    "accuracy.agreement": "agreement with FP32",
+    "accuracy.agreement": "agreement",
     "accuracy.sqnr_db": "logit SQNR",
     "fidelity_db": "fidelity",
     "latency.fp32": "latency of FP32",
@@ -63,6 +65,15 @@ _CAUSES = {
 
 
 @dataclass(frozen=True)
+class Fact:
+    """A figure in words. key: its dotted name in report.json. value: None where it was not measured."""
+
+    key: str
+    name: str
+    value: str | None
+
+
+@dataclass(frozen=True)
 class Verdict:
     """The one line on top. outcome "open": nothing was missed, but not every promise could be measured."""
 
@@ -100,6 +111,17 @@ def verdict(report: Report) -> Verdict:
     if met:
         return Verdict("open", "Passed as far as measured", f"{len(met)} of {len(texts)} gates measured and met.")
     return Verdict("open", "Not measured", f"None of the {len(texts)} gates could be measured on this machine.")
+
+
+def answer_facts(report: Report) -> list[Fact]:
+    """Return how a classifier's answers compare with FP32's, in the same words for the terminal, the page and the card."""
+    accuracy, on = report.accuracy, aside(report.accuracy)
+    values = {
+        "accuracy.drop_pp": _or_none(accuracy.drop_pp, lambda drop: f"{_with_interval(drop)} points{on}"),
+        "accuracy.agreement": _or_none(accuracy.agreement, lambda value: f"{format.percent(value)} of images{on}"),
+        "accuracy.sqnr_db": _or_none(accuracy.sqnr_db, lambda value: f"{format.decibel(value)}{on}"),
+    }
+    return [Fact(key, RESULTS[key], value) for key, value in values.items()]
 
 
 def worst_output(report: Report) -> OutputRecord | None:
@@ -174,6 +196,14 @@ def measured_on_device(report: Report, key: str) -> bool:
     """Say whether the device section holds a figure for what is null at a dotted name."""
     field = _ON_DEVICE.get(key)
     return report.device is not None and field is not None and getattr(report.device, field) is not None
+
+
+def _or_none(value: _Figure | None, words: Callable[[_Figure], str]) -> str | None:
+    return None if value is None else words(value)
+
+
+def _with_interval(interval: Interval) -> str:
+    return f"{format.points(interval.value)} ({format.points(interval.low)} to {format.points(interval.high)})"
 
 
 def _lookup(report: Report, key: str) -> object:

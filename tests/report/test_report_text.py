@@ -13,8 +13,9 @@ from sample_reports import sample_report
 
 from edgeconvnext.data.preprocess import Preprocess
 from edgeconvnext.report.card import exporter, markdown_code, render_card
+from edgeconvnext.report.html import render_html
 from edgeconvnext.report.terminal import render_summary
-from edgeconvnext.report.verdict import gate_text, missing_results, reason, verdict
+from edgeconvnext.report.verdict import answer_facts, gate_text, missing_results, reason, verdict
 from edgeconvnext.schema import format
 from edgeconvnext.schema.report import Gate, Interval, PreprocessRecord, Report
 
@@ -140,7 +141,8 @@ def test_card_holds_accuracy_latency_and_limits(report: Report, unmeasured: Repo
     card = render_card(report)
     assert card.startswith("# convnext\\_atto\\_imagenette for onnx\n")
     assert "| artifact in its runtime | 76.83 % | 74.90 % to 78.70 % | 97.25 % | 1,925 |" in card
-    assert "+0.21 points, paired 95 % interval -0.16 to +0.57" in card
+    facts = ("- Top-1 drop: +0.21 (-0.16 to +0.57) points", "- Agreement: 99.48 % of images", "- Logit SQNR: 36.2 dB")
+    assert "\n".join(facts) in card
     assert "Speed-up: 1.48x (95 % interval 1.45x to 1.50x)" in card
     assert "\n\n\n" not in card
     missing = render_card(unmeasured)
@@ -258,7 +260,22 @@ def test_simulation_figures_are_marked_as_such(report: Report) -> None:
     report.accuracy.artifact, report.accuracy.measured_on = None, "simulation"
     report.accuracy.drop_pp = Interval(value=0.1, low=-0.2, high=0.4)
     assert "+0.10 (-0.20 to +0.40) points (simulation)" in printed(report)
-    assert "points, paired 95 % interval -0.20 to +0.40 (simulation)" in render_card(report)
+    assert "Top-1 drop: +0.10 (-0.20 to +0.40) points (simulation)" in render_card(report)
+
+
+def test_terminal_page_and_card_give_answers_in_the_same_words(report: Report, unmeasured: Report) -> None:
+    facts = answer_facts(report)
+    assert [fact.name for fact in facts] == ["top-1 drop", "agreement", "logit SQNR"]
+    page, card, text = render_html(report), render_card(report), printed(report)
+    for fact in facts:
+        assert fact.value is not None and fact.value in text
+        assert f"{fact.name[0].upper()}{fact.name[1:]}: {fact.value}\n" in card
+        assert f"<dt>{fact.name[0].upper()}{fact.name[1:]}</dt><dd>{format.typographic(fact.value)}" in page
+    for fact in answer_facts(unmeasured):
+        assert fact.value is None
+        assert f"{fact.name[0].upper()}{fact.name[1:]}: not measured: the folder has no labels" in render_card(
+            unmeasured
+        )
 
 
 def test_tiny_at_80_columns() -> None:
