@@ -1,11 +1,6 @@
 """The contract of a backend: one exporter, the runtime of what it writes, and all that the rest of the package asks of them.
 
-How to add one:
-
-1. a folder `backends/<runtime>/` with a `backend.py` that subclasses `Backend`, and a line in `backends.HOMES`;
-2. `targets/<name>.toml` with the backend's name as `exporter`;
-3. the runtime's package as an extra of pyproject.toml;
-4. a page in docs/.
+ARCHITECTURE.md says how to add one.
 
 A backend's module imports no runtime: only its methods do, and `require` says what is missing before any work.
 """

@@ -1,8 +1,7 @@
 """What a family of networks brings, so that its checkpoints load and it is described.
 
-How to add one: a folder beside `convnext` with a frozen dataclass of sizes (`network.NetworkConfig`), the network
-(`network.Network`) and a subclass of `Family`; then an entry in `families.FAMILIES`. The network says of itself what the rest of
-the package needs: the kinds of its layers (`operators`), `is_residual`, `exact_folds`, `inverted_bottlenecks`.
+ARCHITECTURE.md says how to add one. The network says of itself what the rest of the package needs: the kinds of its layers
+(`operators`), `is_residual`, `exact_folds`, `inverted_bottlenecks`.
 """
 
 from __future__ import annotations
