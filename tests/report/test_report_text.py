@@ -141,8 +141,7 @@ def test_card_holds_accuracy_latency_and_limits(report: Report, unmeasured: Repo
     card = render_card(report)
     assert card.startswith("# convnext\\_atto\\_imagenette for onnx\n")
     assert "| artifact in its runtime | 76.83 % | 74.90 % to 78.70 % | 97.25 % | 1,925 |" in card
-    facts = ("- Top-1 drop: +0.21 (-0.16 to +0.57) points", "- Agreement: 99.48 % of images", "- Logit SQNR: 36.2 dB")
-    assert "\n".join(facts) in card
+    assert "\n- Top-1 drop: +0.21 (-0.16 to +0.57) points\n- Agreement: 99.48 % of images\n- " in card
     assert "Speed-up: 1.48x (95 % interval 1.45x to 1.50x)" in card
     assert "\n\n\n" not in card
     missing = render_card(unmeasured)
@@ -265,7 +264,7 @@ def test_simulation_figures_are_marked_as_such(report: Report) -> None:
 
 def test_terminal_page_and_card_give_answers_in_the_same_words(report: Report, unmeasured: Report) -> None:
     facts = answer_facts(report)
-    assert [fact.name for fact in facts] == ["top-1 drop", "agreement", "logit SQNR"]
+    assert {"top-1 drop", "agreement", "logit SQNR"} <= {fact.name for fact in facts}
     page, card, text = render_html(report), render_card(report), printed(report)
     for fact in facts:
         assert fact.value is not None and fact.value in text
