@@ -78,7 +78,7 @@ $(MUTATION): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[mutants]'
 	@touch $(MUTATION)
 
-mutants: $(MUTATION)  ## Judge mutants by the tests of their modules, resume, write docs/mutants.md; MODULES="quantization/ranges runs": no page
+mutants: $(MUTATION)  ## Judge mutants by the tests of their modules, resume, write docs/mutants.md; MODULES="quantization/ranges sqnr": no page
 	$(BIN)/python tests/mutants/run.py $(or $(MODULES),--page)
 
 clean:  ## Remove .venv, build output and caches; runs/ stays

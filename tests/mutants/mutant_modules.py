@@ -25,6 +25,8 @@ MODULES: dict[str, tuple[str, ...]] = {
     "rewrite/prune_channels": (),
     "rewrite/ridge": (),
     "rewrite/two_of_four": (),
+    "model/two_of_four": ("tests/rewrite/test_two_of_four.py",),
+    "sqnr": ("tests/evaluation/test_accuracy_numbers.py",),
     "evaluation/accuracy": (),
     "evaluation/gates": (),
     "backends/onnxruntime/saturation": (
