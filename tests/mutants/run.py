@@ -59,7 +59,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("modules", nargs="*", metavar="MODULE", help="such as quantization/ranges or run/directory (default: all)")
+    parser.add_argument(
+        "modules", nargs="*", metavar="MODULE", help="such as quantization/ranges or run/directory (default: all)"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="mutants at a time (default: 2)")
     parser.add_argument("--seed", type=int, default=0, help="of the draw (default: 0)")
     parser.add_argument("--all", action="store_true", help="judge every mutant in place of a draw")
