@@ -35,3 +35,7 @@ Operator = Literal["stem", "depthwise", "pointwise1", "pointwise2", "downsample"
 """Kinds of weighted layers, as targets and plans name them."""
 
 CONVNEXT_OPERATORS: tuple[Operator, ...] = ("stem", "depthwise", "pointwise1", "pointwise2", "downsample", "head")
+
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+
+CropOffset = Literal["nearest", "floor"]

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, StrictStr, TypeAdapter, ValidationError
 
-from edgeconvnext.data.preprocess import Interpolation, Preprocess, ValueRange
+from edgeconvnext.choices import CropOffset, Interpolation
+from edgeconvnext.data.preprocess import Preprocess, ValueRange
 from edgeconvnext.errors import EdgeConvNextError, ExportError
 from edgeconvnext.escape import for_terminal
 from edgeconvnext.received import parse_json
@@ -20,7 +21,10 @@ _Number = StrictFloat | StrictInt
 
 
 class _StoredPreprocess(BaseModel):
-    """`Preprocess` as it is stored: every field of its own type, none left out, none besides."""
+    """`Preprocess` as it is stored: every field of its own type, none besides.
+
+    Only crop_offset may be left out, as in older files.
+    """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -30,6 +34,7 @@ class _StoredPreprocess(BaseModel):
     interpolation: Interpolation
     mean: Annotated[tuple[_Number, ...], Field(max_length=1024)]
     std: Annotated[tuple[_Number, ...], Field(max_length=1024)]
+    crop_offset: CropOffset = "nearest"
 
 
 Checked = TypeVar("Checked")

@@ -14,8 +14,8 @@ from edgeconvnext.options import commands as options
 from edgeconvnext.options import groups
 
 
-@command(groups.InputSize, "inspect my.pth", "inspect convnext_tiny --resolution 288 --json")
-def inspect(options: groups.InputSize, model: ModelArgument, json: JsonOption = False) -> None:
+@command(groups.Preparation, "inspect my.pth", "inspect convnext_tiny --resolution 288 --json")
+def inspect(options: groups.Preparation, model: ModelArgument, json: JsonOption = False) -> None:
     """Show architecture, layout, parameters, MACs, input, labels, and which LayerNorms fold."""
     from dataclasses import asdict
     from json import dumps
@@ -23,7 +23,7 @@ def inspect(options: groups.InputSize, model: ModelArgument, json: JsonOption = 
     from edgeconvnext.model.describe import describe, render
     from edgeconvnext.model.load import load_model
 
-    description = describe(load_model(model, resolution=options.resolution))
+    description = describe(load_model(model, **options.stated))
     if json:
         sys.stdout.write(dumps(asdict(description), indent=2) + "\n")
     else:

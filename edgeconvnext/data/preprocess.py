@@ -9,12 +9,12 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from edgeconvnext.choices import CropOffset, Interpolation
 from edgeconvnext.errors import ModelConfigError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 ValueRange = Literal["normalized", "0..1", "0..255"]
 
 _RESAMPLING = {
@@ -30,7 +30,7 @@ _MAX_ASPECT = 16
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How an image becomes the network's input; numerically the evaluation transform of timm and torchvision.
+    """How an image becomes the network's input; numerically the evaluation transform of timm, torchvision and transformers.
 
     The shorter side is resized to `input_size / crop_pct` (aspect ratio kept), the centre `input_size` is cropped,
     values go from 0..255 to 0..1, then `(x - mean) / std` per channel. `crop_mode="squash"` resizes both sides to
@@ -38,6 +38,8 @@ class Preprocess:
 
     input_size: (height, width) in pixels.
     mean, std: per channel, for values in 0..1; their length is the number of input channels.
+    crop_offset: where a crop begins that cannot be centred: 3 pixels too many leave 2 (nearest even, torchvision and timm) or 1
+    (floor, transformers) before it.
     """
 
     input_size: tuple[int, int] = (224, 224)
@@ -46,6 +48,7 @@ class Preprocess:
     interpolation: Interpolation = "bicubic"
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    crop_offset: CropOffset = "nearest"
 
     def __post_init__(self) -> None:
         if len(self.input_size) != 2 or min(self.input_size) < 1:
@@ -79,7 +82,7 @@ class Preprocess:
         """Resize and crop an image, uint8 (H, W, C)."""
         self.check_channels()
         image = image.convert("RGB" if self.in_channels == 3 else "L")
-        cropped = _centre_crop(self._resize(image), self.input_size)
+        cropped = _centre_crop(self._resize(image), self.input_size, self.crop_offset)
         array = np.asarray(cropped, dtype=np.uint8)
         return array if array.ndim == 3 else array[:, :, None]
 
@@ -143,11 +146,13 @@ def _limit_aspect(image: Image.Image) -> Image.Image:
     return _centre_crop(image, (min(height, longest), min(width, longest)))
 
 
-def _centre_crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+def _centre_crop(image: Image.Image, size: tuple[int, int], offset: CropOffset = "nearest") -> Image.Image:
     """Crop `size` (height, width) from the centre; black fills what a smaller image lacks, as in torchvision."""
     width, height = image.size
-    top = round((height - size[0]) / 2.0)
-    left = round((width - size[1]) / 2.0)
+    if offset == "floor":
+        top, left = (height - size[0]) // 2, (width - size[1]) // 2
+    else:
+        top, left = round((height - size[0]) / 2.0), round((width - size[1]) / 2.0)
     return image.crop((left, top, left + size[1], top + size[0]))
 
 

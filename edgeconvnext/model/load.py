@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeconvnext.choices import Head
+from edgeconvnext.choices import Head, Interpolation
 from edgeconvnext.data.label_names import Labels
-from edgeconvnext.data.preprocess import Preprocess
 from edgeconvnext.data.size import Size
-from edgeconvnext.errors import CheckpointError, ConfigFileError, ModelConfigError, nearest
+from edgeconvnext.errors import CheckpointError, ConfigFileError, nearest
 from edgeconvnext.escape import for_terminal
 from edgeconvnext.files import tree_sha256
 from edgeconvnext.model.build import build_empty
@@ -22,9 +20,9 @@ from edgeconvnext.model.family import Family
 from edgeconvnext.model.foreign import looks_like
 from edgeconvnext.model.heads import with_head
 from edgeconvnext.model.hub import fetch, parse_hub_name
-from edgeconvnext.model.input_size import check_input_size
 from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.model.network import Network, NetworkConfig
+from edgeconvnext.model.preprocessing import ModelFiles, preprocess_of
 from edgeconvnext.model.pretrained_config import PretrainedConfig, read_config
 from edgeconvnext.model.renamed import OWN_LAYOUT, Renamed, listed, own_names
 from edgeconvnext.model.tensor_check import check_tensors
@@ -32,19 +30,7 @@ from edgeconvnext.received import reading, require_regular_file
 
 _SHOWN = 200
 """Characters of a name that a message repeats."""
-_SMALLEST_CROP, _LARGEST_VALUE = 0.1, 1e6
 _SHIPPED = Path(__file__).resolve().parent / "weights"
-
-
-@dataclass(frozen=True)
-class ModelFiles:
-    """Where the parts of a model lie. preprocessor: transformers' second JSON."""
-
-    weights: Path
-    config: Path | None
-    preprocessor: Path | None
-    name: str
-    source: str
 
 
 def load_model(
@@ -53,13 +39,14 @@ def load_model(
     head: Head = "classifier",
     resolution: int | Size | None = None,
     crop_pct: float | None = None,
+    interpolation: Interpolation | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> LoadedModel:
     """Load a trained ConvNeXt, ResNet or ResNeXt from a weights file, a folder, a hub or preset name, or a shipped model.
 
     head: what the network ends with; all but "classifier" make a backbone of it (`heads.with_head`). resolution: side of a square
-    input in pixels, or (height, width); crop_pct, mean, std: as in Preprocess. They override what the checkpoint says.
+    input in pixels, or (height, width); crop_pct, interpolation, mean, std: as in Preprocess. They override the checkpoint.
 
     Raises CheckpointError for weights that cannot be read as a ConvNeXt, ConfigFileError for a JSON that does not hold,
     and ModelConfigError for an input size the network cannot take.
@@ -68,11 +55,14 @@ def load_model(
     checkpoint = read_checkpoint(files.weights)
     pretrained = read_config(files.config, files.preprocessor) if files.config else PretrainedConfig({})
     module, layout = _build(checkpoint, pretrained, files.source)
-    overrides: dict[str, Any] = {"crop_pct": crop_pct, "mean": mean and tuple(mean), "std": std and tuple(std)}
+    overrides: dict[str, Any] = {
+        **{"crop_pct": crop_pct, "interpolation": interpolation},
+        **{"mean": mean and tuple(mean), "std": std and tuple(std)},
+    }
     if resolution is not None:
         overrides["input_size"] = (resolution, resolution) if isinstance(resolution, int) else resolution
     overrides = {name: value for name, value in overrides.items() if value is not None}
-    preprocess, notes = _preprocess(pretrained, overrides, module.config, files)
+    preprocess, notes = preprocess_of(pretrained, overrides, module.config, layout, files)
     loaded = LoadedModel(
         module=module,
         config=module.config,
@@ -194,57 +184,6 @@ def _recognised(checkpoint: Checkpoint, source: str) -> tuple[Family, Renamed]:
         f"{source} is not a ConvNeXt checkpoint: its tensors ({first}, ...) {finding}. "
         f"Readable are {', and '.join(family.readable for family in FAMILIES.values())}."
     )
-
-
-def _preprocess(
-    pretrained: PretrainedConfig, overrides: dict[str, Any], config: NetworkConfig, files: ModelFiles
-) -> tuple[Preprocess, list[str]]:
-    """Take each field from the flags, else from the JSON, else the default; defaults are said in a note."""
-    given = {**pretrained.preprocess, **overrides}
-    shown = ("input_size", "crop_pct", "mean", "std")
-    assumed = [field for field in shown if field not in given]
-    if config.in_channels != 3 and {"mean", "std"} & set(assumed):
-        raise CheckpointError(
-            f"{files.source} takes {config.in_channels} input channels and nothing says how they are normalised ("
-            "ImageNet's mean and std are for three). Give --mean and --std, or a JSON of the same stem beside the file."
-        )
-    if pretrained.in_channels not in (None, config.in_channels):
-        raise ConfigFileError(
-            f"{files.config} says the input has {pretrained.in_channels} channels; the stem of {files.source} takes "
-            f"{config.in_channels}. Repair input_size in it."
-        )
-    try:
-        preprocess = Preprocess(**given)
-        if preprocess.in_channels != config.in_channels:
-            raise ModelConfigError(
-                f"mean and std have {preprocess.in_channels} values; the network takes {config.in_channels} channels."
-            )
-    except ModelConfigError as error:
-        raise ModelConfigError(f"The preprocessing of {files.source} does not hold: {error}") from error
-    check_input_size(config, preprocess.input_size)
-    if preprocess.crop_pct < _SMALLEST_CROP:
-        raise ModelConfigError(
-            f"crop_pct {preprocess.crop_pct} would resize images to {1 / _SMALLEST_CROP:.0f} times the input or more. Use a "
-            "larger --crop-pct."
-        )
-    if min(preprocess.std) < 1 / _LARGEST_VALUE or max(map(abs, (*preprocess.mean, *preprocess.std))) > _LARGEST_VALUE:
-        raise ModelConfigError(
-            f"mean {preprocess.mean} and std {preprocess.std} are for pixels in 0..1; float32 has no room for what they make of "
-            "them. Use other --mean and --std."
-        )
-    if not assumed:
-        return preprocess, []
-    values = {
-        "input_size": "{}x{}".format(*preprocess.input_size),
-        "crop_pct": f"{preprocess.crop_pct}",
-        "mean": "ImageNet's",
-        "std": "ImageNet's",
-    }
-    where = f"{files.config.name} does not say" if files.config else "no JSON lies beside the weights"
-    listed = ", ".join(f"{field} {values[field]}" for field in assumed)
-    return preprocess, [
-        f"Preprocessing assumed, because {where}: {listed}. Give --resolution, --crop-pct, --mean, --std to change it."
-    ]
 
 
 def _labels(pretrained: PretrainedConfig, config: NetworkConfig, files: ModelFiles) -> Labels | None:

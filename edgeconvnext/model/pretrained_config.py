@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from edgeconvnext.choices import CropOffset, Interpolation
 from edgeconvnext.data.label_names import Labels
-from edgeconvnext.data.preprocess import Interpolation
-from edgeconvnext.data.size import LARGEST_SIDE
+from edgeconvnext.data.size import LARGEST_SIDE, size_text
 from edgeconvnext.errors import CheckpointError, ConfigFileError
 from edgeconvnext.escape import for_terminal
 from edgeconvnext.received import MIB, parse_json, read_bytes, reason
@@ -36,6 +36,12 @@ _SHOWN = 80
 # Activations no tensor shows, of timm models that are otherwise read without complaint.
 _OTHER_ACTIVATIONS = {"test_convnext": "gelu_tanh", "test_convnext2": "gelu_tanh", "test_convnext3": "silu"}
 _PILLOW_FILTERS: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+# Processors of transformers for which one number is height and width, not the shorter side.
+_SQUARE_BY_ONE_NUMBER = ("ViT", "DeiT", "Beit", "DINOv3ViT", "Siglip")
+# Steps that are followed, and those that change nothing on 8-bit colour images and their classes.
+_KNOWN_STEPS = frozenset(
+    {"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb", "do_reduce_labels"}
+)
 _WARP_FROM = 384
 """transformers' ConvNeXt processor squashes images to this size and above instead of cropping."""
 
@@ -45,7 +51,8 @@ class PretrainedConfig:
     """What a JSON says.
 
     preprocess: fields of Preprocess that were given, by name. in_channels: a claim to check against the tensors.
-    norm_eps: of all norms; head_norm_eps: of the last one only.
+    norm_eps: of all norms; head_norm_eps: of the last one only. not_followed: what it says of the preprocessing and this package
+    does not do, as in "preprocessor_config.json, do_pad true".
     """
 
     preprocess: Values
@@ -53,6 +60,7 @@ class PretrainedConfig:
     in_channels: int | None = None
     norm_eps: float | None = None
     head_norm_eps: float | None = None
+    not_followed: tuple[str, ...] = ()
 
 
 class _Json(BaseModel):
@@ -68,6 +76,8 @@ class _TimmPreprocessing(_Json):
     interpolation: Interpolation | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    test_input_size: tuple[_Side, _Side, _Side] | None = None
+    test_crop_pct: float | None = Field(default=None, gt=0, le=1)
     label_names: tuple[str, ...] | None = None
     label_descriptions: dict[str, str] | tuple[str, ...] | None = None
 
@@ -81,6 +91,7 @@ class _TimmConfig(_Json):
     architecture: str | None = None
     pretrained_cfg: _TimmPreprocessing | None = None
     model_args: _TimmArguments = _TimmArguments()
+    crop_offset: CropOffset | None = None
     label_names: tuple[str, ...] | None = None
     label_descriptions: dict[str, str] | tuple[str, ...] | None = None
 
@@ -121,11 +132,18 @@ def read_config(config: Path, preprocessor: Path | None = None) -> PretrainedCon
     document = _read_json(config)
     if "model_type" in document and "pretrained_cfg" not in document and "architecture" not in document:
         return _read_transformers(document, config, preprocessor)
-    return _read_timm(document, config)
+    pretrained = _read_timm(document, config)
+    if preprocessor is None:
+        return pretrained
+    unread = f"{preprocessor.name}, since {config.name} is timm's and says how images are prepared"
+    return replace(pretrained, not_followed=(*pretrained.not_followed, unread))
 
 
 def to_timm_config(model: LoadedModel) -> Values:
-    """Describe a model's preprocessing and labels in timm's field names."""
+    """Describe a model's preprocessing and labels in timm's field names.
+
+    timm has no field for the offset of a crop and refuses others in pretrained_cfg, so it stands beside that.
+    """
     preprocess = model.preprocess
     fields: Values = {
         "input_size": [preprocess.in_channels, *preprocess.input_size],
@@ -141,7 +159,8 @@ def to_timm_config(model: LoadedModel) -> Values:
             fields["label_descriptions"] = dict(zip(model.labels.names, model.labels.descriptions, strict=True))
         else:  # a mapping would lose classes that share a name (ImageNet has two cranes)
             fields["label_descriptions"] = list(model.labels.descriptions)
-    return {"architecture": model.name, "num_classes": model.config.num_classes, "pretrained_cfg": fields}
+    described: Values = {"architecture": model.name, "num_classes": model.config.num_classes, "pretrained_cfg": fields}
+    return described if preprocess.crop_offset == "nearest" else described | {"crop_offset": preprocess.crop_offset}
 
 
 def _read_timm(document: Values, path: Path) -> PretrainedConfig:
@@ -159,6 +178,7 @@ def _read_timm(document: Values, path: Path) -> PretrainedConfig:
         "interpolation": fields.interpolation,
         "mean": fields.mean,
         "std": fields.std,
+        "crop_offset": config.crop_offset,
     }
     if fields.input_size:
         given["input_size"] = fields.input_size[1:]
@@ -169,7 +189,20 @@ def _read_timm(document: Values, path: Path) -> PretrainedConfig:
         ),
         in_channels=fields.input_size[0] if fields.input_size else None,
         norm_eps=config.model_args.norm_eps,
+        not_followed=_test_settings(fields, path),
     )
+
+
+def _test_settings(fields: _TimmPreprocessing, path: Path) -> tuple[str, ...]:
+    """Name the settings that timm's validation script takes in place of those of its models; here the models' are."""
+    size = fields.test_input_size and size_text(fields.test_input_size[1:])
+    named = {"test_input_size": size, "test_crop_pct": fields.test_crop_pct}
+    flags = {"test_input_size": "--resolution", "test_crop_pct": "--crop-pct"}
+    given = {key: value for key, value in named.items() if value is not None}
+    if not given:
+        return ()
+    way = " ".join(f"{flags[key]} {value}" for key, value in given.items())
+    return (f"{path.name}, {' and '.join(f'{key} {value}' for key, value in given.items())} (take them with {way})",)
 
 
 def _timm_labels(
@@ -209,8 +242,8 @@ def _read_transformers(document: Values, path: Path, preprocessor: Path | None) 
         names = tuple(config.id2label[index] for index in range(len(config.id2label)))
         if not all(name == f"LABEL_{index}" for index, name in enumerate(names)):
             labels = Labels(names, names)
-    given = {} if preprocessor is None else _read_preprocessor(preprocessor)
-    return PretrainedConfig(given, labels, head_norm_eps=config.layer_norm_eps)
+    given, not_followed = ({}, ()) if preprocessor is None else _read_preprocessor(preprocessor)
+    return PretrainedConfig(given, labels, head_norm_eps=config.layer_norm_eps, not_followed=not_followed)
 
 
 def _class_number(key: str, path: Path) -> int:
@@ -221,29 +254,33 @@ def _class_number(key: str, path: Path) -> int:
     return int(key)
 
 
-def _read_preprocessor(path: Path) -> Values:
-    """Translate a preprocessor_config.json.
+def _read_preprocessor(path: Path) -> tuple[Values, tuple[str, ...]]:
+    """Translate a preprocessor_config.json; return fields of Preprocess, and what is not followed.
 
     The ConvNeXt processor resizes the shorter side to size / crop_pct and crops below 384 pixels, and squashes from
-    there on. Other processors resize the shorter side to `size` and crop `crop_size`, or squash to (height, width).
+    there on. Other processors resize the shorter side to `size`, or squash to (height, width), and crop `crop_size`. All round the
+    offset of the crop down.
     """
-    config = _parse(_Preprocessor, _read_json(path), path)
+    document = _read_json(path)
+    config = _parse(_Preprocessor, document, path)
     if not config.do_resize or not config.do_rescale or abs(config.rescale_factor * 255 - 1) > 1e-6:
         raise ConfigFileError(
             f"{path} does not resize images and scale them to 0..1 (do_resize, do_rescale, rescale_factor), so its "
             "preprocessing cannot be followed. Load the bare weights file with --resolution, --crop-pct, --mean, --std."
         )
-    given: Values = {"mean": config.image_mean, "std": config.image_std}
+    given: Values = {"mean": config.image_mean, "std": config.image_std, "crop_offset": "floor"}
     if not config.do_normalize:
-        given = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+        given |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
     if config.resample is not None:
         if config.resample not in _PILLOW_FILTERS:
             raise ConfigFileError(
                 f"{path}: resample {config.resample} is not supported; it must be one of {list(_PILLOW_FILTERS)}."
             )
         given["interpolation"] = _PILLOW_FILTERS[config.resample]
-    size = _Size(shortest_edge=config.size) if isinstance(config.size, int) else config.size
     kind = config.image_processor_type or config.feature_extractor_type or "ConvNext"
+    size = config.size
+    if isinstance(size, int):
+        size = _Size(height=size, width=size) if kind.startswith(_SQUARE_BY_ONE_NUMBER) else _Size(shortest_edge=size)
     if size and size.shortest_edge:
         edge = size.shortest_edge
         if kind.startswith("ConvNext"):
@@ -257,7 +294,31 @@ def _read_preprocessor(path: Path) -> Values:
             given |= {"input_size": (height, width), "crop_mode": "center", "crop_pct": min(height, width) / edge}
     elif size and size.height and size.width:
         given |= {"input_size": (size.height, size.width), "crop_mode": "squash", "crop_pct": 1.0}
-    return {name: value for name, value in given.items() if value is not None}
+        if config.do_center_crop:
+            given |= _squash_and_crop(config, size.height, size.width, path)
+    return {name: value for name, value in given.items() if value is not None}, _other_steps(document, path)
+
+
+def _squash_and_crop(config: _Preprocessor, height: int, width: int, path: Path) -> Values:
+    """Return the fields for images that are squashed to (height, width) before the crop."""
+    crop = _crop(config.crop_size, min(height, width))
+    if crop[0] * width != crop[1] * height or crop[0] > height:
+        raise ConfigFileError(
+            f"{path}: images are resized to {height}x{width} and {crop[0]}x{crop[1]} is cropped, another shape or more than there "
+            "is, which cannot be followed. Load the bare weights file with --resolution, --crop-pct, --mean, --std."
+        )
+    return {"input_size": crop, "crop_pct": crop[0] / height}
+
+
+def _other_steps(document: Values, path: Path) -> tuple[str, ...]:
+    """Name the steps that a processor does besides those that are followed, and code of its own."""
+    steps = [
+        key for key, value in document.items() if key.startswith("do_") and value is True and key not in _KNOWN_STEPS
+    ]
+    own_code = ["auto_map (a processor with code of its own)"] if document.get("auto_map") else []
+    return tuple(
+        for_terminal(f"{path.name}, {text}") for text in (*(f"{key[:_SHOWN]} true" for key in steps), *own_code)
+    )
 
 
 def _crop(crop: int | _Size | None, edge: int) -> tuple[int, int]:

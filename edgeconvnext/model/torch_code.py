@@ -127,7 +127,7 @@ def _is_import(node: ast.stmt) -> bool:
 
 
 def _plain(preprocess: object) -> dict[str, object]:
-    names = ("input_size", "crop_pct", "crop_mode", "interpolation", "mean", "std")
+    names = ("input_size", "crop_pct", "crop_mode", "interpolation", "mean", "std", "crop_offset")
     return {name: getattr(preprocess, name) for name in names}
 
 

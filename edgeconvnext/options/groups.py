@@ -13,6 +13,7 @@ from edgeconvnext.choices import (
     Calibrator,
     Effort,
     Head,
+    Interpolation,
     NormScope,
     Rounding,
     Smoothing,
@@ -76,21 +77,31 @@ class EvaluationImages(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Input(InputSize, EvaluationImages, CalibrationImages, ModelChoice):
-    """The network, the images, and how they are prepared."""
+class Preparation(InputSize):
+    """How images are prepared, where the checkpoint does not say or is wrong."""
 
     PANEL = "Input"
-    sizes: Sequence[Size] = option(
-        (), "Further input sizes that the artifact takes, as in 224,384x512,1280.", parse=parse_sizes, metavar="<sizes>"
-    )
     crop_pct: float | None = option(
         None, "Crop share of evaluation. Default: the checkpoint's.", parse=parsers.finite, metavar="<float>"
+    )
+    interpolation: Interpolation | None = option(
+        None, "Resampling of images: nearest, bilinear, bicubic or lanczos. Default: the checkpoint's."
     )
     mean: Sequence[float] | None = option(
         None, "Input means in 0..1, as in 0.485,0.456,0.406.", parse=parsers.numbers, metavar="<numbers>"
     )
     std: Sequence[float] | None = option(
         None, "Input standard deviations, as in 0.229,0.224,0.225.", parse=parsers.numbers, metavar="<numbers>"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input(Preparation, EvaluationImages, CalibrationImages, ModelChoice):
+    """The network, the images, and how they are prepared."""
+
+    PANEL = "Input"
+    sizes: Sequence[Size] = option(
+        (), "Further input sizes that the artifact takes, as in 224,384x512,1280.", parse=parse_sizes, metavar="<sizes>"
     )
 
 
@@ -109,7 +120,7 @@ class SourceRun(Options):
 
     def check(self) -> None:
         super().check()
-        names = ("model", "resolution", "crop_pct", "mean", "std")
+        names = ("model", "resolution", "crop_pct", "interpolation", "mean", "std")
         if self.from_run is not None and any(getattr(self, name, None) is not None for name in names):
             raise OptionError(
                 lambda spelled: (

@@ -147,6 +147,7 @@ def _model_record(job: Job, finished: Finished) -> ModelRecord:
             mean=model.preprocess.mean,
             std=model.preprocess.std,
             value_range=job.target.input.value_range,
+            crop_offset=model.preprocess.crop_offset,
         ),
     )
 

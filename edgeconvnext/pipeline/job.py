@@ -147,6 +147,7 @@ class Job:
                 "sha256": self.model.sha256,
                 "input_size": list(self.model.preprocess.input_size),
                 "crop_pct": self.model.preprocess.crop_pct,
+                "interpolation": self.model.preprocess.interpolation,
                 "mean": list(self.model.preprocess.mean),
                 "std": list(self.model.preprocess.std),
                 "sizes": [list(size) for size in self.sizes],
@@ -312,6 +313,7 @@ def _named_model(request: Request) -> LoadedModel:
             head=request.head,
             resolution=request.resolution,
             crop_pct=request.crop_pct,
+            interpolation=request.interpolation,
             mean=request.mean,
             std=request.std,
         )
@@ -359,7 +361,7 @@ def _from_run(request: Request, path: Path, notes: list[str]) -> tuple[Request, 
     finished = load_run(path)
     config = stored_config(finished)
     stored = config.model
-    preprocessing: dict[str, Any] = {"crop_pct": stored.crop_pct, "mean": stored.mean, "std": stored.std}
+    preprocessing: dict[str, Any] = stored.model_dump(include={"crop_pct", "interpolation", "mean", "std"})
     size, head = stored.input_size, stored.head
     if request.is_given("head") and request.head != head:
         raise QuantizationError(

@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
 
 from edgeconvnext.backends import refusal
-from edgeconvnext.choices import Head
+from edgeconvnext.choices import Head, Interpolation
 from edgeconvnext.data.size import Size
 from edgeconvnext.errors import RunDirectoryError
 from edgeconvnext.escape import for_terminal
@@ -28,7 +28,10 @@ class _Stored(BaseModel):
 
 
 class StoredModel(_Stored):
-    """The network: where it came from and how its images are prepared. input_size: (height, width)."""
+    """The network: where it came from and how its images are prepared. input_size: (height, width).
+
+    interpolation: None, in runs of older versions, is the checkpoint's own.
+    """
 
     name: _Name
     head: Head = "classifier"
@@ -36,6 +39,7 @@ class StoredModel(_Stored):
     sha256: _Name
     input_size: Size
     crop_pct: float
+    interpolation: Interpolation | None = None
     mean: _Statistic
     std: _Statistic
     sizes: tuple[Size, ...] = Field(default=(), max_length=64)

@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from edgeconvnext.data.preprocess import Interpolation, ValueRange
+from edgeconvnext.choices import CropOffset, Interpolation
+from edgeconvnext.data.preprocess import ValueRange
 
 DECIBEL_LIMIT = 200.0
 REFERENCE_EVALUATOR = "reference evaluator"
@@ -222,7 +223,8 @@ class LayerError(Record):
 class PreprocessRecord(Record):
     """How an image becomes the artifact's input.
 
-    value_range: what the artifact takes; mean and std are folded into it unless it is "normalized".
+    value_range: what the artifact takes; mean and std are folded into it unless it is "normalized". crop_offset: as in
+    `Preprocess`.
     """
 
     crop_pct: float
@@ -231,6 +233,7 @@ class PreprocessRecord(Record):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     value_range: ValueRange
+    crop_offset: CropOffset = "nearest"
 
 
 class ModelRecord(Record):
