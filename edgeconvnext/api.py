@@ -129,7 +129,13 @@ def compress(model: str | Path | LoadedModel, options: options.Compress) -> Comp
         record = check_file(output.with_suffix(".changes.json"))
         if options.recover:
             checkpoint = check_file(output.with_suffix(".recovery.pt"))
-    result = run_compress(loaded, resolve_image_set(options.calib), changes, target, checkpoint=checkpoint)
+    result = run_compress(
+        loaded,
+        resolve_image_set(options.calib, skip_broken=options.skip_broken),
+        changes,
+        target,
+        checkpoint=checkpoint,
+    )
     if output is not None and record is not None:
         save_checkpoint(compressed_model(loaded, result), output)
         atomic_write(record, result.record.model_dump_json(indent=2) + "\n")
@@ -154,7 +160,7 @@ def search(model: str | Path | LoadedModel, options: options.Search) -> tuple[Pl
     target = load_target(options.target)
     default_folder = Path("searches") / f"{Path(loaded.name).stem}-{target.name}"
     folder = _optional_path(options.output) or default_folder
-    images = resolve_image_set(options.calib).take(options.num_images)
+    images = resolve_image_set(options.calib, skip_broken=options.skip_broken).take(options.num_images)
     placement = search_placement(
         loaded, target, images, folder, budget_minutes=options.budget_minutes, threads=options.threads
     )
@@ -225,7 +231,7 @@ def prune(model: str | Path | LoadedModel, options: options.Prune) -> Pruned:
 
 def _fitting_images(options: options.Prune) -> ImageSet:
     """Return the images that weights are fitted on and judged by; raises RewriteError where they are too few."""
-    images = resolve_image_set(options.calib).take(options.num_images)
+    images = resolve_image_set(options.calib, skip_broken=options.skip_broken).take(options.num_images)
     if len(images) < FEWEST_IMAGES:
         raise RewriteError(
             f"Weights are fitted on calibration images and judged on others, on {FEWEST_IMAGES} at least and better on hundreds; "

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from edgeconvnext.data.folders import FolderListing, has_image_suffix, listing_of_classes
+from edgeconvnext.data.folders import FolderListing, listing_of_classes
 from edgeconvnext.data.images import BrokenImage, decode_image
+from edgeconvnext.data.raster_formats import has_image_suffix
 from edgeconvnext.data.unpack import archive_files
 from edgeconvnext.errors import ImageSetError
 from edgeconvnext.escape import for_terminal

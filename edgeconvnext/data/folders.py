@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgeconvnext.data.images import IMAGE_SUFFIXES
+from edgeconvnext.data.folder_walk import contents_below, is_file, is_folder, visible
 from edgeconvnext.data.names import unsafe_name
+from edgeconvnext.data.raster_formats import has_image_suffix, image_suffixes, without_decoder
 from edgeconvnext.errors import ImageSetError
 from edgeconvnext.escape import for_terminal
 from edgeconvnext.received import MIB, read_text, reading
@@ -36,7 +37,8 @@ def list_folder(root: Path, images_per_class: int | None = None) -> FolderListin
     """List the images below `root` in a deterministic order.
 
     Subfolders with images are classes, in sorted order. Images directly in `root` take their classes from `labels.csv`
-    or `labels.txt` (one "file,class" per line), or have none. Hidden files and folders are passed over.
+    or `labels.txt` (one "file,class" per line), or have none. Hidden files and folders are passed over, links to folders
+    are followed.
 
     images_per_class: keep only the first so many of each class, by file name; needs classes.
     Raises ImageSetError for a missing, unreadable or imageless folder, and for one that holds splits instead of
@@ -48,8 +50,8 @@ def list_folder(root: Path, images_per_class: int | None = None) -> FolderListin
             f"The image folder {for_terminal(root)} {kind}. Name a folder of images, or one with a subfolder for each class."
         )
     try:
-        flat, other_names = _split_by_suffix(sorted(entry.name for entry in _visible(root) if entry.is_file()))
-        folders = {entry.name: _images_below(root, entry.name) for entry in _visible(root) if entry.is_dir()}
+        flat, other_names = _split_by_suffix(sorted(entry.name for entry in visible(root) if is_file(entry)))
+        folders = {entry.name: contents_below(root, entry.name) for entry in visible(root) if is_folder(entry)}
     except OSError as error:
         raise ImageSetError(
             f"The image folder {for_terminal(root)} cannot be read: {error.strerror} ({for_terminal(error.filename)})."
@@ -58,7 +60,8 @@ def list_folder(root: Path, images_per_class: int | None = None) -> FolderListin
         raise ImageSetError(
             f"The image folder {for_terminal(root)} has folders too deep in one another. Name the folder that holds the images."
         ) from error
-    classes = {name: images for name, (images, _) in sorted(folders.items()) if images}
+    classes = {name: contents.images for name, contents in sorted(folders.items()) if contents.images}
+    others = [*other_names, *(name for contents in folders.values() for name in contents.others)]
     labels_file = next((root / name for name in LABEL_FILES if (root / name).is_file()), None)
     if flat and labels_file is not None:
         listing = _from_labels_file(root, labels_file, flat)
@@ -70,24 +73,13 @@ def list_folder(root: Path, images_per_class: int | None = None) -> FolderListin
         listing = FolderListing(tuple(flat), None, (), _left_out(other_names))
     elif classes:
         _refuse_splits(root, classes)
-        left_out = _left_out(name for _, others in folders.values() for name in others)
-        listing = listing_of_classes(classes, left_out)
+        listing = listing_of_classes(classes, _left_out(name for name in others if "/" in name))
     else:
-        raise ImageSetError(
-            f"{for_terminal(root)} holds no images. A set is a folder of images, or a folder with a subfolder of images for each "
-            f"class; files count by their ending ({', '.join(sorted(IMAGE_SUFFIXES))})."
-        )
+        raise ImageSetError(_no_images(root, others))
+    if loops := [name for contents in folders.values() for name in contents.loops]:
+        followed = f"{_counted(len(loops), 'link')} back to a folder that counts already, not followed: {_first(loops)}"
+        listing = replace(listing, remarks=(*listing.remarks, followed))
     return listing if images_per_class is None else first_of_each_class(root, listing, images_per_class)
-
-
-def _visible(folder: Path) -> list[os.DirEntry[str]]:
-    with os.scandir(folder) as entries:
-        return [entry for entry in entries if not entry.name.startswith(".")]
-
-
-def has_image_suffix(name: str) -> bool:
-    """Say whether a file name ends as images do."""
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122
 
 
 def _split_by_suffix(names: Iterable[str]) -> tuple[list[str], list[str]]:
@@ -97,16 +89,6 @@ def _split_by_suffix(names: Iterable[str]) -> tuple[list[str], list[str]]:
     for name in names:
         (images if has_image_suffix(name) else others).append(name)
     return images, others
-
-
-def _images_below(root: Path, name: str) -> tuple[list[str], list[str]]:
-    """Return the images of one subfolder, at any depth, and its other files; relative to `root`, sorted."""
-    paths = []
-    for folder, subfolders, files in os.walk(root / name):
-        subfolders[:] = sorted(subfolder for subfolder in subfolders if not subfolder.startswith("."))
-        relative = Path(folder).relative_to(root).as_posix()
-        paths += [f"{relative}/{file}" for file in files if not file.startswith(".")]
-    return _split_by_suffix(sorted(paths))
 
 
 def listing_of_classes(classes: dict[str, list[str]], remarks: tuple[str, ...] = ()) -> FolderListing:
@@ -204,10 +186,26 @@ def _refuse_splits(root: Path, classes: dict[str, list[str]]) -> None:
         )
 
 
+def _no_images(root: Path, others: list[str]) -> str:
+    lacking = without_decoder(others)
+    if lacking is not None:
+        return f"{for_terminal(root)} holds no images that this machine can decode: {lacking}."
+    return (
+        f"{for_terminal(root)} holds no images. A set is a folder of images, or a folder with a subfolder of images for each "
+        f"class; files count by their ending ({', '.join(sorted(image_suffixes()))})."
+    )
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun} leads" if count == 1 else f"{count} {noun}s lead"
+
+
 def _left_out(names: Iterable[str]) -> tuple[str, ...]:
     others = list(names)
     if not others:
         return ()
+    if lacking := without_decoder(others):
+        return (f"{lacking}. They were left out",)
     return (f"{len(others)} files do not end as images do and were left out: {_first(others)}",)
 
 

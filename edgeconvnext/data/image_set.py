@@ -58,6 +58,7 @@ class ImageSet:
     class_names: folder names, synsets or what a labels file says. descriptions: readable names of the classes, where
     known.
     remarks: what a reader of the results should know about how the set was put together.
+    skip_broken: whether images that cannot be read are left out, however many; else more than 1 % are an error.
     """
 
     name: str
@@ -67,6 +68,7 @@ class ImageSet:
     class_names: tuple[str, ...] = ()
     descriptions: tuple[str, ...] | None = None
     remarks: tuple[str, ...] = ()
+    skip_broken: bool = False
 
     def __post_init__(self) -> None:
         if not self.ids:

@@ -9,23 +9,12 @@ import warnings
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
 from PIL import Image, ImageOps
 
+from edgeconvnext.data.deep_pixels import UnknownRange, deep_to_grey, is_deep
+from edgeconvnext.data.pointers import MOST_POINTER_BYTES, annex_link, pointer_in
+from edgeconvnext.data.raster_formats import readable_formats, undecodable_content
 from edgeconvnext.received import reason
-
-# Every format that is read, as Pillow calls it, with the suffixes its files have. Nothing else is ever tried: Pillow also knows
-# PostScript, which it gives to Ghostscript, a program that obeys the file.
-RASTER_FORMATS = {
-    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
-    "PNG": (".png",),
-    "WEBP": (".webp",),
-    "BMP": (".bmp",),
-    "GIF": (".gif",),
-    "TIFF": (".tif", ".tiff"),
-    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
-}
-IMAGE_SUFFIXES = frozenset(suffix for suffixes in RASTER_FORMATS.values() for suffix in suffixes)
 
 # Twice what Pillow warns of, and its own limit where nobody changed it: 537 MB as RGB.
 MOST_PIXELS = 2 * (1024**3 // 12)
@@ -33,8 +22,6 @@ MOST_PIXELS = 2 * (1024**3 // 12)
 MOST_FILE_BYTES = 2 * 2**30
 # A progressive JPEG has about ten scans. Each costs a pass over all pixels, though it may have only a few bytes.
 MOST_SCANS = 100
-# Pixels of 16 bits that are scaled at a time; each needs 8 bytes more while that lasts.
-_SCALED_AT_ONCE = 2**20
 _CHUNK = 2**20
 
 # A JPEG with more pixels than this is decoded at a half, a quarter or an eighth of its size: 16.8 megapixels are 50 MB
@@ -52,7 +39,7 @@ def open_image(path: Path, shorter_side: int | None = None) -> Image.Image:
 
     shorter_side: pixels that are enough; a JPEG may then be decoded smaller, though not below them, which is faster.
 
-    EXIF orientation is applied; CMYK, grey, palette and 16-bit pixels are converted. Transparency is dropped, not
+    EXIF orientation is applied; CMYK, grey, palette and deeper pixels are converted. Transparency is dropped, not
     blended: so do torchvision's and timm's loaders, and accuracy has to be comparable with theirs. Of an animation the
     first frame is taken.
 
@@ -72,10 +59,10 @@ def decode_image(stream: BinaryIO, shorter_side: int | None = None) -> Image.Ima
         # Pillow warns of damaged metadata and from 89 megapixels on; what cannot be used is refused below.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(stream, formats=tuple(RASTER_FORMATS)) as image:
+            with Image.open(stream, formats=readable_formats()) as image:
                 _refuse_bombs(image, stream)
                 _reduce_jpeg(image, shorter_side)
-                return to_rgb(ImageOps.exif_transpose(image))
+                return to_rgb(ImageOps.exif_transpose(image), image.format)
     except BrokenImage:
         raise
     except MemoryError as error:
@@ -121,32 +108,19 @@ def _count(stream: BinaryIO, marker: bytes) -> int:
     return count
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any Pillow mode to 8-bit RGB; pixels deeper than 8 bits are scaled, not clipped."""
-    if image.mode.startswith("I;16") or image.mode == "I":
-        image = _sixteen_bit_to_grey(image)
-    elif image.mode == "F":
-        raise BrokenImage(
-            "its pixels are floating point, whose range is not stated in the file; save it as 8 or 16 bit"
-        )
+def to_rgb(image: Image.Image, image_format: str | None = None) -> Image.Image:
+    """Convert any Pillow mode to 8-bit RGB; deeper pixels are scaled, not clipped. image_format: as Pillow calls it."""
+    if is_deep(image):
+        try:
+            image = deep_to_grey(image, image_format)
+        except UnknownRange as error:
+            raise BrokenImage(str(error)) from error
     elif image.mode == "P":
         # A palette entry may carry transparency, which Pillow converts cleanly through RGBA only.
         image = image.convert("RGBA")
     rgb = image if image.mode == "RGB" else image.convert("RGB")
     rgb.load()
     return rgb
-
-
-def _sixteen_bit_to_grey(image: Image.Image) -> Image.Image:
-    """Scale 0..65535 to 0..255 (65535 / 257 = 255). Pillow's own conversion clips at 255: such images turn white."""
-    values = np.asarray(image)
-    if values.min() < 0 or values.max() > 65535:
-        raise BrokenImage("its pixels are 32-bit integers beyond 0..65535, whose range is not stated in the file")
-    grey = np.empty(values.shape, np.uint8)
-    rows = max(1, _SCALED_AT_ONCE // values.shape[1])
-    for top in range(0, len(values), rows):
-        grey[top : top + rows] = (values[top : top + rows].astype(np.int64) + 128) // 257
-    return Image.fromarray(grey)
 
 
 def _reduce_jpeg(image: Image.Image, shorter_side: int | None) -> None:
@@ -163,7 +137,7 @@ def _reduce_jpeg(image: Image.Image, shorter_side: int | None) -> None:
 def _reason_at(path: Path, error: OSError) -> str:
     """Say in a few words why `path` could not be opened."""
     if isinstance(error, FileNotFoundError):
-        return "the file is gone"
+        return annex_link(path) or "the file is gone"
     if isinstance(error, PermissionError):
         return "no permission to read it"
     return f"the file cannot be read: {reason(error)}".rstrip(".")
@@ -179,6 +153,10 @@ def _reason(stream: BinaryIO, error: Exception) -> str:
     except (OSError, ValueError):
         return "the file cannot be read"
     if isinstance(error, Image.UnidentifiedImageError):
-        *others, last = RASTER_FORMATS
+        stream.seek(0)
+        head = stream.read(MOST_POINTER_BYTES)
+        if known := pointer_in(head) or undecodable_content(head):
+            return known
+        *others, last = readable_formats()
         return f"it is no {', '.join(others)} or {last}, or its header is damaged"
     return f"damaged: {reason(error)}".rstrip(".")

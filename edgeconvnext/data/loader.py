@@ -138,19 +138,22 @@ def leave_signals_to_the_parent(_worker: int) -> None:
 def check_broken(image_set: ImageSet, skipped: Sequence[SkippedImage], asked: int | None = None) -> None:
     """Raise ImageSetError where more than 1 % of a set is broken, or all of the images that were asked for.
 
+    A set with `skip_broken` has no limit, but one image has to be left.
     The limit is a share of the set, whatever part of it was read: one broken image among the sixteen that a fold is
     proven on says nothing about the other hundreds. asked: how many were read; None while reading goes on.
     """
     broken, total = len(skipped), len(image_set)
     none_left = broken > 0 and broken == asked
-    if broken <= BROKEN_LIMIT * total and not none_left:
+    if not none_left and (image_set.skip_broken or broken <= BROKEN_LIMIT * total):
         return
     named = "; ".join(f"{for_terminal(image.id)} ({image.reason})" for image in skipped[:_NAMED])
     more = f"; and {broken - _NAMED} more" if broken > _NAMED else ""
     what = f"None of the {asked} images" if none_left else f"{broken} of {total} images"
     could = "could be read" if none_left else "could not be read, more than the 1 % that is tolerated"
+    leave_out = "" if none_left else ", leave them out with --skip-broken (skip_broken=True)"
     raise ImageSetError(
-        f"{what} of {for_terminal(image_set.name)} {could}: {named}{more}. Replace or delete these files, or use another set."
+        f"{what} of {for_terminal(image_set.name)} {could}: {named}{more}. Replace or delete these files{leave_out}, or use "
+        "another set."
     )
 
 

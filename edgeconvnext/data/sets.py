@@ -115,14 +115,19 @@ def data_roots() -> list[Path]:
     return [user_path(chosen, ImageSetError), cache_dir()] if chosen else [cache_dir()]
 
 
-def resolve_image_set(name_or_path: str | Path) -> ImageSet:
+def resolve_image_set(name_or_path: str | Path, *, skip_broken: bool = False) -> ImageSet:
     """Find an image set by its name, by a folder of images, or by a TOML file of the user's own.
+
+    skip_broken: leave images out that cannot be read, however many.
 
     A name is looked for under EDGECONVNEXT_DATA, then in ~/.cache/edgeconvnext; a folder as given, then in these two.
     Raises ImageSetError when it is not there (with how to get it) or holds no images, ConfigFileError for a TOML that
     does not hold.
     """
-    text = str(name_or_path)
+    return replace(_find(str(name_or_path)), skip_broken=skip_broken)
+
+
+def _find(text: str) -> ImageSet:
     if text in set_files():
         return _from_set_file(load_set_file(text), data_roots())
     path = user_path(text, ImageSetError)

@@ -54,6 +54,7 @@ class Validate(Measuring):
 
     PANEL = "Input"
     data: str | Path | None = option(None, "Evaluation images: a set's name or a folder.", metavar="<set>")
+    skip_broken: bool = option(False, "Leave out images that cannot be read, however many.")
     device: str | Path | None = option(
         None,
         "device.json that the run's device kit wrote: merged, nothing is measured again.",

@@ -32,6 +32,9 @@ class CalibrationImages(Options):
     PANEL = "Input"
     calib: str | Path | None = option(None, "Calibration images: a set's name or a folder.", metavar="<set>")
     num_images: int = option(256, "Calibration images in all; a third is held out.")
+    skip_broken: bool = option(
+        False, "Leave out images that cannot be read, however many. Default: more than 1 % of a set are an error."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

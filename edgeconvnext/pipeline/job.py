@@ -167,6 +167,7 @@ class Job:
                 "images": len(self.evaluation.images),
                 "list_sha256": self.evaluation.images.list_sha256,
             },
+            "skip_broken": request.skip_broken,
             "bits": self.bits.model_dump(),
             "method": {name: getattr(request, name) for name in METHOD},
             "compress": None if request.compression is None else asdict(request.compression),
@@ -210,7 +211,7 @@ def resolve(request: Request) -> Job:
                 "Pruning, replacing LayerNorms and recovery use the calibration set beyond --num-images, so none of it is left to "
                 "evaluate on. Name evaluation images with --eval."
             )
-    whole = resolve_image_set(request.calib)
+    whole = resolve_image_set(request.calib, skip_broken=request.skip_broken)
     calibration = whole.take(request.num_images)
     fit, held_out = split_held_out(calibration)
     evaluation = _evaluation(request, model, whole, calibration, fit)
@@ -336,7 +337,7 @@ def _evaluation(
     """
     unlabelled = None if model.config.num_classes else "the network has no classifier; see outputs"
     if request.eval is not None:
-        images = resolve_image_set(request.eval)
+        images = resolve_image_set(request.eval, skip_broken=request.skip_broken)
         return Evaluation(images, None if unlabelled else _labels_of(images, model), unlabelled, images.name)
     fitted = {calibration.ids[index] for index in fit}
     rest = [index for index, image_id in enumerate(whole.ids) if image_id not in fitted]
@@ -393,6 +394,7 @@ def _from_run(request: Request, path: Path, notes: list[str]) -> tuple[Request, 
         sizes=request.sizes or stored.sizes,
         calib=request.calib or config.calibration.set,
         eval=request.eval or config.evaluation.set,
+        skip_broken=request.skip_broken or config.skip_broken,
         stored_bits=config.bits,
         stored_compression=config.compress,
         model_from_copy=model_from_copy,

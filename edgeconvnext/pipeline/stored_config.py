@@ -80,6 +80,7 @@ class StoredConfig(_Stored):
     target: StoredTarget
     calibration: StoredImages
     evaluation: StoredImages
+    skip_broken: bool = False
     bits: BitPlan
     method: dict[str, Any]
     compress: CompressOptions | None = None

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from edgeconvnext.data import raster_formats
 from edgeconvnext.data.images import BrokenImage, open_image
 
 RED, GREEN = (200, 30, 40), (30, 200, 40)
@@ -137,11 +138,11 @@ def damaged_png() -> bytes:
     ("content", "reason"),
     [
         (b"", "empty"),
-        (b"this is a text file, not a photograph\n" * 20, "is no JPEG, PNG, WEBP, BMP, GIF, TIFF or PPM"),
+        (b"this is a text file, not a photograph\n" * 20, "is no JPEG, PNG, WEBP, BMP, GIF, TIFF, PPM"),
         (truncated_jpeg(), "truncated"),
-        (b"\x89PNG\r\n\x1a\n" + b"\x00" * 40, "is no JPEG, PNG, WEBP, BMP, GIF, TIFF or PPM"),
+        (b"\x89PNG\r\n\x1a\n" + b"\x00" * 40, "is no JPEG, PNG, WEBP, BMP, GIF, TIFF, PPM"),
         (damaged_png(), "damaged"),
-        (b"\xff\xd8\xff\xe0", "is no JPEG, PNG, WEBP, BMP, GIF, TIFF or PPM"),
+        (b"\xff\xd8\xff\xe0", "is no JPEG, PNG, WEBP, BMP, GIF, TIFF, PPM"),
     ],
 )
 def test_broken_files_are_named_with_the_reason(tmp_path: Path, content: bytes, reason: str) -> None:
@@ -164,11 +165,95 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path: Path) ->
         open_image(path)
 
 
-def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "depth.tif"
-    Image.fromarray(np.ones((8, 8), np.float32)).save(path)
-    with pytest.raises(BrokenImage, match="floating point"):
-        open_image(path)
+RAMP = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
+"""Grey values of 0 to 252."""
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        RAMP.astype(np.int32),
+        RAMP.astype(np.int32) * 257,
+        RAMP.astype(np.uint16) * 257,
+        RAMP.astype(np.float32),
+        RAMP.astype(np.float32) / np.float32(255),
+        RAMP.astype(np.float32) * np.float32(257),
+    ],
+    ids=["int32 to 255", "int32 to 65535", "uint16", "float to 255", "float to 1", "float to 65535"],
+)
+def test_deep_tiffs_show_what_their_8_bit_copy_shows(tmp_path: Path, pixels: np.ndarray) -> None:
+    Image.fromarray(pixels).save(tmp_path / "scan.tif")
+    read = np.asarray(open_image(tmp_path / "scan.tif"))
+    assert read.shape == (8, 8, 3)
+    assert np.array_equal(read, np.repeat(RAMP[:, :, None], 3, axis=2))
+
+
+def test_16_bit_pixels_are_scaled_however_dark_they_are(tmp_path: Path) -> None:
+    """Their depth states the range, unlike that of 32 bits."""
+    dark = np.full((8, 8), 255, np.uint16)
+    for name in ("dark.tif", "dark.png", "dark.pgm"):
+        Image.fromarray(dark).save(tmp_path / name)
+        assert np.asarray(open_image(tmp_path / name)).max() == 1, name
+
+
+@pytest.mark.parametrize(
+    ("pixels", "words"),
+    [
+        (np.full((8, 8), 70_000, np.int32), "32-bit integers from 70000 to 70000, beyond 0..65535"),
+        (np.full((8, 8), -1, np.int32), "32-bit integers from -1"),
+        (np.full((8, 8), np.nan, np.float32), "floating point numbers from nan"),
+        (np.full((8, 8), 1e30, np.float32), "floating point numbers from 1e"),
+    ],
+)
+def test_deep_pixels_beyond_every_range_are_refused(tmp_path: Path, pixels: np.ndarray, words: str) -> None:
+    Image.fromarray(pixels).save(tmp_path / "depth.tif")
+    with pytest.raises(BrokenImage, match=words):
+        open_image(tmp_path / "depth.tif")
+
+
+def test_avif_is_read(tmp_path: Path) -> None:
+    image = two_tone(64, 48)
+    image.save(tmp_path / "photo.avif", quality=95)
+    read = np.asarray(open_image(tmp_path / "photo.avif")).astype(int)
+    assert read.shape == (48, 64, 3)
+    assert np.abs(read - np.asarray(image)).mean() < 4  # the codec loses a little
+
+
+def test_heic_is_read_where_pillow_heif_is_installed(tmp_path: Path) -> None:
+    heif = pytest.importorskip("pillow_heif", reason="pillow-heif is not installed")
+    heif.from_pillow(two_tone(64, 48)).save(tmp_path / "IMG_1.HEIC", quality=95)
+    read = np.asarray(open_image(tmp_path / "IMG_1.HEIC")).astype(int)
+    assert np.abs(read - np.asarray(two_tone(64, 48))).mean() < 4
+
+
+def test_heic_under_another_name_is_called_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(raster_formats, "missing_decoders", lambda: frozenset({"HEIF"}))
+    (tmp_path / "IMG_1.jpg").write_bytes(b"\0\0\0\x18ftypheic" + bytes(200))
+    with pytest.raises(BrokenImage, match=r"it is a HEIC; to read such files, install pillow-heif .* or convert"):
+        open_image(tmp_path / "IMG_1.jpg")
+
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64 + b"\nsize 114374272\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (LFS_POINTER, "Git LFS, not the file itself; fetch it with `git lfs pull`"),
+        (b"/annex/objects/SHA256E-s100--aa.jpg\n", "git-annex, .* `git annex get`"),
+        (b"../.git/annex/objects/x/y/SHA256E-s100--aa/SHA256E-s100--aa.jpg", "git-annex"),
+    ],
+)
+def test_pointers_are_named(tmp_path: Path, content: bytes, words: str) -> None:
+    (tmp_path / "photo.jpg").write_bytes(content)
+    with pytest.raises(BrokenImage, match=words):
+        open_image(tmp_path / "photo.jpg")
+
+
+def test_a_link_into_git_annex_whose_content_is_absent_is_named(tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").symlink_to(".git/annex/objects/x/y/SHA256E-s100--aa/SHA256E-s100--aa.jpg")
+    with pytest.raises(BrokenImage, match="git-annex"):
+        open_image(tmp_path / "photo.jpg")
 
 
 @pytest.mark.parametrize(("size", "side", "decoded"), [((400, 300), 100, (200, 150)), ((300, 400), 160, (300, 400))])

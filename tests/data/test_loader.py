@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import tracemalloc
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +119,18 @@ def test_a_batch_of_broken_images_alone_is_left_out() -> None:
 def test_more_than_one_per_cent_is_an_error_that_names_a_few() -> None:
     with pytest.raises(ImageSetError, match=r"3 of 200 images of coloured.*1 % .*: 9 \(made broken\); 10 .*; 11 "):
         list(batches(coloured(200, broken=frozenset({9, 10, 11})), RAW, workers=0))
+
+
+def test_broken_images_may_be_left_out_but_for_the_last() -> None:
+    broken = replace(coloured(20, broken=frozenset(range(1, 20))), skip_broken=True)
+    stream = batches(broken, RAW, workers=0)
+    assert [batch.indices for batch in stream] == [[0]]
+    assert len(stream.skipped) == 19
+    with pytest.raises(ImageSetError, match=r"2 of 20 .* leave them out with --skip-broken"):
+        list(batches(coloured(20, broken=frozenset({1, 2})), RAW, workers=0))
+    with pytest.raises(ImageSetError, match=r"None of the 4 images") as caught:
+        list(batches(replace(coloured(4, broken=frozenset(range(4))), skip_broken=True), RAW, workers=0))
+    assert "--skip-broken" not in str(caught.value)
 
 
 def test_a_hopeless_set_is_given_up_early() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from edgeconvnext.data import raster_formats
 from edgeconvnext.data.sets import load_set_file, resolve_image_set, set_files
 from edgeconvnext.errors import ConfigFileError, ImageSetError
 
@@ -77,6 +78,52 @@ def test_the_fingerprint_changes_with_an_image(photo_folder: Path, tmp_path: Pat
 def test_a_set_travels_to_worker_processes(photo_folder: Path) -> None:
     for image_set in (resolve_image_set(photo_folder), resolve_image_set("digits")):
         assert pickle.loads(pickle.dumps(image_set)) == image_set
+
+
+def test_linked_folders_count_and_links_back_up_do_not(tmp_path: Path) -> None:
+    make_images(tmp_path, "batches/cat/0.png", "batches/cat/1.png", "set/dog/0.png", "set/dog/deep/1.png")
+    (tmp_path / "set/cat").mkdir()
+    (tmp_path / "set/cat/batch").symlink_to("../../batches/cat")
+    for name, target in (("self", "."), ("up", ".."), ("above", "../.."), ("again", "deep"), ("gone", "nowhere")):
+        (tmp_path / "set/dog" / name).symlink_to(target)
+    (tmp_path / "set/all").symlink_to(".")
+    found = resolve_image_set(tmp_path / "set")
+    assert found.ids == ("cat/batch/0.png", "cat/batch/1.png", "dog/0.png", "dog/deep/1.png")
+    assert found.class_names == ("cat", "dog")
+    remark = next(remark for remark in found.remarks if "links lead back" in remark)
+    assert remark.startswith("5 links lead back") and "dog/up" in remark and "all" in remark
+
+
+def test_links_to_links_do_not_multiply(tmp_path: Path) -> None:
+    """Twenty folders, each with two links to the next, are a million ways to one image."""
+    for depth in range(20):
+        (tmp_path / f"chain/{depth}").mkdir(parents=True)
+        for link in ("a", "b"):
+            (tmp_path / f"chain/{depth}/{link}").symlink_to(f"../{depth + 1}")
+    make_images(tmp_path, "chain/20/0.png")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/cat").symlink_to("../chain/0")
+    assert len(resolve_image_set(tmp_path / "set")) == 1
+
+
+def test_images_without_a_decoder_are_counted_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(raster_formats, "missing_decoders", lambda: frozenset({"HEIF"}))
+    raster_formats.image_suffixes.cache_clear()
+    for number in range(3):
+        (tmp_path / f"IMG_{number}.HEIC").write_bytes(b"")
+    with pytest.raises(
+        ImageSetError, match=r"3 HEIC files are there; to read them, install pillow-heif .* convert them"
+    ):
+        resolve_image_set(tmp_path)
+    make_images(tmp_path, "a.png")
+    assert "3 HEIC files are there" in resolve_image_set(tmp_path).notes[0]
+    raster_formats.image_suffixes.cache_clear()
+
+
+def test_links_whose_target_is_absent_are_broken_images_not_absent_ones(tmp_path: Path) -> None:
+    make_images(tmp_path, "a.png")
+    (tmp_path / "b.png").symlink_to("nowhere.png")
+    assert resolve_image_set(tmp_path).ids == ("a.png", "b.png")
 
 
 def test_a_flat_folder_is_unlabelled(tmp_path: Path) -> None:
