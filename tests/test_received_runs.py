@@ -334,7 +334,10 @@ def test_a_plan_with_junk_in_its_description_is_an_error_of_its_file(made: Path,
     load_plan(path, network)
     start = 8 + int.from_bytes(content[:8], "little")
     plan = json.loads(json.loads(content[8:start])["__metadata__"]["plan"])
-    plan = {part: dict(list(entries.items())[:1]) for part, entries in plan.items()}
+    plan = {
+        part: dict(list(entries.items())[:1]) if isinstance(entries, dict) else entries
+        for part, entries in plan.items()
+    }
     refused = 0
     for _, changed in with_junk(plan):
         text = json.dumps(changed)

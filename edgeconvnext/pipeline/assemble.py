@@ -13,6 +13,7 @@ from edgeconvnext.evaluation.outputs import worst
 from edgeconvnext.files import tree_size
 from edgeconvnext.machine import describe_device
 from edgeconvnext.model.layers import weighted_layers
+from edgeconvnext.pipeline.float16_notes import float16_notes, naming_overflows
 from edgeconvnext.pipeline.job import Job
 from edgeconvnext.pipeline.logits import measured_logits
 from edgeconvnext.pipeline.stages import Finished
@@ -41,7 +42,8 @@ def assemble(job: Job, finished: Finished) -> Report:
     """Build the report of a run from its stages."""
     answers = finished.measured.answers
     if isinstance(answers, ClassifierStages):
-        accuracy, fidelity = _classifier_accuracy(job, answers)
+        with naming_overflows(finished.planned.plan.values.float16):
+            accuracy, fidelity = _classifier_accuracy(job, answers)
         outputs = []
     else:
         accuracy, fidelity = _backbone_accuracy(job, answers.values)
@@ -73,7 +75,7 @@ def assemble(job: Job, finished: Finished) -> Report:
         passed=passed(gates) and all(check.passed for check in checks),
         stages=finished.costs,
         environment=describe_device() | package_versions(),
-        notes=[*job.notes, *_skipped_notes(job, finished)],
+        notes=[*job.notes, *float16_notes(finished.planned.plan.values.float16), *_skipped_notes(job, finished)],
         not_measured=reasons,
     )
 

@@ -41,6 +41,10 @@ class Histogram:
         """Mean of x^2, the signal power that SQNR is relative to."""
         return float((self.counts * self.centers**2).sum() / max(self.total, 1.0))
 
+    def scaled(self, factor: float) -> Histogram:
+        """Return the histogram of the same values times a power of two: every bin becomes one bin."""
+        return Histogram(self.counts, self.first, self.width * factor, self.low * factor, self.high * factor)
+
     def share_outside(self, low: float, high: float) -> float:
         """Share of values below `low` or above `high`, to the precision of one bin."""
         centers = self.centers

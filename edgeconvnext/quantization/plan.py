@@ -126,8 +126,10 @@ class QuantPlan:
 
     weights: by layer name, "stages.2.4.pwconv2", per output channel (axis 0). A layer that is absent stays float.
     decisions: by layer name, where the layers were reconstructed.
+    stream_exponents: by stage, of the residual streams that were scaled before planning; () scales none.
     """
 
     activations: dict[str, ActivationPlan]
     weights: dict[str, QParams]
     decisions: dict[str, LayerDecision] = field(default_factory=dict)
+    stream_exponents: tuple[int, ...] = ()

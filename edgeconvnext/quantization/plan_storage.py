@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,11 +12,13 @@ import torch
 
 from edgeconvnext.errors import RunDirectoryError
 from edgeconvnext.escape import for_terminal
+from edgeconvnext.model.convnext.network import MOST_EXPONENT
 from edgeconvnext.model.layers import weighted_layers
 from edgeconvnext.model.network import Network
 from edgeconvnext.quantization.plan import ActivationPlan, LayerDecision, QParams, QuantPlan
 from edgeconvnext.received import parse_json, reading, reason, require_regular_file
 from edgeconvnext.rewrite.channel_scaling import ChannelScaling, place_scaling
+from edgeconvnext.rewrite.residual_streams import scale_streams
 from edgeconvnext.tensor_header import in_one_order
 
 
@@ -29,7 +30,12 @@ def save_plan(plan: QuantPlan, module: Network, path: Path) -> None:
     from safetensors.torch import save
 
     tensors: dict[str, torch.Tensor] = {}
-    metadata: dict[str, Any] = {"activations": {}, "weights": {}, "decisions": {}}
+    metadata: dict[str, Any] = {
+        "activations": {},
+        "weights": {},
+        "decisions": {},
+        "stream_exponents": list(plan.stream_exponents),
+    }
     for name, activation in plan.activations.items():
         metadata["activations"][name] = {
             "grid": _write_qparams(name, activation.qparams, tensors),
@@ -99,7 +105,7 @@ def _read_plan(metadata: _Metadata, tensors: dict[str, torch.Tensor]) -> QuantPl
         )
         for layer, entry in metadata.decisions.items()
     }
-    return QuantPlan(activations, weights, decisions)
+    return QuantPlan(activations, weights, decisions, metadata.stream_exponents)
 
 
 def _with_plan(plan: QuantPlan, tensors: dict[str, torch.Tensor], folded: Network) -> Network:
@@ -108,7 +114,7 @@ def _with_plan(plan: QuantPlan, tensors: dict[str, torch.Tensor], folded: Networ
     strangers = {name.partition(":")[0] for name in (*plan.activations, *plan.weights, *plan.decisions)} - set(layers)
     if strangers:
         raise ValueError(f"its network has a layer {min(strangers)}, and the run's has none")
-    module = copy.deepcopy(folded).eval()
+    module = scale_streams(folded, plan.stream_exponents).eval()
     for layer, qparams in plan.weights.items():
         if layer in plan.decisions and not plan.decisions[layer].scaling.is_identity:
             place_scaling(module, layer, plan.decisions[layer].scaling)
@@ -179,14 +185,20 @@ class _Metadata:
     activations: dict[str, _Activation]
     weights: dict[str, _CodeRange]
     decisions: dict[str, _Decision]
+    stream_exponents: tuple[int, ...]
 
     @classmethod
     def of(cls, value: Any) -> _Metadata:
-        entry = _entry(value, {"activations": (dict,), "weights": (dict,), "decisions": (dict,)})
+        kinds = {"activations": (dict,), "weights": (dict,), "decisions": (dict,), "stream_exponents": (list,)}
+        entry = _entry(value, kinds)
+        exponents = entry["stream_exponents"]
+        if any(type(exponent) is not int or not 0 <= exponent <= MOST_EXPONENT for exponent in exponents):
+            raise ValueError("an exponent of a stream is out of range")
         return cls(
             {name: _Activation.of(item) for name, item in entry["activations"].items()},
             {name: _CodeRange.of(item) for name, item in entry["weights"].items()},
             {name: _Decision.of(item) for name, item in entry["decisions"].items()},
+            tuple(exponents),
         )
 
 

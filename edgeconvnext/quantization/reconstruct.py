@@ -18,6 +18,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import cast
 
@@ -40,6 +41,7 @@ from edgeconvnext.quantization.candidates import (
     step_of,
 )
 from edgeconvnext.quantization.fake import quantize_input, quantize_output
+from edgeconvnext.quantization.float16_range import Float16Range, fit_float16, peaks_of
 from edgeconvnext.quantization.histogram import StreamingHistogram
 from edgeconvnext.quantization.layer_statistics import LayerStatistics, gather, weight_rows
 from edgeconvnext.quantization.plan import ActivationPlan, LayerDecision, QParams, QuantPlan
@@ -66,12 +68,14 @@ FEWEST_EVALUATED, MOST_EVALUATED = 12, 96
 class Reconstructed:
     """The network with its weights on their grids and scalings in place, the plan of its Q/DQ pairs, and what was seen.
 
-    statistics: histograms of the inputs behind their scalings, and how many images were fitted on and held out.
+    statistics: histograms of the inputs behind their scalings, and how many images were fitted on and held out. float16: what
+    float16 does not hold of the float network; None where the target's float type is another one.
     """
 
     module: Network
     plan: QuantPlan
     statistics: Statistics
+    float16: Float16Range | None = None
 
 
 class _State(PairedNetworks):
@@ -103,27 +107,30 @@ def reconstruct(
     Raises QuantizationError when there are no images, or an activation is NaN or infinite.
     """
     options = options or ReconstructionOptions()
-    with (
-        StoredImages(folder, fit, held_out) as images,
-        _State(module, copy.deepcopy(module).eval(), images, folder) as state,
-    ):
+    with StoredImages(folder, fit, held_out) as images:
         counts = (images.fit_images, images.held_out_images)
         if not all(counts):
             raise QuantizationError(
                 f"Calibration needs images to fit ranges on and images to judge them on; there are {counts[0]} and {counts[1]}. "
                 "Give at least 3 images, better 100 or more."
             )
-        engine = _Engine(state, target, precisions, preprocess, options)
-        total = len(precisions) + len(target.quantize.outputs)
-        with progress_bar("Quantising layer by layer", total) as advance:
-            for unit in units_of(module):
-                engine.solve(unit, advance)
-                if unit.name != "head":
-                    state.advance(unit)
-        for handle in state.hooks.values():
-            handle.remove()
-        statistics = Statistics(engine.tensors, *counts)
-        return Reconstructed(state.working, QuantPlan(engine.activations, engine.weights, engine.decisions), statistics)
+        float16 = None
+        if target.float_type == "float16":
+            peaks = peaks_of(module, chain(images.fit(), images.held_out()))
+            module, float16 = fit_float16(module, peaks)
+        with _State(module, copy.deepcopy(module).eval(), images, folder) as state:
+            engine = _Engine(state, target, precisions, preprocess, options)
+            total = len(precisions) + len(target.quantize.outputs)
+            with progress_bar("Quantising layer by layer", total) as advance:
+                for unit in units_of(module):
+                    engine.solve(unit, advance)
+                    if unit.name != "head":
+                        state.advance(unit)
+            for handle in state.hooks.values():
+                handle.remove()
+            exponents = () if float16 is None else float16.stream_exponents
+            plan = QuantPlan(engine.activations, engine.weights, engine.decisions, exponents)
+            return Reconstructed(state.working, plan, Statistics(engine.tensors, *counts), float16)
 
 
 class _Engine:

@@ -7,8 +7,8 @@ image again.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +20,10 @@ from edgeconvnext.errors import QuantizationError, RunDirectoryError
 from edgeconvnext.memory import trim_heap
 from edgeconvnext.model.layers import weighted_layers
 from edgeconvnext.model.network import Network
+from edgeconvnext.quantization.float16_range import watched_peaks
 from edgeconvnext.quantization.histogram import MAX_BINS, Histogram, StreamingHistogram
 from edgeconvnext.received import parse_json, reading, require_regular_file
+from edgeconvnext.rewrite.residual_streams import stream_paths
 from edgeconvnext.tensor_header import in_one_order
 
 # Of tensors at least twice as large, so many values of one image (up to twice as many) are binned; extremes always come from
@@ -41,14 +43,45 @@ class TensorStatistics:
     channel_low: np.ndarray
     channel_high: np.ndarray
 
+    def scaled(self, factor: float) -> TensorStatistics:
+        """Return the statistics of the same tensor times a power of two, exactly."""
+        return TensorStatistics(
+            self.fit.scaled(factor),
+            self.held_out.scaled(factor),
+            self.channel_low * np.float32(factor),
+            self.channel_high * np.float32(factor),
+        )
+
 
 @dataclass(frozen=True)
 class Statistics:
-    """Statistics of all observed tensors by name ("stages.0.1.pwconv2:input"), and how many images they come from."""
+    """Statistics of all observed tensors by name ("stages.0.1.pwconv2:input"), and how many images they come from.
+
+    peaks: largest magnitude of every module's output by its path, where that was looked at.
+    """
 
     tensors: dict[str, TensorStatistics]
     fit_images: int
     held_out_images: int
+    peaks: dict[str, float] = field(default_factory=dict)
+
+    def for_scaled_streams(self, module: Network, exponents: Sequence[int]) -> Statistics:
+        """Return what the network would have given whose residual stream of stage s is 2^-exponents[s] times the one seen."""
+        factors = {
+            path: 2.0**-exponent
+            for stage, exponent in enumerate(exponents)
+            for path in stream_paths(module, stage)
+            if exponent
+        }
+        reads = {f"{path}:output": factor for path, factor in factors.items()}
+        # A block's depthwise conv reads the stream itself; what else reads a stream has a norm in front.
+        reads |= {f"{path}:input": factor for path, factor in factors.items() if path.endswith(".dwconv")}
+        tensors = {
+            name: tensor.scaled(reads[name]) if name in reads else tensor for name, tensor in self.tensors.items()
+        }
+        return replace(
+            self, tensors=tensors, peaks={path: peak * factors.get(path, 1.0) for path, peak in self.peaks.items()}
+        )
 
     def save(self, path: Path) -> None:
         """Write everything to one safetensors file."""
@@ -66,6 +99,7 @@ class Statistics:
             "scalars": json.dumps(scalars),
             "names": json.dumps(list(self.tensors)),
             "images": json.dumps([self.fit_images, self.held_out_images]),
+            "peaks": json.dumps(self.peaks),
         }
         # Not safetensors' own save_file: that makes files only their owner can read, unlike all others of a run.
         path.write_bytes(in_one_order(save(arrays, metadata=metadata)))
@@ -106,7 +140,7 @@ class Statistics:
                 for name in metadata.names
             }
         fit_images, held_out_images = metadata.images
-        return cls(tensors, fit_images, held_out_images)
+        return cls(tensors, fit_images, held_out_images, metadata.peaks)
 
 
 class _Metadata(BaseModel):
@@ -117,6 +151,7 @@ class _Metadata(BaseModel):
     scalars: dict[str, tuple[float, float, float, float]]
     names: list[str]
     images: tuple[int, int]
+    peaks: dict[str, float]
 
 
 def _extremes(arrays: dict[str, np.ndarray], key: str) -> np.ndarray:
@@ -197,7 +232,7 @@ def collect_statistics(
         if kind in wanted_outputs:
             handles.append(layer.register_forward_hook(output_hook(name, axis)))
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), watched_peaks(module) as peaks:
             for phase["held_out"], batches in ((False, fit), (True, held_out)):
                 for number, batch in enumerate(batches):
                     module(batch)
@@ -212,4 +247,5 @@ def collect_statistics(
             f"Calibration needs images to fit ranges on and images to judge them on; there are {images[False]} and "
             f"{images[True]}. Give at least 3 images, better 100 or more."
         )
-    return Statistics({name: observer.result() for name, observer in observers.items()}, images[False], images[True])
+    tensors = {name: observer.result() for name, observer in observers.items()}
+    return Statistics(tensors, images[False], images[True], peaks)

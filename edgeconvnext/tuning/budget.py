@@ -21,6 +21,7 @@ from edgeconvnext.quantization.fake import fake_quantized
 from edgeconvnext.quantization.plan import QuantPlan
 from edgeconvnext.quantization.precision import BitPlan, LayerEntry
 from edgeconvnext.quantization.reconstruct import Reconstructed
+from edgeconvnext.rewrite.residual_streams import scale_streams
 from edgeconvnext.tuning.sensitivity import Sensitivity, float_layer, kl_divergence, sensitivities
 
 ROUNDS = 6
@@ -101,6 +102,7 @@ def within_budget(
     logits = _logits(module, batches)
     labelled = labels is not None
     first = result = with_bits(bits)
+    module = scale_streams(module, first.plan.stream_exponents)  # layers of both are exchanged
     before = after = _measure(result, logits, batches, labels)
     macs = layer_macs(module.config, input_size)
     moves: list[Move] = []

@@ -45,6 +45,7 @@ def planned_network(
     Raises QuantizationError for a network that is no ConvNeXt, one that ends without a head, or one that takes raw pixels.
     """
     from edgeconvnext.quantization.plan_storage import load_plan
+    from edgeconvnext.rewrite.residual_streams import scale_streams
 
     if target.input.value_range != "normalized":
         raise QuantizationError(
@@ -61,5 +62,6 @@ def planned_network(
             f"{path} is a run of a network without a head; the Triton kernels give logits. Make a run without --head."
         )
     float_type = torch.float16 if target.float_type == "float16" else torch.float32
-    folded, network = cast(ConvNeXt, model.module), cast(ConvNeXt, network)
+    folded = scale_streams(cast(ConvNeXt, model.module), plan.stream_exponents)
+    network = cast(ConvNeXt, network)
     return PlannedNetwork(name, folded, network, plan, float_type, model.preprocess.input_size)

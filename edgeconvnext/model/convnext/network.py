@@ -34,6 +34,7 @@ from edgeconvnext.model.network import (
 )
 
 Stem = Literal["patch", "overlap", "overlap_tiered"]
+MOST_EXPONENT = 24
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class ConvNeXtConfig(NetworkConfig):
     hidden: width between pwconv1 and pwconv2 for each block of each stage; None means 4 x dim everywhere (pruning changes it).
     norm_eps, head_norm_eps: epsilon of the LayerNorms (transformers uses 1e-12 for the last).
     identity_norms: paths of LayerNorms that were replaced by what the layers around them compute (`rewrite/norms.py`).
+    stream_exponents: by stage, the k of a residual stream that is scaled by 2^-k (`rewrite/residual_streams.py`); () scales none.
     """
 
     depths: tuple[int, ...]
@@ -67,6 +69,7 @@ class ConvNeXtConfig(NetworkConfig):
     norm_eps: float = 1e-6
     head_norm_eps: float = 1e-6
     identity_norms: tuple[str, ...] = ()
+    stream_exponents: tuple[int, ...] = ()
     ends_with: EndsWith = "head"
     hidden_widths: tuple[tuple[int, ...], ...] = field(init=False, repr=False, compare=False)
 
@@ -104,6 +107,13 @@ class ConvNeXtConfig(NetworkConfig):
         unknown = sorted(set(self.identity_norms) - set(self.norm_paths))
         if unknown:
             raise ModelConfigError(f"identity_norms names {unknown[0]}, which is no norm of this network.")
+        exponents = self.stream_exponents
+        if exponents and (
+            len(exponents) != len(self.dims) or not 0 <= min(exponents) <= max(exponents) <= MOST_EXPONENT
+        ):
+            raise ModelConfigError(
+                f"stream_exponents {exponents} must give a number from 0 to {MOST_EXPONENT} for each stage, or none."
+            )
 
     @property
     def norm_paths(self) -> tuple[str, ...]:
@@ -114,6 +124,10 @@ class ConvNeXtConfig(NetworkConfig):
             paths.append(f"downsample_layers.{stage}.0" if stage else stem)
             paths += [f"stages.{stage}.{block}.norm" for block in range(depth)]
         return (*paths, "norm") if self.ends_with == "head" else tuple(paths)
+
+    def stream_eps(self, stage: int, eps: float) -> float:
+        """Return the epsilon of a norm that reads the residual stream of a stage, scaled by 2^-k: eps * 4^-k."""
+        return eps * 4.0 ** -self.stream_exponents[stage] if self.stream_exponents else eps
 
     def with_stem_stride(self, stride: int) -> Self | None:
         return self.replace(patch_size=stride) if self.stem == "patch" else None
@@ -171,11 +185,11 @@ class Block(NetworkBlock):
         "pwconv2": "pointwise2",
     }
 
-    def __init__(self, dim: int, hidden: int, config: ConvNeXtConfig) -> None:
+    def __init__(self, dim: int, hidden: int, config: ConvNeXtConfig, stage: int = 0) -> None:
         super().__init__()
         k = config.kernel_size
         self.dwconv = nn.Conv2d(dim, dim, kernel_size=k, padding=k // 2, groups=dim)
-        self.norm: nn.Module = nn.LayerNorm(dim, eps=config.norm_eps)
+        self.norm: nn.Module = nn.LayerNorm(dim, eps=config.stream_eps(stage, config.norm_eps))
         self.pwconv1 = nn.Linear(dim, hidden)
         self.act = nn.GELU()
         self.grn = GlobalResponseNorm(hidden) if config.version == 2 else None
@@ -227,17 +241,17 @@ class ConvNeXt(Network):
         super().__init__()
         self.config = config
         self.downsample_layers = nn.ModuleList([build_stem(config)])
-        for dim, next_dim in zip(config.dims, config.dims[1:], strict=False):
-            self.downsample_layers.append(
-                nn.Sequential(LayerNorm2d(dim, eps=config.norm_eps), nn.Conv2d(dim, next_dim, kernel_size=2, stride=2))
-            )
+        for stage, (dim, next_dim) in enumerate(zip(config.dims, config.dims[1:], strict=False)):
+            norm = LayerNorm2d(dim, eps=config.stream_eps(stage, config.norm_eps))
+            self.downsample_layers.append(nn.Sequential(norm, nn.Conv2d(dim, next_dim, kernel_size=2, stride=2)))
         self.stages = nn.ModuleList(
-            nn.Sequential(*(Block(dim, hidden, config) for hidden in widths))
-            for dim, widths in zip(config.dims, config.hidden_widths, strict=True)
+            nn.Sequential(*(Block(dim, hidden, config, stage) for hidden in widths))
+            for stage, (dim, widths) in enumerate(zip(config.dims, config.hidden_widths, strict=True))
         )
         norm_type = LayerNorm2d if config.head_norm == "before_pool" else nn.LayerNorm
         has_norm = config.ends_with == "head"
-        self.norm: nn.Module = norm_type(config.dims[-1], eps=config.head_norm_eps) if has_norm else nn.Identity()
+        eps = config.stream_eps(-1, config.head_norm_eps)
+        self.norm: nn.Module = norm_type(config.dims[-1], eps=eps) if has_norm else nn.Identity()
         self.head = nn.Linear(config.dims[-1], config.num_classes) if config.num_classes else nn.Identity()
         self.apply(initialise_truncated_normal)
         for path in config.identity_norms:

@@ -15,6 +15,7 @@ from edgeconvnext.data.preprocess import to_value_range
 from edgeconvnext.data.size import size_text
 from edgeconvnext.errors import RunDirectoryError
 from edgeconvnext.machine import describe_device
+from edgeconvnext.pipeline.float16_notes import naming_overflows
 from edgeconvnext.pipeline.job import Job
 from edgeconvnext.pipeline.stages.images import read_images, skipped_texts
 from edgeconvnext.pipeline.stages.network import model_key
@@ -113,9 +114,10 @@ def outputs(
         runners = _quantized_runners(quantized, artifact)
         stream = read_images(job, job.evaluation.images, None, "Comparing outputs")
         names = job.model.module.output_names
-        records, images = compare_outputs(
-            names, TorchRunner(job.model.module), runners.simulated, runners.artifact, stream
-        )
+        with naming_overflows(quantized.graph.plan.values.float16):
+            records, images = compare_outputs(
+                names, TorchRunner(job.model.module), runners.simulated, runners.artifact, stream
+            )
         return OutputsValues(
             outputs=records, images=images, skipped=skipped_texts(stream.skipped), runtimes=runners.runtimes()
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -80,12 +81,14 @@ class TargetNetwork:
     """The folded network as the target takes it: input normalisation folded where that is raw pixels, GELUs in its form.
 
     It is loaded where it is first asked for, and again only after `release`.
-    job: what the run was asked for. folded: the fold stage.
+    job: what the run was asked for. folded: the fold stage. stream_exponents: by stage, of the residual streams that the plan has
+    scaled by 2^-k; () scales none.
     """
 
-    def __init__(self, job: Job, folded: StageResult[FoldValues]) -> None:
+    def __init__(self, job: Job, folded: StageResult[FoldValues], stream_exponents: Sequence[int] = ()) -> None:
         self.job = job
         self.folded = folded
+        self.stream_exponents = tuple(stream_exponents)
         self._module: Network | None = None
         self._input_error: float | None = None
 
@@ -95,9 +98,10 @@ class TargetNetwork:
         if self._module is None:
             model = self.folded_model()
             if self._input_error is None:
-                self._module, self._input_error = _for_target(model, self.job)
+                module, self._input_error = _for_target(model, self.job)
             else:
-                self._module = _for_target_as_proven(model, self.job)
+                module = _for_target_as_proven(model, self.job)
+            self._module = self._scaled(module)
         return self._module
 
     @property
@@ -126,7 +130,17 @@ class TargetNetwork:
         else:
             folded = fold_exact(self.job.model.module, proof_images(self.job)).module
             module, _ = _for_target(replace(self.job.model, module=folded, config=folded.config), self.job)
+            module = self._scaled(module)
         return exported(self.job, module)
+
+    def with_streams(self, exponents: Sequence[int]) -> TargetNetwork:
+        """Return the network with its residual streams scaled as a plan has them; itself where none is."""
+        return TargetNetwork(self.job, self.folded, exponents) if any(exponents) else self
+
+    def _scaled(self, module: Network) -> Network:
+        from edgeconvnext.rewrite.residual_streams import scale_streams
+
+        return scale_streams(module, self.stream_exponents) if self.stream_exponents else module
 
 
 def _for_target(model: LoadedModel, job: Job) -> tuple[Network, float]:

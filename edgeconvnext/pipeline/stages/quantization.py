@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from edgeconvnext.pipeline.stages.values import (
     BudgetValues,
     CalibrationCounts,
     CompressValues,
+    Float16Values,
     FoldValues,
     PlanValues,
 )
@@ -28,6 +29,7 @@ from edgeconvnext.run.directory import RunDirectory, StageResult
 from edgeconvnext.targets import Target
 
 if TYPE_CHECKING:
+    from edgeconvnext.quantization.float16_range import Float16Range
     from edgeconvnext.quantization.reconstruct import Reconstructed
     from edgeconvnext.quantization.statistics import Statistics
 
@@ -61,7 +63,8 @@ def plan_network(run: RunDirectory, job: Job) -> Planned:
         folded = fold(run, job, compressed)
     network = TargetNetwork(job, folded)
     statistics = gather_statistics(run, network) if job.request.effort == "quick" else None
-    return Planned(network, make_plan(run, network, statistics), compressed, statistics)
+    plan = make_plan(run, network, statistics)
+    return Planned(_as_planned(network, plan), plan, compressed, statistics)
 
 
 def stored_plan(run: RunDirectory, job: Job) -> Planned:
@@ -75,7 +78,12 @@ def stored_plan(run: RunDirectory, job: Job) -> Planned:
             f"{run.path} holds no {'plan' if folded else 'folded network'} to work on; another version made it. Make it again "
             f"with the same command and --output {run.path}."
         )
-    return Planned(TargetNetwork(job, folded), plan)
+    return Planned(_as_planned(TargetNetwork(job, folded), plan), plan)
+
+
+def _as_planned(network: TargetNetwork, plan: StageResult[PlanValues]) -> TargetNetwork:
+    """Return the network that a plan is of: some of its residual streams may be scaled."""
+    return network.with_streams(() if plan.values.float16 is None else plan.values.float16.stream_exponents)
 
 
 def gather_statistics(run: RunDirectory, network: TargetNetwork) -> StageResult[CalibrationCounts]:
@@ -121,10 +129,10 @@ def make_plan(
         check_bits(job.target, asked_bits(network.module, job.target, job.bits))
         budget: BudgetValues | None = None
         if statistics is None:
-            counts, budget = _reconstruct(network, folder)
+            counts, budget, float16 = _reconstruct(network, folder)
         else:
             counts = statistics.values
-            _plan_each_tensor(network, statistics, folder)
+            float16 = _plan_each_tensor(network, statistics, folder)
         bits = job.bits if budget is None else budget.bits
         text = bits.toml_with(resolve_precision(network.module, job.target, bits))
         (folder / PLAN_TOML).write_text(text, encoding="utf-8")
@@ -134,6 +142,7 @@ def make_plan(
             skipped=counts.skipped,
             input_error=network.input_error,
             budget=budget,
+            float16=None if float16 is None else Float16Values.model_validate(asdict(float16)),
             threads=torch.get_num_threads(),
         )
 
@@ -161,23 +170,40 @@ def _what_a_plan_reads(target: Target) -> dict[str, Any]:
     }
 
 
-def _plan_each_tensor(network: TargetNetwork, statistics: StageResult[CalibrationCounts], folder: Path) -> None:
-    """Plan each tensor by itself, from statistics of the float network. Files: PLAN, PLAN_STATISTICS."""
+def _plan_each_tensor(
+    network: TargetNetwork, statistics: StageResult[CalibrationCounts], folder: Path
+) -> Float16Range | None:
+    """Plan each tensor by itself, from statistics of the float network; return what float16 does not hold of it.
+
+    Files: PLAN, PLAN_STATISTICS. None is returned where the target's float type is another one.
+    """
+    from edgeconvnext.quantization.float16_range import fit_float16
     from edgeconvnext.quantization.plan_storage import save_plan
     from edgeconvnext.quantization.planning import build_plan
     from edgeconvnext.quantization.statistics import Statistics
 
     job, module = network.job, network.module
     tensors = Statistics.load(statistics.path(STATISTICS))
+    float16 = None
+    if job.target.float_type == "float16":
+        module, float16 = fit_float16(module, tensors.peaks)
+        tensors = tensors.for_scaled_streams(module, float16.stream_exponents)
     plan = build_plan(
         module, tensors, job.target, calibrator=job.request.calibrator, effort=job.request.effort, bits=job.bits
     )
+    if float16 is not None:
+        plan = replace(plan, stream_exponents=float16.stream_exponents)
     save_plan(plan, module, folder / PLAN)
     tensors.save(folder / PLAN_STATISTICS)
+    return float16
 
 
-def _reconstruct(network: TargetNetwork, folder: Path) -> tuple[CalibrationCounts, BudgetValues | None]:
-    """Reconstruct the network's layers, within a budget where one is set; return what was read and what the budget cost.
+def _reconstruct(
+    network: TargetNetwork, folder: Path
+) -> tuple[CalibrationCounts, BudgetValues | None, Float16Range | None]:
+    """Reconstruct the network's layers, within a budget where one is set.
+
+    Return what was read, what the budget cost, and what float16 does not hold.
 
     Files: PLAN, PLAN_STATISTICS, UNBUDGETED_PLAN where the budget gave layers back.
     """
@@ -191,7 +217,7 @@ def _reconstruct(network: TargetNetwork, folder: Path) -> tuple[CalibrationCount
     save_plan(result.plan, result.module, folder / PLAN)
     result.statistics.save(folder / PLAN_STATISTICS)
     assert reconstruction.counts is not None
-    return reconstruction.counts, budget
+    return reconstruction.counts, budget, result.float16
 
 
 class _Reconstruction:

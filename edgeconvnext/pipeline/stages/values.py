@@ -59,14 +59,24 @@ class BudgetValues(StageValues):
     moves: list[BudgetMove]
 
 
+class Float16Values(StageValues):
+    """Activations that float16 does not hold, on the calibration images (`quantization.float16_range.Float16Range`)."""
+
+    peaks: dict[str, float]
+    stream_exponents: tuple[int, ...]
+    remaining: dict[str, float]
+
+
 class PlanValues(CalibrationCounts):
     """input_error: of folding the input normalisation, relative to the largest logit. budget: None without --max-drop.
 
+    float16: None where the target's float type is another one.
     threads: of torch while the plan was made; another number adds up in another order and may give another plan.
     """
 
     input_error: float
     budget: BudgetValues | None
+    float16: Float16Values | None
     threads: int = Field(ge=1)
 
 
