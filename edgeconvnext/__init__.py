@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edgeconvnext.api import analyze, compress, export, fold, prune, quantize, quantized_program, search, validate
     from edgeconvnext.model.load import load_model
+    from edgeconvnext.tuning.compress import CompressOptions
 
 __all__ = [
+    "CompressOptions",
     "__version__",
     "analyze",
     "compress",
@@ -27,7 +29,7 @@ __all__ = [
     "validate",
 ]
 
-_HOMES = {"load_model": "edgeconvnext.model.load"} | dict.fromkeys(
+_HOMES = {"CompressOptions": "edgeconvnext.tuning.compress", "load_model": "edgeconvnext.model.load"} | dict.fromkeys(
     ("analyze", "compress", "export", "fold", "prune", "quantize", "quantized_program", "search", "validate"),
     "edgeconvnext.api",
 )

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 import edgeconvnext
+from edgeconvnext.machine import RECORDED_PACKAGES, describe_device
+from edgeconvnext.run.manifest import _PACKAGES, package_versions
 
 
 def test_import_loads_no_framework() -> None:
@@ -20,6 +22,17 @@ def test_functions_that_quantise_nothing_do_not_wait_for_torchao() -> None:
     code = "import sys, edgeconvnext.api; print([m for m in ('torchao', 'torch._dynamo', 'onnxruntime') if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_the_options_of_compress_are_at_hand() -> None:
+    assert edgeconvnext.CompressOptions(macs=0.5).macs == 0.5
+
+
+def test_every_package_is_recorded_under_one_name() -> None:
+    """A report lists both: TensorRT-RTX was there as tensorrt-rtx-cu13 and as tensorrt_rtx_cu13."""
+    names = {*describe_device(), *package_versions()}
+    assert len({name.replace("_", "-") for name in names}) == len(names)
+    assert set(RECORDED_PACKAGES) <= {*_PACKAGES}
 
 
 def test_unknown_names_are_attribute_errors() -> None:

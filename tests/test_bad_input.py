@@ -328,7 +328,7 @@ TRAIN = ("train", "digits", "--data", "digits", "--preset", "small-data", "--siz
         ((*TRAIN, "--preset", "smal-data"), ("no preset 'smal-data'", "Did you mean small-data")),
         ((*TRAIN, "--preset", "missing.toml"), ("missing.toml cannot be read",)),
         ((*TRAIN, "--sizes", "40"), ("multiples of 32", "40x40")),
-        ((*TRAIN, "--epochs", "3"), ("warm_up_epochs 5 must be fewer than the 3 epochs",)),
+        ((*TRAIN, "--epochs", "3"), ("warm_up_epochs 5 must be fewer than the 3 epochs", "--warm-up-epochs 0")),
         ((*TRAIN, "--mixup", "-1"), ("mixup",)),
         ((*TRAIN, "--batch-size", "500"), ("400 images", "--batch-size")),
         ((*TRAIN, "--accumulate", "3"), ("must be a multiple of accumulate 3",)),

@@ -179,6 +179,27 @@ def test_a_memory_limit_that_is_too_small_to_import_torch_is_said() -> None:
     assert "error: The memory ran out" in result.stderr and "Traceback" not in result.stderr
 
 
+def test_a_path_that_the_locale_cannot_spell_is_refused_before_any_work(tmp_path: Path) -> None:
+    """Case 24: bytes of UTF-8 in an ASCII locale, which ONNX Runtime, safetensors and coremltools do not open."""
+    plain = {
+        "LC_ALL": "C",
+        "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0",
+        "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
+    }
+    path = "sortie_é/run"
+    result = subprocess.run(
+        [*COMMAND, "quantize", "--model", "digits", "--calib", "digits", "--output", path],
+        env=plain,
+        capture_output=True,
+        cwd=tmp_path,
+    )
+    message = result.stderr.decode("ascii")
+    assert result.returncode == 1 and "Traceback" not in message, message
+    assert "LC_ALL=C, encoding ascii" in message and "LC_ALL=C.UTF-8" in message
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_locale_without_letters_prints_escapes() -> None:
     environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     result = subprocess.run([*COMMAND, "inspect", "größe"], env=environment, capture_output=True)

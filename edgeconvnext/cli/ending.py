@@ -24,7 +24,7 @@ from types import FrameType
 from typing import IO, Any, NoReturn
 
 from edgeconvnext.cli.fault_log import write_fault_log
-from edgeconvnext.errors import FAULT_EXIT_CODE, user_error
+from edgeconvnext.errors import FAULT_EXIT_CODE, UnusablePathError, user_error
 from edgeconvnext.escape import for_terminal
 
 _GO_ON = "run the same command again to go on where it stopped"
@@ -44,11 +44,28 @@ def run_to_its_end(app: Callable[[], Any]) -> NoReturn:
     """Run the command line `app` and end the process with its exit code."""
     with _forgiving(sys.stdout) as sys.stdout, _forgiving(sys.stderr) as sys.stderr, _signals_as_exceptions():
         try:
+            _check_locale(sys.argv[1:])
             code = _exit_code(app)
             sys.stdout.flush()
         except BaseException as error:
             code = _explain(error)
         sys.exit(code)
+
+
+def _check_locale(arguments: list[str]) -> None:
+    """Raise UnusablePathError for an argument that the locale cannot spell: runtimes do not open a file of such a name.
+
+    Python reads those bytes as surrogates, which neither ONNX Runtime, safetensors nor a report can write.
+    """
+    for argument in arguments:
+        if sys.getfilesystemencoding() != "utf-8" and any("\udc80" <= letter <= "\udcff" for letter in argument):
+            named = next((name for name in ("LC_ALL", "LC_CTYPE", "LANG") if os.environ.get(name)), None)
+            locale = "no locale is set" if named is None else f"{named}={os.environ[named]}"
+            raise UnusablePathError(
+                f"{argument} has letters that the locale does not know ({locale}, encoding "
+                f"{sys.getfilesystemencoding()}), so that no runtime could open it. Set a UTF-8 locale, as in LC_ALL=C.UTF-8, or "
+                "PYTHONUTF8=1, or use a path of plain letters. Nothing was done."
+            )
 
 
 def _exit_code(app: Callable[[], Any]) -> int:

@@ -160,5 +160,6 @@ def _unreachable(repository: str, file: str, endpoint: str, cause: BaseException
     return (
         f"{file} of {repository} is not in the local cache and cannot be fetched from {endpoint} "
         f"({type(cause).__name__}: {reason}). Connect to the network once, set HF_ENDPOINT to a mirror, or copy the "
-        "weights here and pass the file's path as the model; the embedded model `digits` needs no network."
+        "weights here and pass the file's path as the model. Two models come with the package: `atto_imagenette` for photographs "
+        "of ten classes, and `digits` for the embedded images of the same name."
     )

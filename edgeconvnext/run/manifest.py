@@ -42,7 +42,7 @@ _PACKAGES = (
     "onnxruntime",
     "coremltools",
     "tensorrt",
-    "tensorrt_rtx_cu13",
+    "tensorrt-rtx-cu13",
 )
 
 

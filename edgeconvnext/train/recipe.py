@@ -84,7 +84,10 @@ class Recipe(Section):
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size {self.batch_size} must be a multiple of accumulate {self.accumulate}")
         if self.warm_up_epochs >= self.epochs:
-            raise ValueError(f"warm_up_epochs {self.warm_up_epochs:g} must be fewer than the {self.epochs} epochs")
+            raise ValueError(
+                f"warm_up_epochs {self.warm_up_epochs:g} must be fewer than the {self.epochs} epochs; set it to 0, or lower "
+                "(--warm-up-epochs 0)"
+            )
         return self
 
     @property

@@ -122,7 +122,12 @@ def _train(model: LoadedModel, request: TrainRequest, world: World, say: Callabl
     trainer = _trainer(model, recipe, request.pause_minutes, stream, world, lanes)
     if (folder / CHECKPOINT_FILE).is_file():
         trainer.load(folder / CHECKPOINT_FILE, identity)
-        say(f"going on at epoch {trainer.epoch + 1} of {recipe.epochs}")
+        is_done = trainer.epoch >= recipe.epochs
+        say(
+            f"all {recipe.epochs} epochs were trained before"
+            if is_done
+            else f"going on at epoch {trainer.epoch + 1} of {recipe.epochs}"
+        )
     if world.leads:
         atomic_write(folder / RECIPE_FILE, recipe_toml(recipe))
     with reading(folder / CHECKPOINT_FILE, TrainingError, "Delete it to start anew."):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from in_process import run_command
 from typer.testing import CliRunner
 
 from edgeconvnext.cli import app
@@ -83,6 +85,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = run(*FAST, "--epochs", "3", "--eval", "digits_test", "--output", folder)
     assert result.returncode == 0, result.stderr
     return folder
+
+
+def test_a_training_that_is_done_is_not_said_to_go_on(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "again")
+    result = run_command(*FAST, "--epochs", "3", "--eval", "digits_test", "--output", tmp_path / "again")
+    assert result.returncode == 0, result.stderr
+    assert "all 3 epochs were trained before" in result.stderr
+    assert "going on at epoch 4" not in result.stderr
 
 
 @pytest.mark.parametrize(("end", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
