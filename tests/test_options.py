@@ -241,6 +241,7 @@ def run_main(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
         (("bench", "run", "--threads", "0"), "--threads takes numbers from 1 on; it is 0"),
         (("export", "--target", "onnx", "--from", "x", "--model", "y"), "--from names a run and its model; leave out"),
         (("validate", "x", "--device", "d.json", "--data", "digits"), "leave out --data"),
+        (("validate", "x", "--device", "d.json", "--again"), "leave out --again"),
         (("prune", "digits", "--calib", "x", "--output", "y", "--recover"), "give --macs"),
     ],
 )

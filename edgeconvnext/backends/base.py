@@ -60,10 +60,14 @@ class Programs:
 
 @dataclass(frozen=True)
 class LatencyResult:
-    """Both networks' times and, where both ran, how many times faster the artifact is."""
+    """Both networks' times and, where both ran, how many times faster the artifact is.
+
+    noise: what makes the times doubtful; None where nothing does.
+    """
 
     comparison: LatencyComparison
     speedup: Interval | None
+    noise: str | None = None
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,15 @@ def validate(options: options.Validate, run: RunArgument, json: JsonOption = Fal
     """Measure the artifact of a finished run again, or merge what a device measured, and renew its report."""
     from edgeconvnext import api
 
-    finish(api.validate(run, **options.stated), json)
+    outcome = api.validate(run, **options.stated)
+    if not json and options.device is None:
+        typer.echo(
+            f"measured: {', '.join(outcome.measured) or 'nothing'}\nreused: {', '.join(outcome.reused) or 'nothing'}"
+        )
+        if not options.again:
+            typer.echo("--again measures accuracy again, too.")
+        typer.echo()
+    finish(outcome, json)
 
 
 @command(

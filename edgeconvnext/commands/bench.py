@@ -117,6 +117,8 @@ def render_bench(result: BenchResult) -> RenderableType:
         parts.append(
             Text(f"speed-up of medians {speedup.value:.2f}x ({speedup.low:.2f} to {speedup.high:.2f})", "bold")
         )
+    if "noisy" in settings.settings:
+        parts.append(Text(f"noisy, decides nothing: {settings.settings['noisy']}", "yellow"))
     if result.profiles:
         parts += [Text(""), _profile_table(result.profiles)]
     for name, profile in result.profiles.items():

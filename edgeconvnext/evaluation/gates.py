@@ -17,13 +17,15 @@ def judge(
     reasons: Mapping[str, str],
     outputs: Sequence[OutputRecord] = (),
     sizes: Sequence[SizeRecord] = (),
+    noise: str | None = None,
 ) -> list[Gate]:
     """Return one gate for each limit of the target, in the order of its file.
 
     outputs: of a network without classifier, which is judged by their SQNR in place of the drop of top-1. sizes: further input
     sizes, whose outputs and fidelity count as well (a drop takes more images than there are). The point estimate is judged;
     `min_speedup` is missed only when the whole 95 % interval lies below it, because a ratio of times moves from run to run.
-    reasons: by gate, why it could not be measured; such a gate has passed None.
+    reasons: by gate, why it could not be measured; such a gate has passed None. noise: why times are doubtful, so that they decide
+    no gate.
     """
     limits = target.gates
     gates = []
@@ -34,7 +36,7 @@ def judge(
     if not outputs and limits.top1_drop_pp is not None:
         gates.append(_drop_gate(limits.top1_drop_pp, accuracy, _reason(reasons, "top1_drop_pp")))
     if limits.min_speedup is not None:
-        gates.append(_speedup_gate(limits.min_speedup, speedup, _reason(reasons, "min_speedup")))
+        gates.append(_speedup_gate(limits.min_speedup, speedup, _reason(reasons, "min_speedup"), noise))
     if limits.min_fidelity_db is not None:
         lowest, place = fidelity_db, None
         for record in sizes:
@@ -115,19 +117,19 @@ def _feature_gate(limit: float, outputs: Sequence[OutputRecord], accuracy: Accur
     return Gate(name=name, limit=limit, measured=None, passed=None, reason=f"{reason}; {simulation}")
 
 
-def _speedup_gate(limit: float, speedup: Interval | None, reason: str) -> Gate:
+def _speedup_gate(limit: float, speedup: Interval | None, reason: str, noise: str | None) -> Gate:
     if speedup is None:
         return Gate(name="min_speedup", limit=limit, measured=None, passed=None, reason=reason)
     below = f"{speedup.value:.2f}x is below the limit, but its 95 % interval is not" if speedup.value < limit else None
-    missed = speedup.high < limit
+    missed, decided = speedup.high < limit, noise is None
     return Gate(
         name="min_speedup",
         limit=limit,
         measured=speedup.value,
         low=speedup.low,
         high=speedup.high,
-        passed=not missed,
-        reason=None if missed else below,
+        passed=not missed if decided else None,
+        reason=f"not decided, the timings are noisy: {noise}" if not decided else None if missed else below,
     )
 
 

@@ -20,6 +20,9 @@ MIN_SECONDS = 3.0
 SCREENING_SECONDS = 1.0
 """In place of MIN_SECONDS where many networks are timed to choose among them."""
 
+QUIET_SECONDS = 30.0
+"""So long noisy timings are measured again; then they are marked."""
+
 MIN_RUNS = turns.LEAST_RUNS
 BLOCK_S = turns.BLOCK_SECONDS
 """Each network runs about this long before the other's turn; a turn's first run, on cold caches, is not counted."""
@@ -145,8 +148,12 @@ def settings(seconds: float) -> dict[str, str]:
     }
 
 
+def current_load() -> float | None:
+    """Return how many processes ran on average over the last minute; None where the system does not say."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
 def load_before() -> str:
     """Return what else was running: on a busy machine the longer run is interrupted more often, and ratios grow."""
-    if not hasattr(os, "getloadavg"):
-        return "unknown"
-    return f"{os.getloadavg()[0]:.1f} processes on {os.cpu_count()} cores (1 minute average)"
+    load = current_load()
+    return "unknown" if load is None else f"{load:.1f} processes on {os.cpu_count()} cores (1 minute average)"

@@ -55,6 +55,7 @@ class Validate(Measuring):
     PANEL = "Input"
     data: str | Path | None = option(None, "Evaluation images: a set's name or a folder.", metavar="<set>")
     skip_broken: bool = option(False, "Leave out images that cannot be read, however many.")
+    again: bool = option(False, "Measure accuracy again, too; latency is measured again in any case.")
     device: str | Path | None = option(
         None,
         "device.json that the run's device kit wrote: merged, nothing is measured again.",
@@ -67,6 +68,10 @@ class Validate(Measuring):
         if self.device is not None and self.data is not None:
             raise OptionError(
                 lambda spelled: f"{spelled('device')} merges a file and measures nothing; leave out {spelled('data')}."
+            )
+        if self.device is not None and self.again:
+            raise OptionError(
+                lambda spelled: f"{spelled('device')} merges a file and measures nothing; leave out {spelled('again')}."
             )
 
 

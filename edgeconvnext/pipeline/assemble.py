@@ -51,9 +51,10 @@ def assemble(job: Job, finished: Finished) -> Report:
     sizes = [] if finished.measured.sizes is None else finished.measured.sizes.values.sizes
     timings = None if finished.latency is None else finished.latency.values
     speedup = None if timings is None else timings.speedup
+    noise = None if timings is None else timings.noise
     checks = [] if finished.artifact is None else finished.artifact.values.checks
     reasons = _reasons(job, accuracy, fidelity, finished)
-    gates = judge(job.target, accuracy, fidelity, speedup, gate_reasons(reasons), outputs, sizes)
+    gates = judge(job.target, accuracy, fidelity, speedup, gate_reasons(reasons), outputs, sizes, noise)
     return Report(
         target=job.target.name,
         target_description=job.target.description,
@@ -75,7 +76,16 @@ def assemble(job: Job, finished: Finished) -> Report:
         passed=passed(gates) and all(check.passed for check in checks),
         stages=finished.costs,
         environment=describe_device() | package_versions(),
-        notes=[*job.notes, *float16_notes(finished.planned.plan.values.float16), *_skipped_notes(job, finished)],
+        notes=[
+            *job.notes,
+            *float16_notes(finished.planned.plan.values.float16),
+            *(
+                []
+                if noise is None
+                else [f"The timings are noisy and decide no gate: {noise}. Time again on an idle machine."]
+            ),
+            *_skipped_notes(job, finished),
+        ],
         not_measured=reasons,
     )
 

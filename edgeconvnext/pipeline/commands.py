@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 RUNS = Path("runs")
+# Stages whose result changes from one moment to the next, and stages that run networks over images.
+MEASURED = frozenset({"latency"})
+ANSWERED = frozenset({"reference", "accuracy", "outputs", "sizes"})
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,16 @@ class Outcome:
     @property
     def exit_code(self) -> int:
         return 0 if self.report.passed else GATE_MISSED_EXIT_CODE
+
+    @property
+    def measured(self) -> list[str]:
+        """Stages that this command measured."""
+        return [cost.stage for cost in self.report.stages if cost.stage in MEASURED | ANSWERED and not cost.reused]
+
+    @property
+    def reused(self) -> list[str]:
+        """Stages that were finished before and are reused."""
+        return [cost.stage for cost in self.report.stages if cost.reused]
 
 
 @dataclass(frozen=True)
@@ -78,6 +91,7 @@ def export(request: Request) -> Outcome:
 def validate(path: Path, options: Validate | None = None) -> Outcome:
     """Measure a run's artifact again, on another evaluation set where one is named, and renew its report.
 
+    Latency is measured each time, accuracy where the images are others or `options.again` asks for it; the rest is reused.
     With a device.json in `options`, merge what the device measured instead.
 
     Raises RunDirectoryError where `path` is no finished run or its files have changed.
@@ -92,6 +106,7 @@ def validate(path: Path, options: Validate | None = None) -> Outcome:
         eval=options.data,
         output=path,
         from_run=path,
+        measured_again=MEASURED | (ANSWERED if options.again else frozenset()),
     )
     has_artifact = "stages/artifact.json" in finished.files
     return export(request) if has_artifact else quantize(request)
@@ -195,6 +210,7 @@ def _open_run(job: Job, command: str) -> AbstractContextManager[RunDirectory]:
         reuse_from=None if request.from_run is None else Path(request.from_run),
         reuse_beside=request.reuse,
         own_inputs=not request.model_from_copy,
+        again=request.measured_again,
     )
 
 

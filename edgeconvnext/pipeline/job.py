@@ -42,7 +42,7 @@ class Request(Output, Measuring, Compression, Quantization, SourceRun, Input):
     model: None takes EDGECONVNEXT_MODEL, else the hub's convnext_tiny. head: all but "classifier" make a backbone of the network,
     which is judged by its outputs and needs no labels. most_evaluated: images that are evaluated where no evaluation set is named.
     stored_target, stored_bits, stored_compression: those of the run that `from_run` names. model_from_copy: its folded copy is the
-    model.
+    model. measured_again: stages that are made again, whatever is stored.
     """
 
     most_evaluated: int = EVALUATED_OF_CALIBRATION_SET
@@ -50,6 +50,7 @@ class Request(Output, Measuring, Compression, Quantization, SourceRun, Input):
     stored_bits: BitPlan | None = None
     stored_compression: CompressOptions | None = None
     model_from_copy: bool = False
+    measured_again: frozenset[str] = frozenset()
 
     @classmethod
     def from_options(cls, options: Options) -> Request:

@@ -68,14 +68,7 @@ def load_plan(path: Path, folded: Network) -> tuple[QuantPlan, Network]:
 
     Raises RunDirectoryError where the file holds anything else, or the plan of another network.
     """
-    from safetensors import safe_open
-
-    require_regular_file(path, RunDirectoryError)
-    with reading(path, RunDirectoryError, "Make the run again with the same command."):
-        with safe_open(str(path), framework="pt") as file:
-            metadata = _Metadata.of(parse_json(file.metadata()["plan"], path, RunDirectoryError))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  the file is no mapping
-        plan = _read_plan(metadata, tensors)
+    plan, tensors = _read(path)
     try:
         return plan, _with_plan(plan, tensors, folded)
     except (ValueError, KeyError, IndexError, AttributeError, RuntimeError) as error:
@@ -83,6 +76,28 @@ def load_plan(path: Path, folded: Network) -> tuple[QuantPlan, Network]:
             f"{for_terminal(path)} is the plan of another network than the folded one beside it ({reason(error)}). Make the run "
             "again with the same command."
         ) from error
+
+
+def restore_plan(path: Path, module: Network, *, scalings: bool) -> QuantPlan:
+    """Read a plan of some layers and put their codes and biases into `module`, in place; return the plan.
+
+    scalings: whether those in front of the layers are placed, too. Raises RunDirectoryError as `load_plan`.
+    """
+    plan, tensors = _read(path)
+    _place(plan, tensors, module, scalings=scalings)
+    return plan
+
+
+def _read(path: Path) -> tuple[QuantPlan, dict[str, torch.Tensor]]:
+    """Read a plan and its tensors; raises RunDirectoryError where the file holds anything else."""
+    from safetensors import safe_open
+
+    require_regular_file(path, RunDirectoryError)
+    with reading(path, RunDirectoryError, "Make the run again with the same command."):
+        with safe_open(str(path), framework="pt") as file:
+            metadata = _Metadata.of(parse_json(file.metadata()["plan"], path, RunDirectoryError))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  the file is no mapping
+        return _read_plan(metadata, tensors), tensors
 
 
 def _read_plan(metadata: _Metadata, tensors: dict[str, torch.Tensor]) -> QuantPlan:
@@ -115,8 +130,14 @@ def _with_plan(plan: QuantPlan, tensors: dict[str, torch.Tensor], folded: Networ
     if strangers:
         raise ValueError(f"its network has a layer {min(strangers)}, and the run's has none")
     module = scale_streams(folded, plan.stream_exponents).eval()
+    _place(plan, tensors, module, scalings=True)
+    return module
+
+
+def _place(plan: QuantPlan, tensors: dict[str, torch.Tensor], module: Network, *, scalings: bool) -> None:
+    """Put scalings, codes and biases into `module`; raises ValueError for tensors of other shapes."""
     for layer, qparams in plan.weights.items():
-        if layer in plan.decisions and not plan.decisions[layer].scaling.is_identity:
+        if scalings and layer in plan.decisions and not plan.decisions[layer].scaling.is_identity:
             place_scaling(module, layer, plan.decisions[layer].scaling)
         placed = module.get_submodule(layer)
         weight, bias = placed.get_parameter("weight").data, placed.get_parameter("bias").data
@@ -127,7 +148,6 @@ def _with_plan(plan: QuantPlan, tensors: dict[str, torch.Tensor], folded: Networ
             raise ValueError(f"{layer} has not one scale for each channel")
         weight.copy_(codes.float() * qparams.broadcast(qparams.scale, codes))
         bias.copy_(stored_bias)
-    return module
 
 
 # Checked by hand: the machine with the GPU that reads plans may have torch, numpy and safetensors alone.

@@ -43,6 +43,7 @@ from edgeconvnext.quantization.candidates import (
 from edgeconvnext.quantization.fake import quantize_input, quantize_output
 from edgeconvnext.quantization.float16_range import Float16Range, fit_float16, peaks_of
 from edgeconvnext.quantization.histogram import StreamingHistogram
+from edgeconvnext.quantization.layer_checkpoints import LayerCheckpoints
 from edgeconvnext.quantization.layer_statistics import LayerStatistics, gather, weight_rows
 from edgeconvnext.quantization.plan import ActivationPlan, LayerDecision, QParams, QuantPlan
 from edgeconvnext.quantization.planning import (
@@ -97,12 +98,14 @@ def reconstruct(
     preprocess: Preprocess,
     folder: Path,
     options: ReconstructionOptions | None = None,
+    checkpoints: LayerCheckpoints | None = None,
 ) -> Reconstructed:
     """Quantise `module` layer by layer; it is left as it is.
 
     module: exactly folded, for the target's input range. precisions: bits of every layer that is quantised. fit, held_out: batches
     of images (N, C, H, W) as the module takes them; each is read once. preprocess: the checkpoint's own. folder: where block
-    inputs are kept meanwhile, 8 bytes an element.
+    inputs are kept meanwhile, 8 bytes an element. checkpoints: layers finished before are taken from there, and each that
+    is finished is kept there.
 
     Raises QuantizationError when there are no images, or an activation is NaN or infinite.
     """
@@ -119,7 +122,7 @@ def reconstruct(
             peaks = peaks_of(module, chain(images.fit(), images.held_out()))
             module, float16 = fit_float16(module, peaks)
         with _State(module, copy.deepcopy(module).eval(), images, folder) as state:
-            engine = _Engine(state, target, precisions, preprocess, options)
+            engine = _Engine(state, target, precisions, preprocess, options, checkpoints)
             total = len(precisions) + len(target.quantize.outputs)
             with progress_bar("Quantising layer by layer", total) as advance:
                 for unit in units_of(module):
@@ -143,8 +146,10 @@ class _Engine:
         precisions: dict[str, Precision],
         preprocess: Preprocess,
         options: ReconstructionOptions,
+        checkpoints: LayerCheckpoints | None,
     ) -> None:
         self.state = state
+        self.checkpoints = checkpoints
         self.target = target
         self.precisions = precisions
         self.options = options
@@ -163,15 +168,53 @@ class _Engine:
         evaluation = _Evaluation(self.state, unit, sum(self.macs[layer] for layer in unit.layers))
         for layer in unit.layers:
             if layer in self.precisions:
-                self._solve_layer(unit, layer, evaluation)
+                if not self._restored(layer, [layer]):
+                    self._solve_layer(unit, layer, evaluation)
+                    self._keep(layer, [layer])
                 advance(1)
             if self.target.quantize.takes_output(layer, self.candidates.kinds[layer]):
-                self._solve_output(unit, layer)
+                if not self._restored(f"{layer}:output", []):
+                    self._solve_output(unit, layer)
+                    self._keep(f"{layer}:output", [])
                 advance(1)
         # AdaRound moves codes to the next whole number, which a palette may not hold.
         chosen = [layer for layer in unit.layers if layer in self.weights and self.weights[layer].levels is None]
-        if self.options.adaround and chosen:
+        if self.options.adaround and chosen and not self._restored(f"{unit.name}:adaround", chosen):
             self._adaround(unit, chosen, evaluation)
+            self._keep(f"{unit.name}:adaround", chosen)
+
+    def _keep(self, step: str, layers: list[str]) -> None:
+        """Keep what a step made, where steps are kept. step: a layer, a layer's output, or a unit's AdaRound."""
+        if self.checkpoints is None:
+            return
+        names = {step, f"{step}:input"}
+        plan = QuantPlan(
+            {name: self.activations[name] for name in names & self.activations.keys()},
+            {layer: self.weights[layer] for layer in layers},
+            {layer: self.decisions[layer] for layer in layers},
+        )
+        tensors = {name: self.tensors[name] for name in names & self.tensors.keys()}
+        state = self.state
+        self.checkpoints.save(step, plan, state.working, Statistics(tensors, state.fit_images, state.held_out_images))
+
+    def _restored(self, step: str, layers: list[str]) -> bool:
+        """Put a step that was finished before an interruption in its place; say whether there was one."""
+        if self.checkpoints is None:
+            return False
+        working = self.state.working
+        stored = self.checkpoints.restore(step, working, scalings=layers == [step])
+        if stored is None:
+            return False
+        plan, statistics = stored
+        self.activations |= plan.activations
+        self.weights |= plan.weights
+        self.decisions |= plan.decisions
+        self.tensors |= statistics.tensors
+        for name, activation in plan.activations.items():
+            layer, _, side = name.partition(":")
+            quantize = quantize_input if side == "input" else quantize_output
+            self.state.hooks[name] = quantize(working, layer, activation.qparams)
+        return True
 
     def _solve_layer(self, unit: Unit, layer: str, evaluation: _Evaluation) -> None:
         state, precision = self.state, self.precisions[layer]

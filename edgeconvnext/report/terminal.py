@@ -170,7 +170,8 @@ def _gates(report: Report) -> Table:
     table.add_column("result", no_wrap=True)
     for gate in report.gates:
         text = gate_text(gate)
-        table.add_row(Text(text.promise), text.measured or "-", Text(_RESULTS[text.outcome], _STYLES[text.outcome]))
+        result = "not decided" if text.outcome == "open" and text.measured else _RESULTS[text.outcome]
+        table.add_row(Text(text.promise), text.measured or "-", Text(result, _STYLES[text.outcome]))
     return table
 
 

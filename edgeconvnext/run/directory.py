@@ -19,7 +19,7 @@ import contextlib
 import dataclasses
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic, overload
@@ -101,6 +101,7 @@ class RunDirectory:
         reuse_from: Path | None,
         reuse_beside: bool,
         own_inputs: bool,
+        again: Collection[str],
     ) -> None:
         self.path = path
         self.config = config
@@ -109,6 +110,7 @@ class RunDirectory:
         self._reuse_beside = reuse_beside
         self._user_key = user_key
         self._all_own = own_inputs
+        self._again = frozenset(again)
 
     @classmethod
     @contextmanager
@@ -120,12 +122,14 @@ class RunDirectory:
         *,
         reuse_beside: bool = False,
         own_inputs: bool = True,
+        again: Collection[str] = (),
     ) -> Iterator[RunDirectory]:
         """Create `path` or open it again, and lock it until the block ends.
 
         config: what was asked, JSON-able; a run of another config["model"] or config["target"] is not written over.
         reuse_from: a run whose finished stages are copied first; after it, the runs beside `path` are looked at.
         reuse_beside: the runs beside `path` are named, too: stages of others in them are copied where they are data.
+        again: stages that are made again, whatever is stored.
         own_inputs: False where a stage's inputs are what a run of others says of itself: then no stage gets the user's code.
         Raises RunDirectoryError where the folder is in use, cannot be written, or is not a run.
         """
@@ -136,7 +140,7 @@ class RunDirectory:
         key = user_key()
         created = create_run_folder(path)
         with storage_errors(path), folder_lock(path):
-            run = cls(path, plain_json(config), key, reuse_from, reuse_beside, own_inputs)
+            run = cls(path, plain_json(config), key, reuse_from, reuse_beside, own_inputs, again)
             run._refuse_links()
             run._refuse_another_run()
             (path / STAGES_FOLDER).mkdir(exist_ok=True)
@@ -175,16 +179,35 @@ class RunDirectory:
         """
         if not re.fullmatch(r"[a-z0-9_-]+", name):
             raise ValueError(f"stage name {name!r} is not made of lower-case letters, digits, '-' and '_'")
-        plain = plain_json(inputs)
-        key = json_sha256({"stage": name, "format": FORMAT, "code": code_version(), "inputs": plain})
-        result = (
-            self._reused(name, key, values)
-            or self._copied(name, key, values)
-            or self._made(name, key, plain, make, values)
-        )
+        plain, key = plain_json(inputs), self.stage_key(name, inputs)
+        stored = None if name in self._again else self._reused(name, key, values) or self._copied(name, key, values)
+        result = stored or self._made(name, key, plain, make, values)
         self._all_own = self._all_own and (not result.reused or result.record.is_own(self._user_key))
         self.results[name] = result
         return result
+
+    @staticmethod
+    def stage_key(name: str, inputs: Mapping[str, Any]) -> str:
+        """Return the hash of all that a stage depends on: its inputs and the code."""
+        plain = plain_json(inputs)
+        return json_sha256({"stage": name, "format": FORMAT, "code": code_version(), "inputs": plain})
+
+    @property
+    def own_key(self) -> bytes | None:
+        """This user's key; None where there is none, or where a stage so far goes back to somebody else."""
+        return self._user_key if self._all_own else None
+
+    def kept(self, name: str, inputs: Mapping[str, Any], kind: type[Values]) -> StageResult[Values] | None:
+        """Return this folder's finished stage that had these inputs among others, and keep it in the run; None without one."""
+        record, plain = read_record(self.path, name), plain_json(inputs)
+        if record is None or any(record.inputs.get(key) != value for key, value in plain.items()):
+            return None
+        values = self._reusable_values(record, kind, named=True)
+        if values is None or not record.holds_in(self.path):
+            return None
+        self._all_own = self._all_own and record.is_own(self._user_key)
+        self.results[name] = StageResult(record, values, self.path, reused=True)
+        return self.results[name]
 
     def stored(self, name: str, kind: type[Values]) -> StageResult[Values] | None:
         """Return a finished stage as this folder has it, whatever it was made from.

@@ -19,11 +19,16 @@ from edgeconvnext.run.directory import RunDirectory, StageResult
 def time_artifact(
     run: RunDirectory, quantized: Quantized, artifact: StageResult[ArtifactValues]
 ) -> StageResult[LatencyValues] | None:
-    """Time the artifact and its float baseline, interleaved; None where that is switched off or not possible. Files: none."""
+    """Time the artifact and its float baseline, interleaved; None where that is not possible. Files: none.
+
+    Where it is switched off, the run keeps what was measured of this very artifact before; None where that is nothing.
+    """
     job = quantized.job
     backend = backend_for(job.target)
-    if backend.not_timed is not None or not job.request.latency:
+    if backend.not_timed is not None:
         return None
+    if not job.request.latency:
+        return run.kept("latency", {"artifact": artifact.key}, LatencyValues)
 
     def make(folder: Path) -> LatencyValues:
         budget = quantized.graph.plan.values.budget
@@ -36,6 +41,7 @@ def time_artifact(
         return LatencyValues(
             latency=timed.comparison,
             speedup=timed.speedup,
+            noise=timed.noise,
             unbudgeted_ms=None if unbudgeted is None else unbudgeted.median_ms,
         )
 

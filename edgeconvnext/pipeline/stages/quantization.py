@@ -24,8 +24,10 @@ from edgeconvnext.pipeline.stages.values import (
     PlanValues,
 )
 from edgeconvnext.progress import progress_bar
-from edgeconvnext.quantization.precision import BitPlan, asked_bits, resolve_precision
+from edgeconvnext.quantization.layer_checkpoints import LayerCheckpoints, remove_checkpoints
+from edgeconvnext.quantization.precision import BitPlan, Precision, asked_bits, resolve_precision
 from edgeconvnext.run.directory import RunDirectory, StageResult
+from edgeconvnext.run.stage_record import json_sha256
 from edgeconvnext.targets import Target
 
 if TYPE_CHECKING:
@@ -40,6 +42,8 @@ PLAN_STATISTICS = "plan_statistics.safetensors"
 PLAN_TOML = "plan.toml"
 # What --max-drop started from, to time what it cost.
 UNBUDGETED_PLAN = "plan_before_budget.safetensors"
+# Layers that are finished while others are still quantised.
+LAYERS = "stages/plan.layers"
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,7 @@ def make_plan(
         check_bits(job.target, asked_bits(network.module, job.target, job.bits))
         budget: BudgetValues | None = None
         if statistics is None:
-            counts, budget, float16 = _reconstruct(network, folder)
+            counts, budget, float16 = _reconstruct(network, folder, steps)
         else:
             counts = statistics.values
             float16 = _plan_each_tensor(network, statistics, folder)
@@ -156,7 +160,12 @@ def make_plan(
         "bits": job.bits.model_dump(),
         **{name: getattr(job.request, name) for name in METHOD},
     }
-    return run.stage("plan", inputs, make, PlanValues)
+    layers = run.path / LAYERS
+    steps = _Steps(layers, run.stage_key("plan", inputs), run.own_key)
+    steps.forget_others()
+    result = run.stage("plan", inputs, make, PlanValues)
+    remove_checkpoints(layers)
+    return result
 
 
 def _what_a_plan_reads(target: Target) -> dict[str, Any]:
@@ -198,8 +207,30 @@ def _plan_each_tensor(
     return float16
 
 
+@dataclass(frozen=True)
+class _Steps:
+    """Where finished layers are kept while the plan stage of this key runs. user_key: as `RunDirectory.own_key`."""
+
+    folder: Path
+    key: str
+    user_key: bytes | None
+
+    def with_bits(self, precisions: dict[str, Precision]) -> LayerCheckpoints:
+        """Return the steps of the reconstruction with these bits: a budget makes several."""
+        bits = {layer: asdict(precision) for layer, precision in precisions.items()}
+        return LayerCheckpoints(self.folder / self.key, json_sha256({"plan": self.key, "bits": bits}), self.user_key)
+
+    def forget_others(self) -> None:
+        """Remove what other plans left."""
+        if self.folder.is_symlink():
+            remove_checkpoints(self.folder)
+        for other in self.folder.glob("*"):
+            if other.name != self.key or other.is_symlink():
+                remove_checkpoints(other)
+
+
 def _reconstruct(
-    network: TargetNetwork, folder: Path
+    network: TargetNetwork, folder: Path, steps: _Steps
 ) -> tuple[CalibrationCounts, BudgetValues | None, Float16Range | None]:
     """Reconstruct the network's layers, within a budget where one is set.
 
@@ -209,7 +240,7 @@ def _reconstruct(
     """
     from edgeconvnext.quantization.plan_storage import save_plan
 
-    reconstruction = _Reconstruction(network, folder)
+    reconstruction = _Reconstruction(network, folder, steps)
     if network.job.request.max_drop is None:
         result, budget = reconstruction.with_bits(network.job.bits), None
     else:
@@ -226,7 +257,8 @@ class _Reconstruction:
     folder: of the plan stage, where inputs of blocks are stored meanwhile.
     """
 
-    def __init__(self, network: TargetNetwork, folder: Path) -> None:
+    def __init__(self, network: TargetNetwork, folder: Path, steps: _Steps) -> None:
+        self.steps = steps
         self.job = network.job
         self.module = network.module
         self.folder = folder
@@ -239,15 +271,17 @@ class _Reconstruction:
 
         job = self.job
         fit, held_out = self._read(job.fit, "Reading images"), self._held_out()
+        precisions = resolve_precision(self.module, job.target, bits)
         result = reconstruct(
             self.module,
             job.target,
-            resolve_precision(self.module, job.target, bits),
+            precisions,
             images_of(fit),
             images_of(held_out),
             preprocess=job.model.preprocess,
             folder=self.folder,
             options=job.request.reconstruction_options,
+            checkpoints=self.steps.with_bits(precisions),
         )
         skipped = [*fit.skipped, *held_out.skipped]
         check_broken(job.calibration, skipped)

@@ -117,10 +117,14 @@ class SizesValues(StageValues):
 
 
 class LatencyValues(StageValues):
-    """unbudgeted_ms: median of the artifact that --max-drop started from, where it gave layers back."""
+    """unbudgeted_ms: median of the artifact that --max-drop started from, where it gave layers back.
+
+    noise: what makes the times doubtful; None where nothing does.
+    """
 
     latency: LatencyComparison
     speedup: Interval | None
+    noise: str | None
     unbudgeted_ms: float | None
 
 
