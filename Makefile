@@ -45,15 +45,15 @@ export: target-named $(INSTALLED)  ## Quantise and export: TARGET=onnx, jetson, 
 target-named:
 	@test -n "$(TARGET)" || { echo "Name a target: make export TARGET=jetson (or onnx, rtx, gpu, coreml)" >&2; exit 2; }
 
-test: $(INSTALLED)  ## Run the tests, but for those on photographs; PYTHON=python3.12 or TORCH=2.14.1: in an environment of its own
-	$(ONE_THREAD) $(BIN)/python -m pytest $(ON_ALL_CORES) -m "not data"
+test: $(INSTALLED)  ## Run the tests; PYTHON=python3.12 or TORCH=2.14.1: in an environment of its own
+	$(ONE_THREAD) $(BIN)/python -m pytest $(ON_ALL_CORES) -m "not data and not exhaustive"
 
-test-all: $(INSTALLED)  ## Run all tests: also those on photographs (EDGECONVNEXT_DATA or ../shared/data) and those of the kernels (installs Triton)
+test-all: $(INSTALLED)  ## Run all tests: also more cases, those on photographs (EDGECONVNEXT_DATA or ../shared/data) and kernels (installs Triton)
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[demo,dev,triton]'
 	$(ONE_THREAD) $(BIN)/python -m pytest $(ON_ALL_CORES)
 
 test-fast: $(INSTALLED)  ## Run the tests that take less than ten seconds each
-	$(ONE_THREAD) $(BIN)/python -m pytest $(ON_ALL_CORES) -m "not slow and not data"
+	$(ONE_THREAD) $(BIN)/python -m pytest $(ON_ALL_CORES) -m "not slow and not data and not exhaustive"
 
 check: $(INSTALLED)  ## Run ruff and mypy
 	$(BIN)/ruff check .

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import os
 import signal
 import subprocess
@@ -97,6 +99,15 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def _ctrl_c_reaches_children() -> None:
     """A shell starts background jobs with Ctrl-C ignored, and children inherit that; with a handler here they do not."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _torchlib_is_translated_once() -> None:
+    """torch's exporter has onnxscript translate its 545 functions for every file, in 0.4 s, with the same result."""
+    from torch.onnx._internal import _lazy_import
+
+    apis = _lazy_import.onnxscript_apis
+    apis.get_torchlib_ops = functools.cache(lambda: importlib.import_module(apis._name).get_torchlib_ops())
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -42,8 +42,19 @@ def onnx(runs: Path, quantized: Outcome) -> Outcome:
 
 
 @pytest.fixture(scope="module")
-def jetson(runs: Path, onnx: Outcome) -> Outcome:
-    return pipeline.export(request(target="jetson", output=runs / "jetson"))
+def micro_onnx(runs: Path, micro: str) -> Outcome:
+    return pipeline.export(request(model=micro, target="onnx", output=runs / "micro-onnx"))
+
+
+@pytest.fixture(scope="module")
+def jetson(runs: Path, micro: str, micro_onnx: Outcome) -> Outcome:
+    return pipeline.export(request(model=micro, target="jetson", output=runs / "jetson"))
+
+
+@pytest.fixture(scope="module")
+def rtx(runs: Path, micro: str, jetson: Outcome) -> Outcome:
+    pytest.importorskip("tensorrt_rtx")
+    return pipeline.export(request(model=micro, target="rtx", output=runs / "rtx"))
 
 
 def stored(outcome: Outcome) -> dict:
@@ -147,11 +158,9 @@ def test_another_target_takes_over_the_folded_network_and_its_fp32_results(jetso
     assert {"fold", "reference"} <= reused(jetson)
 
 
-def test_targets_that_differ_in_their_file_only_share_a_plan(jetson: Outcome, runs: Path) -> None:
-    pytest.importorskip("tensorrt_rtx")
-    outcome = pipeline.export(request(target="rtx", output=runs / "rtx"))
-    assert {"fold", "plan", "reference"} <= reused(outcome)
-    assert stored(outcome)["quantization"]["layers"] == stored(jetson)["quantization"]["layers"]
+def test_targets_that_differ_in_their_file_only_share_a_plan(jetson: Outcome, rtx: Outcome) -> None:
+    assert {"fold", "plan", "reference"} <= reused(rtx)
+    assert stored(rtx)["quantization"]["layers"] == stored(jetson)["quantization"]["layers"]
 
 
 def test_with_quick_effort_another_target_reads_no_image_for_calibration_again(micro: str, runs: Path) -> None:
@@ -160,10 +169,12 @@ def test_with_quick_effort_another_target_reads_no_image_for_calibration_again(m
     assert {"fold", "statistics", "reference"} <= reused(outcome)
 
 
-def test_every_run_writes_a_plan_file_that_another_run_can_be_made_with(quantized: Outcome, runs: Path) -> None:
-    text = (quantized.path / "plan.toml").read_text() + "\nweights = 4\n[layers.head]\nfloat = true\n"
+def test_every_run_writes_a_plan_file_that_another_run_can_be_made_with(
+    micro: str, micro_onnx: Outcome, runs: Path
+) -> None:
+    text = (micro_onnx.path / "plan.toml").read_text() + "\nweights = 4\n[layers.head]\nfloat = true\n"
     (runs / "mine.toml").write_text(text)
-    outcome = pipeline.quantize(request(plan=runs / "mine.toml", output=runs / "planned"))
+    outcome = pipeline.quantize(request(model=micro, plan=runs / "mine.toml", output=runs / "planned"))
     record = outcome.report.quantization
     assert record.scheme.startswith("W4A8")
     assert "head" not in {layer.layer for layer in record.layers}
@@ -235,8 +246,10 @@ def test_the_manifest_covers_every_file_and_the_image_list(onnx: Outcome) -> Non
     assert len(run.manifest["calibration_list"]) == 120
 
 
-def test_from_run_takes_model_and_images(onnx: Outcome, runs: Path) -> None:
-    outcome = pipeline.export(Request(target="jetson", from_run=onnx.path, latency=False, output=runs / "from-run"))
+def test_from_run_takes_model_and_images(micro_onnx: Outcome, jetson: Outcome, runs: Path) -> None:
+    outcome = pipeline.export(
+        Request(target="jetson", from_run=micro_onnx.path, latency=False, output=runs / "from-run")
+    )
     assert outcome.report.accuracy.dataset == "digits_test"
     assert outcome.report.quantization.calibration_images == 120
     assert {"fold", "reference"} <= reused(outcome)
@@ -244,7 +257,7 @@ def test_from_run_takes_model_and_images(onnx: Outcome, runs: Path) -> None:
 
 def test_from_run_works_when_the_checkpoint_is_gone(tmp_path: Path) -> None:
     weights = write_micro(tmp_path / "mine.safetensors")
-    first = pipeline.quantize(request(model=str(weights), output=tmp_path / "first"))
+    first = pipeline.quantize(request(model=str(weights), num_images=30, output=tmp_path / "first"))
     weights.unlink()
     second = pipeline.quantize(Request(from_run=first.path, output=tmp_path / "second"))
     assert any("not available" in note for note in second.report.notes)
@@ -284,8 +297,8 @@ def test_validate_on_another_set_renews_the_report(onnx: Outcome, tmp_path: Path
     assert stored(outcome)["accuracy"]["images"] == 400
 
 
-def test_without_evaluation_set_images_that_ranges_saw_are_left_out(runs: Path) -> None:
-    outcome = pipeline.quantize(request(eval=None, output=runs / "no-eval"))
+def test_without_evaluation_set_images_that_ranges_saw_are_left_out(micro: str, runs: Path) -> None:
+    outcome = pipeline.quantize(request(model=micro, eval=None, output=runs / "no-eval"))
     # 400 images in the set, 120 taken, 80 of them fitted on.
     assert outcome.report.accuracy.images == 320
     assert outcome.report.accuracy.fp32 is not None
@@ -322,17 +335,25 @@ def test_a_missed_gate_keeps_the_artifact_and_ends_with_3(micro: str, tmp_path: 
     assert (outcome.path / "model.onnx").is_file()
 
 
+ON_BOTH_NETWORKS = pytest.mark.parametrize(
+    "network", ["micro", pytest.param("digits", marks=[pytest.mark.exhaustive, pytest.mark.slow])]
+)
+
+
+@ON_BOTH_NETWORKS
 @pytest.mark.skipif(sys.platform == "darwin", reason="Core ML itself runs here")
-def test_coreml_run_is_judged_by_the_reference_evaluator(runs: Path, quantized: Outcome) -> None:
+def test_coreml_run_is_judged_by_the_reference_evaluator(network: str, micro: str, runs: Path) -> None:
     pytest.importorskip("coremltools")
-    outcome = pipeline.export(request(target="coreml", output=runs / "coreml"))
+    model = micro if network == "micro" else network
+    outcome = pipeline.export(request(model=model, target="coreml", output=runs / f"coreml-{network}"))
     report = stored(outcome)
     accuracy = report["accuracy"]
     assert (outcome.path / "model.mlpackage" / "Manifest.json").is_file()
     assert accuracy["runtime"].startswith("reference evaluator")
     assert accuracy["measured_on"] == "artifact"
     assert accuracy["artifact"]["n"] == 599
-    assert accuracy["artifact"]["top1"] > 98
+    # The micro network itself is right on 56 of 100.
+    assert accuracy["artifact"]["top1"] > (50 if network == "micro" else 98)
     assert report["fidelity_db"] > 50  # the same arithmetic as the simulation, but for the order of float16 roundings
     gates = {gate["name"]: gate for gate in report["gates"]}
     assert "reference evaluator" in gates["min_fidelity_db"]["reason"]
@@ -345,27 +366,26 @@ def test_coreml_run_is_judged_by_the_reference_evaluator(runs: Path, quantized: 
         assert "artifact in the reference evaluator" in (outcome.path / page).read_text(encoding="utf-8").lower()
 
 
-@pytest.mark.slow
+@ON_BOTH_NETWORKS
 @pytest.mark.skipif(sys.platform == "darwin", reason="Core ML itself runs here")
 @pytest.mark.parametrize(("target", "scheme", "least_db"), [("coreml-w8", "W8A16", 55), ("coreml-p6", "W6A16", 48)])
-def test_weights_alone_cost_the_digits_nothing(
-    target: str, scheme: str, least_db: float, runs: Path, quantized: Outcome
+def test_weights_alone_cost_nothing(
+    network: str, target: str, scheme: str, least_db: float, micro: str, runs: Path
 ) -> None:
-    """The package in the reference evaluator; with the default effort it reaches 63.8 and 56.3 dB."""
+    """The package in the reference evaluator; with the default effort digits reach 63.8 and 56.3 dB."""
     pytest.importorskip("coremltools")
-    report = pipeline.export(request(target=target, output=runs / target)).report
+    model = micro if network == "micro" else network
+    report = pipeline.export(request(model=model, target=target, output=runs / f"{target}-{network}")).report
     assert report.quantization.scheme.startswith(scheme)
     assert report.accuracy.evaluated
-    assert report.accuracy.drop_pp is not None and report.accuracy.drop_pp.value <= 0.2
+    assert report.accuracy.drop_pp is not None and report.accuracy.drop_pp.value <= (2 if network == "micro" else 0.2)
     assert report.accuracy.sqnr_db is not None and report.accuracy.sqnr_db > least_db
     assert report.fidelity_db is not None and report.fidelity_db > 60
 
 
-def test_rtx_engine_is_built_without_a_gpu(runs: Path, quantized: Outcome) -> None:
-    pytest.importorskip("tensorrt_rtx")
-    outcome = pipeline.export(request(target="rtx", output=runs / "rtx"))
-    assert (outcome.path / "model.engine").stat().st_size > 100_000
-    (check,) = [check for check in outcome.report.checks if check.name == "TensorRT-RTX"]
+def test_rtx_engine_is_built_without_a_gpu(rtx: Outcome) -> None:
+    assert (rtx.path / "model.engine").stat().st_size > 100_000
+    (check,) = [check for check in rtx.report.checks if check.name == "TensorRT-RTX"]
     assert check.passed
     assert "parses and builds" in check.result
 
@@ -404,7 +424,7 @@ def test_the_default_model_comes_from_the_environment(
 
 @pytest.mark.parametrize("calibrator", ["minmax", "percentile", "entropy", "mse", "output"])
 def test_a_forced_calibrator_is_used_for_every_layer(calibrator: str, micro: str, runs: Path) -> None:
-    outcome = pipeline.quantize(request(model=micro, calibrator=calibrator, output=runs / calibrator))
+    outcome = pipeline.quantize(request(model=micro, calibrator=calibrator, num_images=30, output=runs / calibrator))
     assert {layer.estimator for layer in outcome.report.quantization.layers} == {calibrator}
 
 

@@ -1,15 +1,20 @@
-"""Every command of the README runs: those of the toolkit here, in order, in one folder; make's in .ci/run."""
+"""Every command of the README runs: the toolkit's in order, in one folder and one process; make's in .ci/run.
+
+`make test` runs them on smaller networks, with the options that README shows; `make test-all` runs them word for word.
+"""
 
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from in_process import run_command
 from loopback import Server
+from resnets import short_step
+
+from edgeconvnext.model.resnet.roadmap import STEPS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -19,6 +24,17 @@ ON_DIGITS = [
     line for line in COMMANDS if line.startswith("edgeconvnext") and ".pth" not in line and line not in OVER_SSH
 ]
 ON_PHOTOGRAPHS = [line for line in COMMANDS if line.startswith("edgeconvnext") and ".pth" in line]
+
+
+TAKE_A_MODEL = ("analyze", "search", "fold", "prune", "fine-tune")
+
+
+def on_micro(line: str, micro: str) -> str:
+    """Return a command that names the digits' network with the micro network in its place, and its training shorter."""
+    line = line.replace("--model digits", f"--model {micro}").replace("--epochs 10", "--epochs 2 --warm-up-epochs 1")
+    for command in TAKE_A_MODEL:
+        line = line.replace(f"edgeconvnext {command} digits", f"edgeconvnext {command} {micro}")
+    return line
 
 
 def run_in_order(lines: list[str], folder: Path, environment: dict[str, str] | None = None) -> None:
@@ -36,22 +52,33 @@ def test_the_readme_has_commands_of_each_kind() -> None:
 
 
 @pytest.fixture(scope="module")
-def made_on_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that the commands on digits ran in."""
-    folder = tmp_path_factory.mktemp("digits")
-    run_in_order(ON_DIGITS, folder)
+def made_on_micro(micro: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the commands ran in, on the micro network and on steps of the roadmap with narrow blocks."""
+    folder = tmp_path_factory.mktemp("micro")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("resnet50", "convnext_tiny"):
+            patch.setitem(STEPS, name, short_step(name))
+        run_in_order([on_micro(line, micro) for line in ON_DIGITS], folder)
     return folder
 
 
 @pytest.mark.slow
-def test_the_commands_on_digits_run(made_on_digits: Path) -> None:
-    assert (made_on_digits / "pruned.safetensors").is_file()
+def test_the_commands_run_on_a_smaller_network(made_on_micro: Path) -> None:
+    assert (made_on_micro / "pruned.safetensors").is_file()
+    assert (made_on_micro / "runs" / "trained" / "model.safetensors").is_file()
+
+
+@pytest.mark.exhaustive
+@pytest.mark.slow
+def test_the_commands_on_digits_run(tmp_path: Path) -> None:
+    run_in_order(ON_DIGITS, tmp_path)
+    assert (tmp_path / "pruned.safetensors").is_file()
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ssh_config")
-def test_the_command_over_ssh_runs_on_the_run_made_above(made_on_digits: Path, server: Server, tmp_path: Path) -> None:
-    shutil.copytree(made_on_digits / "runs" / "mine", tmp_path / "runs" / "mine")
+def test_the_command_over_ssh_runs_on_the_run_made_above(made_on_micro: Path, server: Server, tmp_path: Path) -> None:
+    shutil.copytree(made_on_micro / "runs" / "mine", tmp_path / "runs" / "mine")
     line = OVER_SSH[0].replace("user@board", f"{server.host} --python {sys.executable}")
     result = run_command(*shlex.split(line)[1:], cwd=tmp_path)
     # 3 where the small network is not faster in INT8 at that moment: measured, and said.
@@ -59,12 +86,26 @@ def test_the_command_over_ssh_runs_on_the_run_made_above(made_on_digits: Path, s
     assert "on 32 check vectors" in result.stdout
 
 
-@pytest.mark.slow
-def test_the_python_example_runs(tmp_path: Path) -> None:
+def python_example(folder: Path, monkeypatch: pytest.MonkeyPatch, model: str = "digits") -> None:
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=600)
-    assert result.returncode == 0, result.stderr
-    assert "report.html" in result.stdout
+    monkeypatch.chdir(folder)
+    exec(code.replace('("digits"', f'("{model}"'), {})
+
+
+def test_the_python_example_runs_on_a_smaller_network(
+    micro: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    python_example(tmp_path, monkeypatch, micro)
+    assert "report.html" in capsys.readouterr().out
+
+
+@pytest.mark.exhaustive
+@pytest.mark.slow
+def test_the_python_example_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    python_example(tmp_path, monkeypatch)
+    assert "report.html" in capsys.readouterr().out
 
 
 def few_of(photographs: Path, folder: Path) -> None:

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Literal
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 from torch.export import ExportedProgram
@@ -48,6 +49,10 @@ class Variant:
 
 
 VARIANTS = (Variant(), Variant(version=2), Variant(stem="overlap_tiered", head_norm="before_pool"))
+EACH_VARIANT = pytest.mark.parametrize(
+    "variant", [*VARIANTS[:2], pytest.param(VARIANTS[2], marks=pytest.mark.exhaustive)], ids=str
+)
+"""For what depends on the stem and the place of the last norm in name only; whole files of each backend run with all three."""
 
 
 @cache

@@ -17,7 +17,17 @@ from torch.export import ExportedProgram
 
 pytest.importorskip("coremltools", reason="Core ML packages need coremltools: pip install 'edgeconvnext[coreml]'")
 
-from quantized_programs import VARIANTS, Variant, images, layers_of, program_for, run, small_convnext, sqnr_db
+from quantized_programs import (
+    EACH_VARIANT,
+    VARIANTS,
+    Variant,
+    images,
+    layers_of,
+    program_for,
+    run,
+    small_convnext,
+    sqnr_db,
+)
 
 import edgeconvnext
 from edgeconvnext.backends import load_target
@@ -76,6 +86,11 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(program_for("coreml"), tmp_path_factory.mktemp("coreml"))
 
 
+@pytest.fixture(scope="module")
+def float_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(program_for(None), tmp_path_factory.mktemp("float"))
+
+
 def with_channels(channels: int) -> ExportedProgram:
     """The small float network for images of another number of channels."""
     module = copy.deepcopy(small_convnext())
@@ -87,9 +102,12 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=str)
-def test_planned_layers_have_int8_inputs_and_weights_and_the_rest_is_float16(variant: Variant, tmp_path: Path) -> None:
-    info = inspect_mlpackage(write(program_for("coreml", variant), tmp_path))
+@EACH_VARIANT
+def test_planned_layers_have_int8_inputs_and_weights_and_the_rest_is_float16(
+    variant: Variant, package: Path, tmp_path: Path
+) -> None:
+    path = package if variant == VARIANTS[0] else write(program_for("coreml", variant), tmp_path)
+    info = inspect_mlpackage(path)
     kinds = list(layers_of(variant).values())
     stem = kinds.count("stem")
     quantised = len(kinds) - stem
@@ -191,9 +209,8 @@ def test_ios18_writes_its_own_weight_operator(tmp_path: Path) -> None:
     assert check_weights(program, path).int8_layers == QUANTISED
 
 
-def test_float_program_becomes_a_larger_float16_package(package: Path, tmp_path: Path) -> None:
-    program = program_for(None)
-    path = write(program, tmp_path)
+def test_float_program_becomes_a_larger_float16_package(package: Path, float_package: Path) -> None:
+    path = float_package
     info = inspect_mlpackage(path)
     assert info.weight_types == {"float16": LAYERS}
     assert info.count("quantize") == 0
@@ -202,7 +219,7 @@ def test_float_program_becomes_a_larger_float16_package(package: Path, tmp_path:
     assert (path / weights).stat().st_size > 1.5 * (package / weights).stat().st_size
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@EACH_VARIANT
 def test_prepared_graph_computes_the_same_logits(variant: Variant) -> None:
     """Only powers of two move; a linear as a 1x1 conv adds up in another order, which changes the last bits."""
     program = program_for("coreml", variant)
@@ -336,11 +353,11 @@ def test_failed_export_keeps_the_former_package_and_leaves_nothing_else(
     assert [path.name for path in tmp_path.iterdir()] == ["model.mlpackage"]
 
 
-def test_new_package_replaces_the_former_one(package: Path, tmp_path: Path) -> None:
+def test_new_package_replaces_the_former_one(package: Path, float_package: Path, tmp_path: Path) -> None:
     (tmp_path / "model.mlpackage").mkdir()
     (tmp_path / "model.mlpackage" / "former.txt").write_text("from the run before")
-    written = contents(write(program_for("coreml"), tmp_path))
-    assert written.keys() == contents(package).keys()
+    written = contents(write(program_for(None), tmp_path))
+    assert written.keys() == contents(float_package).keys() == contents(package).keys()
     assert [path.name for path in tmp_path.iterdir()] == ["model.mlpackage"]
 
 
@@ -370,8 +387,8 @@ def test_killed_export_leaves_no_package_and_no_noise(tmp_path: Path) -> None:
         assert noise not in result.stderr
 
 
-def test_broken_package_is_named(tmp_path: Path) -> None:
-    path = write(program_for(None), tmp_path)
+def test_broken_package_is_named(float_package: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(float_package, tmp_path / "model.mlpackage"))
     (path / "Data" / "com.apple.CoreML" / "model.mlmodel").write_bytes(b"not a model")
     with pytest.raises(ExportError, match=r"model\.mlpackage cannot be read"):
         inspect_mlpackage(path)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from quantized_programs import METADATA, VARIANTS, Variant, images, program_for
+from quantized_programs import EACH_VARIANT, METADATA, Variant, images, program_for
 
 from edgeconvnext.backends.coreml.graph import graph_module, layer_weights
 from edgeconvnext.backends.coreml.layout import channels_first
@@ -27,7 +27,7 @@ def targets(module: torch.fx.GraphModule) -> list[str]:
 
 
 @pytest.mark.parametrize("target", [None, "coreml"], ids=["float", "W8A8"])
-@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@EACH_VARIANT
 def test_the_same_logits_come_out(variant: Variant, target: str | None) -> None:
     """In float32; int8 codes hardly ever sit on an edge that another order of additions pushes them over."""
     program = program_for(target, variant)
@@ -35,7 +35,7 @@ def test_the_same_logits_come_out(variant: Variant, target: str | None) -> None:
     torch.testing.assert_close(rewritten(program)(pictures), program.module()(pictures), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@EACH_VARIANT
 def test_linears_become_convs_and_only_norms_keep_permutes(variant: Variant) -> None:
     program = program_for("coreml", variant)
     before, after = targets(graph_module(program)), targets(rewritten(program))
@@ -92,7 +92,7 @@ def test_what_no_convnext_has_is_named(module: torch.nn.Module, message: str) ->
         rewritten(torch.export.export(module, (torch.zeros(1, 4, 4, 4),)))
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@EACH_VARIANT
 def test_norms_of_the_package_work_over_axis_1(variant: Variant, tmp_path: Path) -> None:
     pytest.importorskip("coremltools")
     from edgeconvnext.backends.coreml.convert import export_coreml

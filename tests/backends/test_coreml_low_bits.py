@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,7 @@ from edgeconvnext.targets import Target
 pytest.importorskip("coremltools")
 
 IMAGES = photographs(24)
+Palettised = Callable[[int], tuple[ExportedProgram, Path]]
 
 
 def quantised(target: Target, bits: BitPlan | None = None) -> ExportedProgram:
@@ -78,11 +81,22 @@ def test_sixteen_bit_activations_mean_quantised_weights_alone(tmp_path: Path) ->
     assert info.weight_types["int8"] == weights.int8_layers == 11
 
 
+@pytest.fixture(scope="module")
+def palettised(tmp_path_factory: pytest.TempPathFactory) -> Palettised:
+    """A program with palettes of so many bits and its package, made once."""
+
+    @cache
+    def made(palette_bits: int) -> tuple[ExportedProgram, Path]:
+        target = target_with("coreml-p6", weights={"palette_bits": palette_bits})
+        program = quantised(target)
+        return program, write(program, target, tmp_path_factory.mktemp("palette") / "palette.mlpackage")
+
+    return made
+
+
 @pytest.mark.parametrize("palette_bits", [4, 6])
-def test_palettised_weights_are_indices_and_equal_the_simulations(tmp_path: Path, palette_bits: int) -> None:
-    target = target_with("coreml-p6", weights={"palette_bits": palette_bits})
-    program = quantised(target)
-    path = write(program, target, tmp_path / "palette.mlpackage")
+def test_palettised_weights_are_indices_and_equal_the_simulations(palettised: Palettised, palette_bits: int) -> None:
+    program, path = palettised(palette_bits)
     info, weights = inspect_mlpackage(path), check_weights(program, path)
     assert info.weight_types == {"float16": 1, f"palettised uint{palette_bits}": 11}
     assert info.count("constexpr_lut_to_dense") == info.count("constexpr_blockwise_shift_scale") == 11
@@ -97,19 +111,15 @@ def test_palettised_weights_are_indices_and_equal_the_simulations(tmp_path: Path
             assert op.lut.shape == (1, 1, 1, 1, 2**palette_bits, 1)
 
 
-def test_palettes_are_smaller_than_bytes(tmp_path: Path) -> None:
-    target = target_with("coreml-p6")
-    program = quantised(target)
+def test_palettes_are_smaller_than_bytes(palettised: Palettised, tmp_path: Path) -> None:
     paths = [
-        write(program, each, tmp_path / f"{name}.mlpackage")
-        for name, each in (("palette", target), ("bytes", target_with("coreml-p6", weights={"palette_bits": None})))
+        palettised(6)[1],
+        write(palettised(6)[0], target_with("coreml-p6", weights={"palette_bits": None}), tmp_path / "bytes.mlpackage"),
     ]
     palette, whole = ((path / "Data/com.apple.CoreML/weights/weight.bin").stat().st_size for path in paths)
     assert palette < whole
 
 
-def test_a_changed_palette_is_noticed(tmp_path: Path) -> None:
-    target = target_with("coreml-p6")
-    path = write(quantised(target), target, tmp_path / "palette.mlpackage")
+def test_a_changed_palette_is_noticed(palettised: Palettised) -> None:
     with pytest.raises(ExportError, match=r"stages\.0\.0\.dwconv differs .* does not belong to this model"):
-        check_weights(quantised(target_with("coreml-p6", weights={"palette_bits": 4})), path)
+        check_weights(palettised(4)[0], palettised(6)[1])

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from quantized_programs import METADATA, VARIANTS, Variant, images, onnx_bytes, program_for, sqnr_db
+from quantized_programs import EACH_VARIANT, METADATA, VARIANTS, Variant, images, onnx_bytes, program_for, sqnr_db
 from resnets import CONFIGS, narrow, trained_like
 
 from edgeconvnext.backends import load_target
@@ -21,7 +21,7 @@ from edgeconvnext.quantization.statistics import collect_statistics
 from edgeconvnext.rewrite.batch_norm import fold_batch_norm
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@EACH_VARIANT
 def test_every_block_has_an_output_and_runs_as_simulated(variant: Variant, tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(onnx_bytes("onnx", variant))
     batch = images(6, seed=9).numpy()
@@ -39,7 +39,9 @@ def test_every_block_has_an_output_and_runs_as_simulated(variant: Variant, tmp_p
         assert sqnr_db(output.values, sample(flat)) > 50, output.name
 
 
-@pytest.mark.parametrize("name", ["resnet50", "inverted_bottleneck", "depthwise_first"])
+@pytest.mark.parametrize(
+    "name", ["resnet50", "inverted_bottleneck", pytest.param("depthwise_first", marks=pytest.mark.exhaustive)]
+)
 def test_blocks_of_a_resnet_have_outputs_as_well(name: str, tmp_path: Path) -> None:
     module = fold_batch_norm(trained_like(narrow(CONFIGS[name])))
     target = load_target("onnx")

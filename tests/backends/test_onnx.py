@@ -11,8 +11,8 @@ import pytest
 from onnx import numpy_helper
 from quantized_programs import (
     CLASSES,
+    EACH_VARIANT,
     METADATA,
-    VARIANTS,
     Variant,
     images,
     in_onnxruntime,
@@ -30,7 +30,7 @@ from edgeconvnext.backends.onnxruntime.write import export_onnx
 from edgeconvnext.errors import ExportError, RunDirectoryError
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@EACH_VARIANT
 @pytest.mark.parametrize("target", [None, "onnx"])
 def test_onnxruntime_gives_the_programs_logits(target: str | None, variant: Variant) -> None:
     model = onnx_bytes(target, variant)

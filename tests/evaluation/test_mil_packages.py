@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +35,24 @@ def write(program: torch.export.ExportedProgram, folder: Path, minimum_os: str =
     return export_coreml(program, folder / "model.mlpackage", metadata=PIXEL_METADATA, minimum_os=minimum_os)
 
 
+Packages = Callable[[str | None, Variant, str], Path]
+
+
+def copied(path: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(path, folder / path.name))
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Packages:
+    """Packages of `program_for`, each written once; not to be changed."""
+
+    @cache
+    def written(target: str | None, variant: Variant, minimum_os: str) -> Path:
+        return write(program_for(target, variant), tmp_path_factory.mktemp("package"), minimum_os)
+
+    return written
+
+
 # One variant shows iOS 18's own weight operator.
 KINDS = [(variant, target, "iOS17") for variant in VARIANTS for target in (None, "coreml")]
 KINDS.append((VARIANTS[0], "coreml", "iOS18"))
@@ -39,26 +60,26 @@ KINDS.append((VARIANTS[0], "coreml", "iOS18"))
 
 @pytest.mark.parametrize(("variant", "target", "minimum_os"), KINDS, ids=str)
 def test_package_computes_the_simulated_graph(
-    variant: Variant, target: str | None, minimum_os: str, tmp_path: Path
+    variant: Variant, target: str | None, minimum_os: str, packages: Packages
 ) -> None:
     """What is left are float16 roundings in another order, which now and then move an int8 code by one."""
     program = program_for(target, variant)
-    found = Evaluator(write(program, tmp_path, minimum_os)).run(PIXELS)
+    found = Evaluator(packages(target, variant, minimum_os)).run(PIXELS)
     assert found["logits"].dtype == torch.float16
     least = 55 if target is None else 40
     assert sqnr_db(run(program, PIXELS, "float16"), found["logits"].float().numpy()) >= least
 
 
-def test_images_are_computed_alone_or_together_alike(tmp_path: Path) -> None:
-    evaluator = Evaluator(write(program_for("coreml"), tmp_path))
+def test_images_are_computed_alone_or_together_alike(packages: Packages) -> None:
+    evaluator = Evaluator(packages("coreml", VARIANTS[0], "iOS17"))
     assert evaluator.batch is None
     together = evaluator.run(PIXELS[:5])["logits"]
     alone = torch.cat([evaluator.run(image)["logits"] for image in PIXELS[:5].split(1)])
     assert sqnr_db(together.float().numpy(), alone.float().numpy()) >= 60
 
 
-def test_class_and_probabilities_come_with_the_logits(tmp_path: Path) -> None:
-    found = Evaluator(write(program_for("coreml"), tmp_path)).run(PIXELS)
+def test_class_and_probabilities_come_with_the_logits(packages: Packages) -> None:
+    found = Evaluator(packages("coreml", VARIANTS[0], "iOS17")).run(PIXELS)
     classified = found["classLabel"]
     assert isinstance(classified, Classified)
     assert classified.labels == tuple(f"class {index}" for index in found["logits"].argmax(dim=1))
@@ -66,8 +87,8 @@ def test_class_and_probabilities_come_with_the_logits(tmp_path: Path) -> None:
     torch.testing.assert_close(classified.probabilities.sum(dim=1), torch.ones(len(PIXELS)), rtol=0, atol=4e-3)
 
 
-def test_every_intermediate_result_has_the_type_that_the_program_declares(tmp_path: Path) -> None:
-    evaluator = Evaluator(write(program_for("coreml", VARIANTS[1]), tmp_path))
+def test_every_intermediate_result_has_the_type_that_the_program_declares(packages: Packages) -> None:
+    evaluator = Evaluator(packages("coreml", VARIANTS[1], "iOS17"))
     declared = {
         value.name: value for step in evaluator.program.steps for value in step.outputs if value.dtype is not None
     }
@@ -79,9 +100,9 @@ def test_every_intermediate_result_has_the_type_that_the_program_declares(tmp_pa
     assert {torch.int8, torch.float16, torch.float32} == {value.dtype for value in declared.values()}
 
 
-def test_weights_are_the_files(tmp_path: Path) -> None:
+def test_weights_are_the_files(packages: Packages, tmp_path: Path) -> None:
     """One code of a weight changed in the package changes what is computed."""
-    path = write(program_for("coreml"), tmp_path)
+    path = copied(packages("coreml", VARIANTS[0], "iOS17"), tmp_path)
     before = Evaluator(path).run(PIXELS)["logits"]
     _, operations = open_package(path)
     codes = next(op.quantized_data.val for op in operations if op.op_type == "constexpr_affine_dequantize")
@@ -175,8 +196,8 @@ def test_a_program_that_mixes_rows_runs_one_image_at_a_time(tmp_path: Path) -> N
     assert evaluator.run(pixels)[output].tolist() == [[0.0, 1.0, 2.0]]
 
 
-def test_images_of_another_size_and_broken_packages_are_clear_errors(tmp_path: Path) -> None:
-    path = write(program_for(None), tmp_path)
+def test_images_of_another_size_and_broken_packages_are_clear_errors(packages: Packages, tmp_path: Path) -> None:
+    path = copied(packages(None, VARIANTS[0], "iOS17"), tmp_path)
     with pytest.raises(ExportError, match=r"takes images of shape \[3, 32, 32\]; these have \[3, 16, 16\]"):
         Evaluator(path).run(torch.zeros(1, 3, 16, 16))
     (path / "Data" / "com.apple.CoreML" / "model.mlmodel").write_bytes(b"not a model")
@@ -185,8 +206,8 @@ def test_images_of_another_size_and_broken_packages_are_clear_errors(tmp_path: P
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="Core ML itself runs here")
-def test_runner_takes_normalised_images_as_every_runner_does(tmp_path: Path) -> None:
-    path = write(program_for("coreml"), tmp_path)
+def test_runner_takes_normalised_images_as_every_runner_does(packages: Packages) -> None:
+    path = packages("coreml", VARIANTS[0], "iOS17")
     runner = CoreMLRunner(path)
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (METADATA.preprocess.mean, METADATA.preprocess.std))
     logits = runner(((PIXELS / 255 - mean) / std).numpy())

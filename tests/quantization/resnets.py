@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from edgeconvnext.model.resnet.network import ResNet, ResNetConfig
-from edgeconvnext.model.resnet.roadmap import RESNEXT50, STEPS
+from edgeconvnext.model.resnet.roadmap import RESNEXT50, STEPS, Step
 
 CONFIGS = {name: step.config for name, step in STEPS.items()} | {"resnext50": RESNEXT50}
 
@@ -24,6 +24,11 @@ def narrow(config: ResNetConfig, divisor: int = 8) -> ResNetConfig:
         groups=config.groups and max(1, config.groups // divisor),
         num_classes=7,
     )
+
+
+def short_step(name: str) -> Step:
+    """A step of the roadmap with two stages of one narrow block."""
+    return replace(STEPS[name], config=replace(narrow(STEPS[name].config), depths=(1, 1)))
 
 
 def trained_like(config: ResNetConfig, seed: int = 0) -> ResNet:

@@ -31,7 +31,12 @@ def network() -> ConvNeXt:
 
 
 @pytest.mark.parametrize(
-    ("version", "stem", "target"), [(1, "patch", "jetson"), (2, "overlap_tiered", "jetson"), (2, "patch", "onnx")]
+    ("version", "stem", "target"),
+    [
+        pytest.param(1, "patch", "jetson", marks=pytest.mark.exhaustive),
+        (2, "overlap_tiered", "jetson"),
+        (2, "patch", "onnx"),
+    ],
 )
 def test_the_exported_graph_computes_what_was_chosen(version: int, stem: str, target: str, tmp_path: Path) -> None:
     module = fold_norm_affine(small_network(version, stem))
