@@ -1,5 +1,5 @@
 # One environment in .venv serves every goal; it is made on first use and again when the versions change. Another Python or torch
-# gets an environment of its own beside it.
+# gets an environment of its own beside it; another torch brings the Triton that it needs.
 #   make export TARGET=jetson [MODEL=weights.pth CALIB=set or folder [EVAL=set or folder]]
 #   make test PYTHON=python3.12
 #   make test TORCH=2.14.1
@@ -34,7 +34,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 		echo "edgeconvnext needs Python 3.11 or later, and '$(PYTHON)' is not that." \
 			"Name another one, for example: make setup PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(if $(TORCH),sed 's/^torch==.*/torch==$(TORCH)/' constraints.txt >$(CONSTRAINTS))
+	$(if $(TORCH),sed -e 's/^torch==.*/torch==$(TORCH)/' -e '/^triton==/d' constraints.txt >$(CONSTRAINTS))
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[demo,dev]'
 	@touch $(INSTALLED)
 
