@@ -12,9 +12,12 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeconvnext.backends.onnx.edit import array_of, is_stored, store
+from edgeconvnext.model.enclosed import WHOLE
 
 # "p.inner.stages.0.1.pwconv1.bias": the part that names the layer starts at one of ConvNeXt's own children.
 _LAYER_PATH = re.compile(r"(?:^|\.)((?:downsample_layers|stages)\.\d+\..+|(?:norm|head)\.(?:weight|bias))$")
+# A larger module's paths are its own, and begin behind the wrapper's attribute.
+_PATH_IN_WHOLE = re.compile(rf"(?:^|\.){WHOLE}\.(.+)$")
 _FREE_AXIS = re.compile(r"(?:(\d+)\*)?(\w+)")
 _PARAMETER_TYPES = {"Conv", "MatMul", "Gemm", "LayerNormalization"}
 
@@ -76,7 +79,8 @@ def name_after_layers(graph: ir.Graph) -> None:
     The path is read from the bias, which keeps its parameter's name through quantization.
     """
     for value in list(graph.initializers.values()):
-        if match := _LAYER_PATH.search(value.name or ""):
+        name = value.name or ""
+        if match := _PATH_IN_WHOLE.search(name) or _LAYER_PATH.search(name):
             value.name = match[1]
     for node in graph:
         path = _layer_path(node)

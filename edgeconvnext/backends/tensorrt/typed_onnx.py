@@ -52,6 +52,35 @@ TENSORRT_OPERATORS = frozenset(
         "Transpose",
     }
 )
+# What necks and heads around a ConvNeXt add, each marked "Y" with FP16 in these lists from TensorRT 8.4 on.
+NECK_OPERATORS = frozenset(
+    {
+        "AveragePool",
+        "BatchNormalization",
+        "Clip",
+        "Concat",
+        "ConvTranspose",
+        "Exp",
+        "Expand",
+        "Flatten",
+        "GlobalAveragePool",
+        "GlobalMaxPool",
+        "HardSigmoid",
+        "HardSwish",
+        "LeakyRelu",
+        "Pad",
+        "Reshape",
+        "Resize",
+        "Sigmoid",
+        "Slice",
+        "Softmax",
+        "Split",
+        "Squeeze",
+        "Sub",
+        "Tanh",
+        "Unsqueeze",
+    }
+)
 _WEIGHTED = {"Conv", "MatMul", "Gemm"}
 
 
@@ -92,7 +121,7 @@ def check_typed(model: ir.Model) -> None:
 def _unknown_operators(model: ir.Model) -> list[str]:
     unknown: dict[str, list[str]] = {}
     for node in model.graph:
-        if node.domain not in ("", "ai.onnx") or node.op_type not in TENSORRT_OPERATORS:
+        if node.domain not in ("", "ai.onnx") or node.op_type not in TENSORRT_OPERATORS | NECK_OPERATORS:
             unknown.setdefault(node.op_type, []).append(node.name or "unnamed")
     return [
         f"operator {operator} is not in its list (at {', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"

@@ -1,0 +1,167 @@
+"""A ConvNeXt is quantised inside a larger module: one graph, one artifact, every output judged, the rest untouched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from edgeconvnext.backends import load_target
+from edgeconvnext.data.preprocess import Preprocess
+from edgeconvnext.errors import CheckpointError, OptionError, QuantizationError, RewriteError
+from edgeconvnext.tuning.larger_module import QuantizedModule, quantize_module
+from tests.model.foreign_modules import (
+    Segmenter,
+    TimmBackbone,
+    TorchvisionBackbone,
+    TransformersBackbone,
+    drawn,
+    smooth_images,
+)
+
+PREPROCESS = Preprocess(input_size=(16, 16))
+
+
+def quantized(whole: nn.Module, target: str = "onnx", images: torch.Tensor | None = None) -> QuantizedModule:
+    images = smooth_images(48) if images is None else images
+    return quantize_module(whole, load_target(target), images.split(16), preprocess=PREPROCESS)
+
+
+@pytest.fixture(scope="module")
+def whole() -> nn.Module:
+    return drawn(Segmenter(TransformersBackbone()))
+
+
+@pytest.fixture(scope="module")
+def result(whole: nn.Module) -> QuantizedModule:
+    return quantized(whole)
+
+
+def test_outputs_are_near_the_float_module(whole: nn.Module, result: QuantizedModule) -> None:
+    images = smooth_images(24, seed=1)
+    measured = result.measure(images.split(8))
+    with torch.no_grad():
+        reference, simulated = whole(images), result.module(images)
+    assert set(simulated) == {"mask", "score"}
+    assert [record.name for record in measured.outputs] == ["mask", "score"]
+    for record in measured.outputs:
+        wide = reference[record.name].double().numpy()
+        noise = np.mean((wide - simulated[record.name].double().numpy()) ** 2)
+        own = 10 * np.log10(np.mean(wide**2) / noise)
+        # Sums in another order, of batches of 8 in place of 24: 1e-6 of the noise would be 4e-6 dB.
+        assert record.sqnr_db == pytest.approx(own, abs=0.01)
+        assert record.sqnr_db > 30
+    assert measured.images == 24
+
+
+def test_the_plan_names_layers_of_the_larger_module(result: QuantizedModule) -> None:
+    layers = set(result.plan.weights)
+    assert "encoder.encoder.stages.1.layers.1.pwconv2" in layers
+    assert all(layer.startswith("encoder.") for layer in layers)
+    assert all(name.partition(":")[0] in layers for name in result.plan.activations)
+    int8 = [node for node in result.quantized.graph.nodes if "dequantize_per_channel" in str(node.target)]
+    assert len(int8) == len(layers)
+
+
+def test_the_larger_module_stays_as_it_is(whole: nn.Module, result: QuantizedModule) -> None:
+    fresh = drawn(Segmenter(TransformersBackbone())).state_dict()
+    assert all(torch.equal(tensor, fresh[name]) for name, tensor in whole.state_dict().items())
+
+
+def test_one_artifact_of_the_whole(result: QuantizedModule, tmp_path: Path) -> None:
+    artifact = result.export(tmp_path)
+    assert artifact.path == tmp_path / "model.onnx"
+    assert all(check.passed for check in artifact.exported.checks)
+    images = smooth_images(8, seed=2)
+    measured = result.measure([images], artifact.runner())
+    # Codes 1 apart at ties of float32 rounding are all that may differ.
+    assert all(record.fidelity_db > 50 for record in measured.outputs)
+    latency = artifact.latency(seconds=0.01)
+    assert latency.speedup is not None
+
+
+def test_a_target_with_float16(tmp_path: Path) -> None:
+    artifact = quantized(drawn(Segmenter(TorchvisionBackbone())), "jetson").export(tmp_path)
+    assert artifact.path.is_file()
+    assert all(check.passed for check in artifact.exported.checks)
+
+
+def test_another_forward_than_the_tensors_say_is_refused() -> None:
+    whole = drawn(Segmenter(TimmBackbone(approximate="tanh")))
+    with pytest.raises(
+        RewriteError, match=r"computes another network .* first part that differs is encoder.stages.0.blocks.0"
+    ):
+        quantized(whole)
+
+
+def test_raw_pixels_are_refused(whole: nn.Module) -> None:
+    with pytest.raises(OptionError, match="Target coreml takes raw pixels"):
+        quantized(whole, "coreml")
+
+
+def test_images_are_needed(whole: nn.Module) -> None:
+    with pytest.raises(QuantizationError, match="there are none"):
+        quantize_module(whole, load_target("onnx"), [], preprocess=PREPROCESS)
+
+
+class Unused(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.head = TimmBackbone(), nn.Conv2d(3, 2, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(images)
+
+
+def test_a_backbone_that_is_never_called() -> None:
+    with pytest.raises(CheckpointError, match="Unused never calls encoder"):
+        quantized(drawn(Unused()))
+
+
+class Siamese(nn.Module):
+    """Calls one backbone twice, and returns a tuple with something that is no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = TimmBackbone()
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, None]:
+        left, right = (self.encoder(view)[1].mean(dim=(2, 3)) for view in (images, images.flip(3)))
+        return left * right, None
+
+
+def test_a_backbone_that_is_called_twice() -> None:
+    whole = drawn(Siamese())
+    result = quantized(whole)
+    images = smooth_images(4, seed=3)
+    with torch.no_grad():
+        expected, actual = whole(images), result.module(images)
+    assert actual[1] is None
+    assert float((actual[0] - expected[0]).square().mean()) < 1e-2 * float(expected[0].square().mean())
+
+
+class TwoSizes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = TimmBackbone()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.encoder(images)[1].mean(dim=(2, 3)) + self.encoder(images[:, :, ::2, ::2])[1].mean(dim=(2, 3))
+
+
+def test_two_sizes_are_refused() -> None:
+    with pytest.raises(QuantizationError, match="Calibrate at one size"):
+        quantized(drawn(TwoSizes()))
+
+
+def test_a_module_without_tensors_to_return() -> None:
+    class Silent(Unused):
+        def forward(self, images: torch.Tensor) -> str:
+            self.encoder(images)
+            return "done"
+
+    with pytest.raises(OptionError, match="Silent returns no float tensor"):
+        quantized(drawn(Silent()))
