@@ -9,7 +9,17 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
-RECORDED_PACKAGES = ("torch", "torchao", "onnx", "onnxruntime", "numpy", "coremltools", "tensorrt", "tensorrt-rtx-cu13")
+RECORDED_PACKAGES = (
+    "torch",
+    "torchao",
+    "onnx",
+    "onnxruntime",
+    "numpy",
+    "openvino",
+    "coremltools",
+    "tensorrt",
+    "tensorrt-rtx-cu13",
+)
 
 
 @cache

@@ -48,7 +48,7 @@ LAYERS = (
 LAYERS_OF_BACKENDS = (
     ("kit",),  # kits are written for any backend, so they ask the registry
     ("",),  # the registry, which loads the runtimes by name
-    ("tensorrt", "coreml", "triton"),
+    ("tensorrt", "coreml", "triton", "openvino"),
     ("onnxruntime",),
     ("onnx",),
     ("device", "latency", "programs"),

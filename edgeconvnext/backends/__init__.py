@@ -21,6 +21,7 @@ DEFAULT_TARGET = "onnx"
 
 HOMES = {
     "onnx": "edgeconvnext.backends.onnxruntime.backend",
+    "openvino": "edgeconvnext.backends.openvino.backend",
     "tensorrt-onnx": "edgeconvnext.backends.tensorrt.backend",
     "tensorrt-rtx": "edgeconvnext.backends.tensorrt.backend",
     "tensorrt": "edgeconvnext.backends.tensorrt.backend",

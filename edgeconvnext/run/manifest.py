@@ -40,6 +40,7 @@ _PACKAGES = (
     "onnx",
     "onnxscript",
     "onnxruntime",
+    "openvino",
     "coremltools",
     "tensorrt",
     "tensorrt-rtx-cu13",

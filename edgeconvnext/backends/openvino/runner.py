@@ -1,0 +1,99 @@
+"""Run IR files in OpenVINO on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeconvnext.backends.base import InputShape, NodeTime, Profile
+from edgeconvnext.backends.openvino.ir import read_ir
+from edgeconvnext.backends.openvino.package import import_openvino
+from edgeconvnext.data.preprocess import to_value_range
+from edgeconvnext.errors import ExportError
+from edgeconvnext.evaluation.runner import Outputs
+
+SETTINGS = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "INFERENCE_PRECISION_HINT": "f32"}
+"""Latency of one image. Floats in float32: by itself OpenVINO takes bfloat16 on processors that have it."""
+PROFILED_RUNS = 10
+
+
+class OpenVinoRunner:
+    """An IR file in OpenVINO on the CPU. batch: None, because it takes any; it is compiled anew for each shape of images.
+
+    threads: of the runtime; None leaves the choice to OpenVINO.
+    """
+
+    batch: int | None = None
+
+    def __init__(self, path: Path, threads: int | None = None, *, profile: bool = False) -> None:
+        openvino = import_openvino()
+        self.name = path.name
+        self.runtime = f"OpenVINO {openvino.__version__.partition('-')[0]}"
+        self._model, self._metadata = read_ir(path)
+        self._core = openvino.Core()
+        self._settings = SETTINGS | ({} if threads is None else {"INFERENCE_NUM_THREADS": str(threads)})
+        if profile:
+            self._settings["PERF_COUNT"] = "YES"
+        self._shape: tuple[int, ...] = ()
+        self._request: Any = None
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        return self.outputs(images)[0]
+
+    def outputs(self, images: np.ndarray) -> Outputs:
+        return self.run(self.prepare(images))
+
+    def prepare(self, images: np.ndarray) -> np.ndarray:
+        """Turn normalised images into the values that the file takes, and compile it for their shape."""
+        pixels = to_value_range(images, self._metadata.preprocess, self._metadata.value_range)
+        prepared = np.ascontiguousarray(pixels, dtype=np.float32)
+        self._compile(prepared.shape)
+        return prepared
+
+    def run(self, inputs: np.ndarray) -> Outputs:
+        """Run prepared `inputs`, (N, C, H, W); return copies of the outputs, float32."""
+        self._compile(inputs.shape)
+        results = self._request.infer([inputs], share_inputs=True)
+        return tuple(np.array(results[index], dtype=np.float32) for index in range(len(results)))
+
+    def profile(self, images: np.ndarray) -> Profile:
+        """Return the median time of each node over PROFILED_RUNS runs; needs `profile` when opened."""
+        inputs = self.prepare(images)
+        times: dict[str, list[float]] = {}
+        nodes: dict[str, NodeTime] = {}
+        for number in range(1 + PROFILED_RUNS):
+            self.run(inputs)
+            for node in self._request.profiling_info if number else ():
+                spent = node.real_time.total_seconds() * 1e3
+                times.setdefault(node.node_name, []).append(spent)
+                kind = node.exec_type.rpartition("_")[2]
+                nodes[node.node_name] = NodeTime(node.node_name, node.node_type, kind, 0.0)
+        timed = (
+            NodeTime(node.name, node.operator, node.kind, float(np.median(times[node.name]))) for node in nodes.values()
+        )
+        return Profile(tuple(node for node in timed if node.median_ms > 0), ())
+
+    def _compile(self, shape: tuple[int, ...]) -> None:
+        if shape == self._shape:
+            return
+        try:
+            model = self._model.clone()
+            model.reshape(list(shape))
+            self._request = self._core.compile_model(model, "CPU", self._settings).create_infer_request()
+        except RuntimeError as error:
+            raise ExportError(
+                f"{self.name} takes inputs of shape {self._model.inputs[0].partial_shape} and does not run on {list(shape)}. Give "
+                "images of the resolution it was exported for."
+            ) from error
+        self._shape = shape
+
+
+def input_shape(path: Path) -> InputShape:
+    """Return what an IR file takes. Raises ExportError as `read_ir`."""
+    model, metadata = read_ir(path)
+    shape = model.inputs[0].partial_shape
+    height, width = metadata.preprocess.input_size
+    batch = shape[0].get_length() if shape[0].is_static else None
+    return InputShape(batch, shape[1].get_length(), (height, width))

@@ -1,0 +1,145 @@
+"""IR files: written from the plan's own scales, run in OpenVINO, equal to the simulation, equal from run to run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from edgeconvnext.backends import backend, load_target
+from edgeconvnext.backends.base import LatencySettings
+from edgeconvnext.backends.metadata import ArtifactMetadata
+from edgeconvnext.errors import ExportError
+from edgeconvnext.files import tree_sha256
+from edgeconvnext.model.program import export_program
+from tests.in_process import run_command
+from tests.micro import micro_model, write_micro
+
+openvino = pytest.importorskip("openvino", reason="OpenVINO: pip install 'edgeconvnext[openvino]'")
+
+OPENVINO = backend("openvino")
+# Sums of float32 in another order, and codes that a tie rounds the other way: 40 dB is 1 % of the signal.
+LEAST_FIDELITY_DB = 40.0
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the micro network on the digits."""
+    folder = tmp_path_factory.mktemp("openvino")
+    model = write_micro(folder / "micro.safetensors")
+    options = ("--calib", "digits", "--eval", "digits_test", "--num-images", "60", "--effort", "quick")
+    done = run_command("export", "--target", "openvino", "--model", model, *options, "--output", folder / "run")
+    assert done.returncode in (0, 3), done.stdout + done.stderr  # a slow machine may miss the gate of speed
+    return folder / "run"
+
+
+def float_file(folder: Path) -> Path:
+    model = micro_model()
+    metadata = ArtifactMetadata("micro", None, model.preprocess, "normalized", "0.1")
+    program = export_program(model.module, torch.zeros(1, 3, 16, 16), max_batch=8)
+    return OPENVINO.write(load_target("openvino"), program, folder / "float.openvino", metadata)
+
+
+def test_a_run_measures_the_artifact_in_its_runtime(run: Path) -> None:
+    report = json.loads((run / "report.json").read_text())
+    assert report["accuracy"]["runtime"].startswith("OpenVINO ")
+    assert report["accuracy"]["measured_on"] == "artifact"
+    fp32, artifact = (np.load(run / name)[key] for name, key in (("reference.npz", "fp32"), ("logits.npz", "artifact")))
+    noise = np.square(fp32.astype(np.float64) - artifact).sum()
+    own = 10 * np.log10(np.square(fp32.astype(np.float64)).sum() / noise)
+    assert report["accuracy"]["sqnr_db"] == pytest.approx(own, abs=1e-6)
+    # Errors of the runtime itself are 40 dB down, those of quantization about 25: they add up to 0.14 dB.
+    assert own == pytest.approx(report["accuracy"]["simulated_sqnr_db"], abs=0.2)
+    assert report["fidelity_db"] > LEAST_FIDELITY_DB
+    assert report["latency"]["runtime"].startswith("OpenVINO ")
+
+
+def test_linears_are_multiplied_in_int8(run: Path) -> None:
+    images = np.random.default_rng(0).standard_normal((1, 3, 16, 16)).astype(np.float32)
+    profile = OPENVINO.profile(run / "model.openvino", images, 1)
+    assert profile is not None
+    kinds = {node.name: node.kind for node in profile.nodes}
+    linears = {name: kind for name, kind in kinds.items() if "pwconv" in name and "quantize" not in name}
+    assert len(linears) >= 4
+    assert {kind.lower() for kind in linears.values()} <= {"i8", "u8"}
+
+
+def test_the_float_file_computes_what_the_module_does(tmp_path: Path) -> None:
+    images = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = micro_model().module(images).numpy()
+    logits = OPENVINO.runner(float_file(tmp_path))(images.numpy())
+    # Float32 sums of at most 5 * 5 * 16 products in another order.
+    assert np.abs(logits - expected).max() < 400 * 2.0**-24 * np.abs(expected).max()
+
+
+def test_equal_networks_are_equal_bytes(tmp_path: Path) -> None:
+    first, second = (float_file(tmp_path / name) for name in "ab" if not (tmp_path / name).mkdir())
+    assert tree_sha256(first) == tree_sha256(second)
+
+
+def test_an_ir_file_of_somebody_else(tmp_path: Path) -> None:
+    parameter = openvino.opset13.parameter([1, 3, 8, 8])
+    other = openvino.Model([openvino.opset13.relu(parameter)], [parameter], "other")
+    openvino.save_model(other, tmp_path / "other.xml")
+    with pytest.raises(ExportError, match=r"other\.xml was not written by edgeconvnext"):
+        OPENVINO.runner(tmp_path / "other.xml")
+
+
+@pytest.mark.parametrize("missing", ["model.xml", "model.bin"])
+def test_a_missing_half_is_named(tmp_path: Path, missing: str) -> None:
+    folder = float_file(tmp_path)
+    (folder / missing).unlink()
+    with pytest.raises(ExportError, match=missing):
+        OPENVINO.runner(folder)
+
+
+def test_a_cut_graph_is_named(tmp_path: Path) -> None:
+    folder = float_file(tmp_path)
+    (folder / "model.xml").write_text((folder / "model.xml").read_text()[:2000])
+    with pytest.raises(ExportError, match=r"model\.xml cannot be read by OpenVINO"):
+        OPENVINO.runner(folder)
+
+
+def test_another_resolution_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="does not run on"):
+        OPENVINO.runner(float_file(tmp_path))(np.zeros((1, 1, 16, 16), np.float32))
+
+
+def test_latency_is_measured_in_turns(tmp_path: Path) -> None:
+    folder = float_file(tmp_path)
+    result = OPENVINO.latency(folder, folder, LatencySettings(seconds=0.02, input_size=(16, 16)))
+    assert result.speedup is not None
+    assert result.comparison.runtime.startswith("OpenVINO ")
+
+
+@pytest.mark.parametrize(("option", "value"), [("--weights", "4"), ("--activations", "16")])
+def test_what_it_cannot_do_is_refused(tmp_path: Path, option: str, value: str) -> None:
+    model = write_micro(tmp_path / "micro.safetensors")
+    done = run_command("export", "--target", "openvino", "--model", model, "--calib", "digits", option, value)
+    assert done.returncode == 1
+    assert "which exporter openvino does not write" in done.stderr.replace("\n", " ")
+
+
+def test_the_kit_measures_on_another_machine(run: Path) -> None:
+    command = [sys.executable, str(run / "device" / "check.py"), "--seconds", "0.05"]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {
+        "PYTHONPATH": str(Path(openvino.__file__).parents[1])
+    }
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+    assert done.returncode in (0, 3), done.stderr
+    result = json.loads((run / "device" / "device.json").read_text())
+    assert result["runtime"]["name"] == "openvino"
+    assert result["check"]["fidelity_db"] > LEAST_FIDELITY_DB
+    assert result["layers"]["artifact"]
+    refused = subprocess.run(
+        [*command, "--device", "NPU"], capture_output=True, text=True, env=environment, check=False
+    )
+    assert refused.returncode == 4
+    assert "sees no device NPU" in refused.stderr
