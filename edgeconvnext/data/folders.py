@@ -2,42 +2,42 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgeconvnext.data.folder_walk import contents_below, is_file, is_folder, visible
-from edgeconvnext.data.names import unsafe_name
+from edgeconvnext.data.image_set import ClassesFrom
+from edgeconvnext.data.label_files import LABEL_FILES, read_image_labels
 from edgeconvnext.data.raster_formats import has_image_suffix, image_suffixes, without_decoder
 from edgeconvnext.errors import ImageSetError
 from edgeconvnext.escape import for_terminal
-from edgeconvnext.received import MIB, read_text, reading
 
-LABEL_FILES = ("labels.csv", "labels.txt")
 SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 _NAMED = 5
-_SHOWN_CHARACTERS = 80
-# Six million lines of 40 characters.
-_MOST_LABEL_BYTES = 256 * MIB
 
 
 @dataclass(frozen=True)
 class FolderListing:
-    """What a folder holds. ids: relative paths, in a fixed order; labels: index into class_names for each, or None."""
+    """What a folder holds. ids: relative paths, in a fixed order; labels: index into class_names for each, or None.
+
+    classes_from: whether class_names are those of folders or what a label file says.
+    """
 
     ids: tuple[str, ...]
     labels: tuple[int, ...] | None
     class_names: tuple[str, ...]
     remarks: tuple[str, ...] = ()
+    classes_from: ClassesFrom = "folders"
 
 
-def list_folder(root: Path, images_per_class: int | None = None) -> FolderListing:
+def list_folder(root: Path, images_per_class: int | None = None, labels_file: Path | None = None) -> FolderListing:
     """List the images below `root` in a deterministic order.
 
     Subfolders with images are classes, in sorted order. Images directly in `root` take their classes from `labels.csv`
-    or `labels.txt` (one "file,class" per line), or have none. Hidden files and folders are passed over, links to folders
+    or `labels.txt` (one "file,class" per line), or have none. labels_file: such a file at another place, whose names may lead into
+    subfolders. Hidden files and folders are passed over, links to folders
     are followed.
 
     images_per_class: keep only the first so many of each class, by file name; needs classes.
@@ -62,9 +62,12 @@ def list_folder(root: Path, images_per_class: int | None = None) -> FolderListin
         ) from error
     classes = {name: contents.images for name, contents in sorted(folders.items()) if contents.images}
     others = [*other_names, *(name for contents in folders.values() for name in contents.others)]
-    labels_file = next((root / name for name in LABEL_FILES if (root / name).is_file()), None)
-    if flat and labels_file is not None:
-        listing = _from_labels_file(root, labels_file, flat)
+    beside = next((root / name for name in LABEL_FILES if (root / name).is_file()), None)
+    if labels_file is not None:
+        nested = [image for contents in folders.values() for image in contents.images]
+        listing = _from_labels_file(root, labels_file, sorted([*flat, *nested]))
+    elif flat and beside is not None:
+        listing = _from_labels_file(root, beside, flat)
     elif flat and classes:
         together = sorted([*flat, *(image for images in classes.values() for image in images)])
         remark = f"{for_terminal(root.name)} holds images beside folders of images, so folder names were not taken as classes"
@@ -102,53 +105,22 @@ def listing_of_classes(classes: dict[str, list[str]], remarks: tuple[str, ...] =
 
 
 def _from_labels_file(root: Path, labels_file: Path, flat: list[str]) -> FolderListing:
-    """Read "file,class" lines; the order is that of the file names, whatever the order of the lines."""
-    pairs = _read_labels(root, labels_file)
-    missing = [name for name in pairs if not _is_file(root, name)]
-    if missing:
-        raise ImageSetError(
-            f"{for_terminal(labels_file)} names {len(pairs)} images; {len(missing)} of them are missing under "
-            f"{for_terminal(root)}: {_first(missing)}. Add the files or remove their lines."
-        )
+    """Read a label file; the order is that of the file names, whatever the order of the lines."""
+    stems: dict[str, str] = {}
+    for name in flat:
+        stems.setdefault(Path(name).stem, name)
+
+    def locate(name: str) -> str | None:
+        return name if _is_file(root, name) else stems.get(name)
+
+    pairs = read_image_labels(labels_file, root, locate)
     class_names = tuple(sorted(set(pairs.values())))
     index = {name: position for position, name in enumerate(class_names)}
     ids = sorted(pairs)
     unlabelled = [name for name in flat if name not in pairs]
     remarks = (f"{len(unlabelled)} images are not in {labels_file.name} and were left out: {_first(unlabelled)}",)
-    return FolderListing(
-        tuple(ids), tuple(index[pairs[name]] for name in ids), class_names, remarks if unlabelled else ()
-    )
-
-
-def _read_labels(root: Path, labels_file: Path) -> dict[str, str]:
-    """Return the class of each file name. Names are checked as text: they are relative and lead nowhere else."""
-    lines = read_text(labels_file, ImageSetError, most=_MOST_LABEL_BYTES).splitlines()
-    pairs: dict[str, str] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        place = f"{for_terminal(labels_file)}, line {number}"
-        with reading(place, ImageSetError):
-            fields = [part.strip() for part in (next(csv.reader([line])) if "," in line else line.split(maxsplit=1))]
-        if len(fields) != 2 or not all(fields):
-            raise ImageSetError(f"{place}: expected 'file,class', found {_shortened(line)}.")
-        name, class_name = fields
-        if fault := unsafe_name(name):
-            raise ImageSetError(
-                f"{place}: the file name {_shortened(name)} {fault}. Name files below {for_terminal(root)}."
-            )
-        if number == 1 and not _is_file(root, name) and not _split_by_suffix([name])[0]:
-            continue  # a header, "file,class"
-        if pairs.setdefault(name, class_name) != class_name:
-            raise ImageSetError(
-                f"{place}: {for_terminal(name)} is {_shortened(class_name)} here and {_shortened(pairs[name])} above."
-            )
-    if not pairs:
-        raise ImageSetError(
-            f"{for_terminal(labels_file)} names no images; it needs one 'file,class' per line. Delete it to use "
-            f"{for_terminal(root)} without labels."
-        )
-    return pairs
+    labels = tuple(index[pairs[name]] for name in ids)
+    return FolderListing(tuple(ids), labels, class_names, remarks if unlabelled else (), "file")
 
 
 def _is_file(root: Path, name: str) -> bool:
@@ -170,7 +142,7 @@ def first_of_each_class(root: Path, listing: FolderListing, limit: int) -> Folde
         if taken[label] <= limit:
             kept.append(position)
     ids, labels = tuple(listing.ids[i] for i in kept), tuple(listing.labels[i] for i in kept)
-    return FolderListing(ids, labels, listing.class_names, listing.remarks)
+    return replace(listing, ids=ids, labels=labels)
 
 
 def _refuse_splits(root: Path, classes: dict[str, list[str]]) -> None:
@@ -212,8 +184,3 @@ def _left_out(names: Iterable[str]) -> tuple[str, ...]:
 def _first(names: list[str]) -> str:
     more = len(names) - _NAMED
     return ", ".join(map(for_terminal, names[:_NAMED])) + (f" and {more} more" if more > 0 else "")
-
-
-def _shortened(text: str) -> str:
-    """Return `text` between quotes, its beginning only where it is long."""
-    return repr(text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "...")

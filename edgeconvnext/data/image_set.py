@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from PIL import Image
 
@@ -15,6 +15,7 @@ from edgeconvnext.errors import ImageSetError
 from edgeconvnext.escape import for_terminal
 
 FEW_IMAGES = 100
+ClassesFrom = Literal["folders", "file"]
 
 
 class ImageReader(Protocol):
@@ -58,6 +59,7 @@ class ImageSet:
     class_names: folder names, synsets or what a labels file says. descriptions: readable names of the classes, where
     known.
     remarks: what a reader of the results should know about how the set was put together.
+    classes_from: where class_names come from; numbers in a label file are the network's outputs, those of folders are names.
     skip_broken: whether images that cannot be read are left out, however many; else more than 1 % are an error.
     """
 
@@ -68,6 +70,7 @@ class ImageSet:
     class_names: tuple[str, ...] = ()
     descriptions: tuple[str, ...] | None = None
     remarks: tuple[str, ...] = ()
+    classes_from: ClassesFrom = "folders"
     skip_broken: bool = False
 
     def __post_init__(self) -> None:

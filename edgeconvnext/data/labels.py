@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -23,15 +24,19 @@ IMAGENET_ORDER_NOTE = (
 # the positions.
 _SAME_LIST = 0.95
 _NAMED = 5
+_NUMBER = re.compile(r"-?[0-9]{1,9}")
 
 
-def match_labels(image_set: ImageSet, labels: Labels | None, num_classes: int) -> np.ndarray:
+def match_labels(
+    image_set: ImageSet, labels: Labels | None, num_classes: int, *, in_sorted_order: bool = False
+) -> np.ndarray:
     """Return the model's class index for each class of the set, int64 (len(class_names),).
 
-    A class is matched by its name or synset, then by its description, then by one of the words it is known by ("tench"
-    of "tench, Tinca tinca"), whatever the case, and only where exactly one class of the model fits. Classes without an
-    image in the set may stay unmatched; they get -1. See `assumes_imagenet_order` for models that do not name their
-    classes.
+    A number in a label file is an output of the model, where it is no class's name. Any other class is matched by its name or
+    synset, then by its description, then by one of the words it is known by ("tench" of "tench, Tinca tinca"), whatever the case,
+    and only where exactly one class of the model fits. Classes without an image in the set may stay unmatched; they get -1.
+    in_sorted_order: take the class folders of a model that names no classes as its outputs, if they are as many; the caller shows
+    `matching_note`, which says so, and that ImageNet's order was assumed (`assumes_imagenet_order`).
 
     Raises LabelMismatchError, naming the classes, unless every image's class is matched, each to another class of the
     model.
@@ -39,18 +44,24 @@ def match_labels(image_set: ImageSet, labels: Labels | None, num_classes: int) -
     name_of_set = for_terminal(image_set.name)
     if image_set.labels is None:
         raise LabelMismatchError(
-            f"{name_of_set} has no labels. Use a folder with a subfolder for each class, or add a labels.csv with "
-            "one 'file,class' per line beside the images."
+            f"{name_of_set} has no labels. Use a folder with a subfolder for each class, add a labels.csv with "
+            "one 'file,class' per line beside the images, or name such a file with --labels."
         )
     if labels is not None and len(labels.names) != num_classes:
         raise LabelMismatchError(
             f"The model has {num_classes} outputs, but its labels name {len(labels.names)} classes."
         )
+    way = _way(image_set, labels, num_classes)
+    if way == "outputs":
+        return _numbered(image_set, num_classes)
+    if way == "sorted" and in_sorted_order:
+        return np.arange(num_classes, dtype=np.int64)
     model_keys = _model_keys(labels, num_classes)
     if model_keys is None:
         raise LabelMismatchError(
-            f"The model names none of its {num_classes} classes, so the labels of {name_of_set} cannot be matched "
-            "to them. Put a JSON with label_names, in the order of the outputs, beside the weights file (same stem)."
+            f"The model names none of its {num_classes} classes, so the {len(image_set.class_names)} classes of {name_of_set} "
+            f"cannot be matched to them. Put a JSON with label_names, in the order of the outputs, beside the weights file (same "
+            f"stem); or use a set with a folder for each output, or a label file with numbers from 0 to {num_classes - 1}."
         )
     descriptions = image_set.descriptions or (None,) * len(image_set.class_names)
     used = set(image_set.labels)
@@ -64,11 +75,77 @@ def match_labels(image_set: ImageSet, labels: Labels | None, num_classes: int) -
         raise LabelMismatchError(
             f"{len(unmatched)} of {len(used)} classes of {name_of_set} are not among the model's {num_classes} "
             f"classes, or fit several of them: {_first(unmatched)}. The model's classes are called "
-            f"{_first(list(examples))}. Rename the folders to the model's class names or synsets, or use a set of the "
-            "model's own classes."
+            f"{_first(list(examples))}. {_advice(image_set, num_classes)}, or use a set of the model's own classes."
         )
     _refuse_shared(image_set, matches, used)
     return matches
+
+
+def matching_note(image_set: ImageSet, labels: Labels | None, num_classes: int) -> str | None:
+    """Say what `match_labels` takes for granted about a set that it matches; None where names match names."""
+    name = for_terminal(image_set.name)
+    way = _way(image_set, labels, num_classes)
+    if way == "outputs":
+        numbers = [int(image_set.class_names[index]) for index in sorted(set(image_set.labels or ()))]
+        return (
+            f"the classes of {name} are numbers, {min(numbers)} to {max(numbers)}; they are taken as the model's outputs, which "
+            f"count from 0 to {num_classes - 1}"
+        )
+    if way == "sorted":
+        first, last = image_set.class_names[0], image_set.class_names[-1]
+        return (
+            f"THE MODEL NAMES NO CLASSES: the {num_classes} class folders of {name} are taken as its outputs in sorted order, as "
+            f"torchvision's ImageFolder does (0 is {for_terminal(first)}, {num_classes - 1} is {for_terminal(last)})"
+            f"{_other_order(image_set)}. "
+            "If it was trained on another order, top-1 is wrong: put a JSON with label_names beside the weights file"
+        )
+    return IMAGENET_ORDER_NOTE if assumes_imagenet_order(labels, num_classes) else None
+
+
+def _other_order(image_set: ImageSet) -> str:
+    """Say so where timm, which counts 2 before 10, would sort the folders otherwise."""
+    natural = sorted(
+        image_set.class_names,
+        key=lambda name: [
+            (int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name.lower())
+        ],
+    )
+    return "; timm sorts them otherwise, 2 before 10" if tuple(natural) != image_set.class_names else ""
+
+
+def _way(image_set: ImageSet, labels: Labels | None, num_classes: int) -> Literal["names", "outputs", "sorted"]:
+    """Say how the classes of a set are found among the model's."""
+    used = [image_set.class_names[index] for index in set(image_set.labels or ())]
+    if image_set.classes_from == "file" and used and all(_NUMBER.fullmatch(name) for name in used):
+        named = labels is not None and set(map(_normal, used)) <= set(map(_normal, labels.names))
+        return "names" if named else "outputs"
+    nameless = labels is None and not assumes_imagenet_order(labels, num_classes)
+    as_many = len(image_set.class_names) == num_classes
+    return "sorted" if nameless and image_set.classes_from == "folders" and as_many else "names"
+
+
+def _numbered(image_set: ImageSet, num_classes: int) -> np.ndarray:
+    """Return the numbers of a label file as outputs of the model; raises LabelMismatchError for those outside."""
+    numbers = [int(name) if _NUMBER.fullmatch(name) else -1 for name in image_set.class_names]
+    used = sorted(numbers[index] for index in set(image_set.labels or ()))
+    outside = [number for number in used if not 0 <= number < num_classes]
+    if outside:
+        counted = " They seem to count from 1: subtract 1." if used[0] >= 1 and used[-1] == num_classes else ""
+        raise LabelMismatchError(
+            f"The label file of {for_terminal(image_set.name)} gives the class {_first(list(map(str, outside)))}; the model has "
+            f"{num_classes} outputs, 0 to {num_classes - 1}.{counted} Repair these lines, or write class names "
+            "in place of the numbers."
+        )
+    return np.array([number if 0 <= number < num_classes else -1 for number in numbers], dtype=np.int64)
+
+
+def _advice(image_set: ImageSet, num_classes: int) -> str:
+    if image_set.classes_from == "file":
+        return (
+            f"Write the model's class names or synsets, or the numbers of its outputs, 0 to {num_classes - 1}, into the label "
+            "file"
+        )
+    return "Rename the folders to the model's class names or synsets"
 
 
 def assumes_imagenet_order(labels: Labels | None, num_classes: int) -> bool:
@@ -152,7 +229,7 @@ def _refuse_shared(image_set: ImageSet, matches: np.ndarray, used: set[int]) -> 
         if other != name:
             raise LabelMismatchError(
                 f"The classes {other!r} and {name!r} of {for_terminal(image_set.name)} both fit output {matches[index]} of the "
-                "model. Merge the two folders, or rename one to the class it is."
+                "model. Merge the two classes, or rename one to what it is."
             )
 
 

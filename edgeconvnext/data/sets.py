@@ -115,19 +115,28 @@ def data_roots() -> list[Path]:
     return [user_path(chosen, ImageSetError), cache_dir()] if chosen else [cache_dir()]
 
 
-def resolve_image_set(name_or_path: str | Path, *, skip_broken: bool = False) -> ImageSet:
+def resolve_image_set(
+    name_or_path: str | Path, *, labels: str | Path | None = None, skip_broken: bool = False
+) -> ImageSet:
     """Find an image set by its name, by a folder of images, or by a TOML file of the user's own.
 
-    skip_broken: leave images out that cannot be read, however many.
+    labels: a file that names the class of each image of a folder, as in `label_files`. skip_broken: leave
+    images out that cannot be read, however many.
 
     A name is looked for under EDGECONVNEXT_DATA, then in ~/.cache/edgeconvnext; a folder as given, then in these two.
     Raises ImageSetError when it is not there (with how to get it) or holds no images, ConfigFileError for a TOML that
     does not hold.
     """
-    return replace(_find(str(name_or_path)), skip_broken=skip_broken)
+    file = None if labels is None else user_path(labels, ImageSetError)
+    return replace(_find(str(name_or_path), file), skip_broken=skip_broken)
 
 
-def _find(text: str) -> ImageSet:
+def _find(text: str, labels: Path | None) -> ImageSet:
+    if labels is not None and (text in set_files() or text.endswith(".toml")):
+        raise ImageSetError(
+            f"{for_terminal(text)} is a named set, which has its own classes; the label file {for_terminal(labels)} goes with a "
+            "folder of images. Name the folder that holds them."
+        )
     if text in set_files():
         return _from_set_file(load_set_file(text), data_roots())
     path = user_path(text, ImageSetError)
@@ -141,7 +150,7 @@ def _find(text: str) -> ImageSet:
     # An empty name is an unset variable of a script, not the folder one happens to be in.
     for folder in [path, *(root / path for root in data_roots())]:
         if text and _is_folder(folder):
-            return _from_folder(folder, _folder_name(folder))
+            return _from_folder(folder, _folder_name(folder), labels=labels)
     if text and os.path.exists(path):  # noqa: PTH110
         return _from_folder(path, path.name)
     raise ImageSetError(
@@ -190,8 +199,8 @@ def _is_folder(path: Path) -> bool:
     return os.path.isdir(path)  # noqa: PTH112  Path.is_dir raises OSError for these
 
 
-def _from_folder(folder: Path, name: str, images_per_class: int | None = None) -> ImageSet:
-    return _from_listing(name, list_folder(folder, images_per_class), FolderReader(folder.resolve()))
+def _from_folder(folder: Path, name: str, images_per_class: int | None = None, labels: Path | None = None) -> ImageSet:
+    return _from_listing(name, list_folder(folder, images_per_class, labels), FolderReader(folder.resolve()))
 
 
 def _from_archives(archives: list[Path], name: str, images_per_class: int | None) -> ImageSet:
@@ -210,6 +219,7 @@ def _from_listing(name: str, listing: FolderListing, reader: ImageReader) -> Ima
         class_names=listing.class_names,
         descriptions=_imagenet_descriptions(listing.class_names),
         remarks=listing.remarks,
+        classes_from=listing.classes_from,
     )
 
 

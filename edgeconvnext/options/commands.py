@@ -54,6 +54,9 @@ class Validate(Measuring):
 
     PANEL = "Input"
     data: str | Path | None = option(None, "Evaluation images: a set's name or a folder.", metavar="<set>")
+    labels: str | Path | None = option(
+        None, "File with the class of each of these images.", needs="data", parse=parsers.path, metavar="<path>"
+    )
     skip_broken: bool = option(False, "Leave out images that cannot be read, however many.")
     again: bool = option(False, "Measure accuracy again, too; latency is measured again in any case.")
     device: str | Path | None = option(

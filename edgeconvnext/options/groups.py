@@ -77,6 +77,13 @@ class EvaluationImages(Options):
     eval: str | Path | None = option(
         None, "Evaluation images, labelled for a classifier: a set's name or a folder.", metavar="<set>"
     )
+    labels: str | Path | None = option(
+        None,
+        "File with the class of each evaluation image, by name or number, a line file,class for each.",
+        needs="eval",
+        parse=parsers.path,
+        metavar="<path>",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import numpy as np
 
 from edgeconvnext.backends import backend_for, load_target
 from edgeconvnext.data.image_set import ImageSet, split_held_out
-from edgeconvnext.data.labels import IMAGENET_ORDER_NOTE, assumes_imagenet_order, match_labels
+from edgeconvnext.data.labels import match_labels, matching_note
 from edgeconvnext.data.sets import resolve_image_set, set_files
 from edgeconvnext.data.size import Size
 from edgeconvnext.errors import CheckpointError, LabelMismatchError, QuantizationError, TargetError
@@ -165,6 +165,7 @@ class Job:
             },
             "evaluation": {
                 "set": _from_anywhere(request.eval),
+                "labels": _from_anywhere(request.labels),
                 "images": len(self.evaluation.images),
                 "list_sha256": self.evaluation.images.list_sha256,
             },
@@ -217,8 +218,9 @@ def resolve(request: Request) -> Job:
     fit, held_out = split_held_out(calibration)
     evaluation = _evaluation(request, model, whole, calibration, fit)
     notes = [*notes, *model.notes, *calibration.notes, *(evaluation.images.notes if request.eval else ())]
-    if evaluation.labels is not None and assumes_imagenet_order(model.labels, model.config.num_classes):
-        notes.append(IMAGENET_ORDER_NOTE)
+    if evaluation.labels is not None:
+        note = matching_note(evaluation.images, model.labels, model.config.num_classes)
+        notes += [] if note is None else [note]
     labels = (
         None
         if request.max_drop is None
@@ -338,7 +340,7 @@ def _evaluation(
     """
     unlabelled = None if model.config.num_classes else "the network has no classifier; see outputs"
     if request.eval is not None:
-        images = resolve_image_set(request.eval, skip_broken=request.skip_broken)
+        images = resolve_image_set(request.eval, labels=request.labels, skip_broken=request.skip_broken)
         return Evaluation(images, None if unlabelled else _labels_of(images, model), unlabelled, images.name)
     fitted = {calibration.ids[index] for index in fit}
     rest = [index for index, image_id in enumerate(whole.ids) if image_id not in fitted]
@@ -353,7 +355,7 @@ def _evaluation(
 
 
 def _labels_of(images: ImageSet, model: LoadedModel) -> np.ndarray:
-    classes = match_labels(images, model.labels, model.config.num_classes)
+    classes = match_labels(images, model.labels, model.config.num_classes, in_sorted_order=True)
     assert images.labels is not None
     return classes[np.array(images.labels, dtype=np.int64)]
 
@@ -395,6 +397,7 @@ def _from_run(request: Request, path: Path, notes: list[str]) -> tuple[Request, 
         sizes=request.sizes or stored.sizes,
         calib=request.calib or config.calibration.set,
         eval=request.eval or config.evaluation.set,
+        labels=request.labels if request.eval else config.evaluation.labels,
         skip_broken=request.skip_broken or config.skip_broken,
         stored_bits=config.bits,
         stored_compression=config.compress,

@@ -61,9 +61,11 @@ class StoredTarget(_Stored):
 
 
 class StoredImages(_Stored):
-    """An image set by name or path. images: how many of it; list_sha256: hash of their names."""
+    """An image set by name or path. labels: the file that
+    names its classes. images: how many of it; list_sha256: hash of their names."""
 
     set: _Name | None
+    labels: _Name | None = None
     images: int = Field(ge=1, le=10**9)
     list_sha256: _Name
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from edgeconvnext.data import labels
 from edgeconvnext.data.image_set import FolderReader, ImageSet
 from edgeconvnext.data.imagenet import imagenet_classes
 from edgeconvnext.data.label_names import Labels
-from edgeconvnext.data.labels import assumes_imagenet_order, match_labels
+from edgeconvnext.data.labels import assumes_imagenet_order, match_labels, matching_note
 from edgeconvnext.errors import LabelMismatchError
 
 TEN = {
@@ -152,3 +153,55 @@ def test_a_class_is_compared_only_with_those_that_share_a_key(monkeypatch: pytes
     with pytest.raises(LabelMismatchError, match="2000 of 2000 classes"):
         match_labels(images_of([f"class {number}" for number in range(2000)]), None, 1000)
     assert looked_at <= 2000 + 1000
+
+
+def numbered(numbers: Sequence[str]) -> ImageSet:
+    """One image for each number, as a label file gives them."""
+    return replace(images_of(numbers), classes_from="file")
+
+
+def test_numbers_in_a_label_file_are_outputs_and_a_note_says_so() -> None:
+    images = numbered(["0", "3", "9"])
+    assert match_labels(images, IMAGENETTE, 10).tolist() == [0, 3, 9]
+    assert match_labels(images, None, 10).tolist() == [0, 3, 9]
+    note = matching_note(images, IMAGENETTE, 10)
+    assert (
+        note is not None and "numbers, 0 to 9; they are taken as the model's outputs, which count from 0 to 9" in note
+    )
+
+
+def test_numbers_that_are_class_names_are_names() -> None:
+    digits = labels_of(list("9876543210"))
+    assert match_labels(numbered(["0", "3"]), digits, 10).tolist() == [9, 6]
+    assert matching_note(numbered(["0", "3"]), digits, 10) is None
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [
+        (["3", "10", "12"], "gives the class 10, 12; the model has 10 outputs, 0 to 9. Repair"),
+        (["1", "10"], "gives the class 10; .* count from 1: subtract 1"),
+        (["-1", "2"], "gives the class -1"),
+    ],
+)
+def test_numbers_outside_are_refused_by_name(numbers: list[str], words: str) -> None:
+    with pytest.raises(LabelMismatchError, match=words):
+        match_labels(numbered(numbers), IMAGENETTE, 10)
+
+
+def test_names_in_a_label_file_get_advice_for_a_file() -> None:
+    with pytest.raises(LabelMismatchError, match="outputs, 0 to 9, into the label file"):
+        match_labels(numbered(["carp", "3"]), IMAGENETTE, 10)
+
+
+def test_folders_of_a_model_without_names_are_taken_in_sorted_order_only_where_that_is_said() -> None:
+    folders = images_of(sorted(str(number) for number in range(12)))
+    assert match_labels(folders, None, 12, in_sorted_order=True).tolist() == list(range(12))
+    note = matching_note(folders, None, 12)
+    assert note is not None and note.startswith("THE MODEL NAMES NO CLASSES") and "(0 is 0, 11 is 9)" in note
+    assert "timm sorts them otherwise" in note
+    assert "timm" not in (matching_note(images_of(["a", "b2", "b3"]), None, 3) or "")
+    with pytest.raises(LabelMismatchError, match="names none of its 12 classes"):
+        match_labels(folders, None, 12)
+    with pytest.raises(LabelMismatchError, match="names none of its 13 classes, so the 12 classes"):
+        match_labels(folders, None, 13, in_sorted_order=True)

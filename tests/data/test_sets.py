@@ -142,6 +142,10 @@ def test_a_flat_folder_is_unlabelled(tmp_path: Path) -> None:
         ("labels.csv", 'file,class\nb.png,golf ball\na.png,tench\n"c.png","golf ball"\n'),
         ("labels.txt", "a.png tench\nb.png golf ball\nc.png golf ball\n"),
         ("labels.csv", "a.png,tench\n\nb.png,golf ball\nc.png,golf ball"),
+        ("labels.csv", "a.png;tench\nb.png;golf ball\nc.png;golf ball"),
+        ("labels.tsv", "image\tclass\r\na.png\ttench\r\nb.png\tgolf ball\r\nc.png\tgolf ball\r\n"),
+        ("labels.csv", "id,label\na,tench\nb,golf ball\nc,golf ball\n"),
+        ("labels.csv", "label;width;file\ntench;8;a.png\ngolf ball;8;b.png\ngolf ball;9;c.png\n"),
     ],
 )
 def test_a_labels_file_gives_a_flat_folder_its_classes(tmp_path: Path, file: str, text: str) -> None:
@@ -166,6 +170,16 @@ def test_a_labels_file_that_does_not_hold_is_an_error(tmp_path: Path, text: str,
     (tmp_path / "labels.csv").write_text(text)
     with pytest.raises(ImageSetError, match=message):
         resolve_image_set(tmp_path)
+
+
+def test_a_label_file_elsewhere_names_images_in_subfolders(tmp_path: Path) -> None:
+    make_images(tmp_path, "set/x/a.png", "set/y/b.png")
+    (tmp_path / "mine.csv").write_text("x/a.png,7\ny/b.png,3\n")
+    found = resolve_image_set(tmp_path / "set", labels=tmp_path / "mine.csv")
+    assert (found.ids, found.class_names, found.labels) == (("x/a.png", "y/b.png"), ("3", "7"), (1, 0))
+    assert found.classes_from == "file"
+    with pytest.raises(ImageSetError, match=r"digits is a named set, .*mine\.csv goes with a folder"):
+        resolve_image_set("digits", labels=tmp_path / "mine.csv")
 
 
 def test_images_that_the_labels_file_leaves_out_are_noted(tmp_path: Path) -> None:
