@@ -2,28 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from in_process import run_command
 
 pytestmark = pytest.mark.data
-
-
-@pytest.fixture(scope="module")
-def cases(tmp_path_factory: pytest.TempPathFactory, atto_weights: Path) -> Path:
-    """Folder of the cases' inputs: the one EDGECONVNEXT_CASES names, or written anew, which takes 5 s and 230 MB."""
-    if folder := os.environ.get("EDGECONVNEXT_CASES"):
-        return Path(folder)
-    script = atto_weights.parents[1] / "cases" / "make_cases.py"
-    if not script.is_file():
-        pytest.skip(f"no {script}")
-    out = tmp_path_factory.mktemp("cases")
-    subprocess.run([sys.executable, script, out], check=True, capture_output=True)
-    return out
 
 
 @pytest.mark.parametrize("target", ["jetson", "coreml"])
