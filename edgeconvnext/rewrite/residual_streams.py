@@ -92,7 +92,7 @@ def scale_streams(module: NetworkType, exponents: Sequence[int]) -> NetworkType:
 def _scale(module: ConvNeXt, stage: int, factor: float) -> None:
     """Multiply the stream of one stage by a power of two, in place."""
     start = cast(nn.Sequential, module.downsample_layers[stage])[-1]
-    grown = [start.weight, start.bias]
+    grown: list[object] = [start.weight, start.bias]
     for block in cast(list[Block], module.blocks(stage)):
         grown += [block.dwconv.bias, block.pwconv2.weight, block.pwconv2.bias]
     for parameter in grown:

@@ -184,7 +184,9 @@ def test_a_backend_of_a_tests_own_is_exported_to_validated_and_timed(exported: O
     assert report.fidelity_db is not None and report.fidelity_db > 30
     assert report.latency.fp32 is not None and report.latency.runtime == f"numpy {np.__version__}"
     assert report.speedup_interval is not None
-    assert {gate.name: gate.passed for gate in report.gates} == {"min_fidelity_db": True, "min_speedup": True}
+    passed = {gate.name: gate.passed for gate in report.gates}
+    assert passed.keys() == {"min_fidelity_db", "min_speedup"} and passed["min_fidelity_db"]
+    assert passed["min_speedup"] is not False, "noisy timings decide nothing"
     assert "Give 'network.npx' to numpy." in (exported.path / "MODEL_CARD.md").read_text()
     assert bench_artifact(exported.path, seconds=0.05).speedup is not None
     assert bench_artifact(exported.path / "network.npx", seconds=0.05).baseline == "network_float.npx"
@@ -203,7 +205,8 @@ def test_what_its_kit_measures_is_merged_into_the_report(exported: Outcome, tmp_
     # Kit and host run the same evaluator on the same images, so that they are as far from the simulation.
     assert device.fidelity_db is not None and device.fidelity_db > 30
     validated = pipeline.validate(exported.path, Validate(latency=False))
-    assert validated.report.not_measured["latency.artifact"].startswith("measured on the device only")
+    assert validated.report.latency == exported.report.latency, "what was timed here stays"
+    assert validated.report.device is not None and validated.report.device.fidelity_db == device.fidelity_db
 
 
 def test_a_name_is_taken_once(numpy_backend: NumpyBackend) -> None:
