@@ -291,6 +291,24 @@ def test_a_speed_up_is_missed_only_where_its_whole_interval_lies_below(report: R
     assert gate(slow, "min_speedup").reason == "measured on the device (Jetson), against FP16"
 
 
+def test_runs_that_scatter_on_the_device_decide_no_speed(report: Report) -> None:
+    """Half of the baseline's runs take 1 ms and half 2 ms: the standard deviation is a third of the mean."""
+    exported = kit()
+    results = timed(exported.simulated, [[1.0] * 4] * 2, [[1.0, 2.0, 1.0, 2.0]] * 2)
+    speed = gate(merge(report, recorded(results, exported), limited(min_speedup=1.0)), "min_speedup")
+    assert (speed.measured, speed.passed) == (1.5, None)
+    assert speed.reason is not None and "not decided, the timings are noisy: runs scatter by 33 %" in speed.reason
+
+
+def test_timings_that_were_noisy_here_still_decide_nothing_after_a_merge(report: Report) -> None:
+    exported = kit()
+    report.speedup_interval = Interval(value=1.2, low=1.1, high=1.3)
+    report.latency.settings["noisy"] = "8.7 processes ran on 2 cores"
+    built = recorded(told(None, latency=None, speedup=None), exported)
+    speed = gate(merge(report, built, limited(min_speedup=1.0)), "min_speedup")
+    assert speed.passed is None and speed.reason == "not decided, the timings are noisy: 8.7 processes ran on 2 cores"
+
+
 def dropped(report: Report, low: float, value: float = 9.0) -> Report:
     exported = kit()
     record = recorded(told(exported.simulated), exported)

@@ -16,6 +16,7 @@ from edgeconvnext.errors import DeviceResultsError
 from edgeconvnext.escape import for_terminal
 from edgeconvnext.evaluation.accuracy import compare, fidelity_db
 from edgeconvnext.evaluation.gates import gate_reasons, judge, passed
+from edgeconvnext.evaluation.timing_noise import MOST_CV
 from edgeconvnext.schema.report import (
     DeviceLatency,
     DeviceLayer,
@@ -97,10 +98,21 @@ def merge(report: Report, record: DeviceRecord, target: Target) -> Report:
         gate_reasons(reasons),
         report.outputs,
         report.sizes,
+        report.latency.settings.get("noisy"),
     )
     gates = [_on_device(gate, record) for gate in judged]
     met = passed(gates) and all(check.passed for check in report.checks)
     return report.model_copy(update={"device": record, "gates": gates, "passed": met, "not_measured": reasons})
+
+
+def _scatter(record: DeviceRecord) -> str | None:
+    """Say so where the device's runs scatter too much to decide anything; None where they do not."""
+    if record.latency is None:
+        return None
+    scatter = max(record.latency.baseline.cv, record.latency.artifact.cv)
+    if scatter <= MOST_CV:
+        return None
+    return f"; not decided, the timings are noisy: runs scatter by {100 * scatter:.0f} %. Run the kit again on an idle device"
 
 
 def _on_device(gate: Gate, record: DeviceRecord) -> Gate:
@@ -121,7 +133,7 @@ def _on_device(gate: Gate, record: DeviceRecord) -> Gate:
         return gate.model_copy(update={"measured": sqnr_db, "passed": met, "reason": text})
     if gate.name == "min_speedup" and record.speedup is not None:
         gain = record.speedup
-        met = gain.high >= gate.limit
+        met, doubt = gain.high >= gate.limit, _scatter(record)
         below = (
             f"; {gain.value:.2f}x is below the limit, but its 95 % interval is not"
             if met and gain.value < gate.limit
@@ -132,8 +144,8 @@ def _on_device(gate: Gate, record: DeviceRecord) -> Gate:
                 "measured": gain.value,
                 "low": gain.low,
                 "high": gain.high,
-                "passed": met,
-                "reason": f"{place}, against {record.baseline_form}{below}",
+                "passed": met if doubt is None else None,
+                "reason": f"{place}, against {record.baseline_form}{below if doubt is None else doubt}",
             }
         )
     if gate.name == "top1_drop_pp" and gate.passed is None and record.drop_pp is not None:
