@@ -41,10 +41,10 @@ def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(micro: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of quantize with reconstructed layers."""
     path = tmp_path_factory.mktemp("runs") / "digits"
-    pipeline.quantize(replace(REQUEST, effort="default", output=path))
+    pipeline.quantize(replace(REQUEST, model=micro, effort="default", output=path))
     return path
 
 

@@ -140,14 +140,16 @@ def test_the_hub_default_offline_says_the_way_out(tmp_path: Path) -> None:
     fails(result, 1, "--model")
 
 
-def test_ctrl_c_leaves_no_half_artifact_and_a_second_run_resumes(tmp_path: Path) -> None:
+def test_ctrl_c_leaves_no_half_artifact_and_a_second_run_resumes(micro: str, tmp_path: Path) -> None:
     import signal
 
     command = [
-        *EDGECONVNEXT, "export", "--target", "onnx", "--model", "digits",
+        "export", "--target", "onnx", "--model", micro,
         "--calib", "digits", "--eval", "digits_test", "--num-images", "60", "--no-latency", "--output", "run",
     ]  # fmt: skip
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*EDGECONVNEXT, *command], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 120
     while not (tmp_path / "run" / "stages" / "fold.json").exists():
         assert time.monotonic() < deadline
@@ -161,7 +163,7 @@ def test_ctrl_c_leaves_no_half_artifact_and_a_second_run_resumes(tmp_path: Path)
     )
     assert not (tmp_path / "run" / "manifest.json").exists()
     assert not list((tmp_path / "run").glob(".tmp-*"))
-    again = subprocess.run([*command, "--json"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    again = run_command(*command, "--json", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     stages = {stage["stage"]: stage["reused"] for stage in json.loads(again.stdout)["stages"]}
     assert stages["fold"]

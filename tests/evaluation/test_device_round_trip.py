@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from in_process import run_command
 
 from edgeconvnext.backends.kit import results as device_results
 from edgeconvnext.errors import DeviceResultsError, RunDirectoryError
@@ -45,8 +46,7 @@ def test_a_kit_moved_away_and_run_comes_back_into_the_report(run: Path, tmp_path
     command = [sys.executable, str(moved / "check.py"), "--seconds", "0.05"]
     subprocess.run(command, check=True, capture_output=True, timeout=120, cwd=tmp_path)
     before = load_run(run)
-    command = [sys.executable, "-m", "edgeconvnext", "validate", str(run), "--device", str(moved / "device.json")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = run_command("validate", run, "--device", moved / "device.json")
     assert done.returncode == 0, done.stderr
     assert "layers ran in" in done.stdout
     after = load_run(run)

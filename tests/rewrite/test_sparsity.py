@@ -131,13 +131,13 @@ def test_widths_that_are_no_multiple_of_four_are_named() -> None:
         sparsify(module, [torch.zeros(1, 3, 32, 32)], [torch.zeros(1, 3, 32, 32)])
 
 
-def test_the_pattern_is_in_the_exported_files(tmp_path: Path) -> None:
+def test_the_pattern_is_in_the_exported_files(micro: str, tmp_path: Path) -> None:
     """The whole way of a user: sparse checkpoint, exact folds, INT8, ONNX; and a file whose zeros were filled is refused."""
     import onnx
     from onnx import numpy_helper
 
     weights = tmp_path / "sparse.safetensors"
-    pruned = edgeconvnext.prune("digits", calib="digits", num_images=60, sparsity="2:4", output=weights)
+    pruned = edgeconvnext.prune(micro, calib="digits", num_images=60, sparsity="2:4", output=weights)
     assert pruned.sparse is not None
     layers = [layer.name for layer in pruned.sparse.layers]
     run = edgeconvnext.export(
@@ -153,7 +153,7 @@ def test_the_pattern_is_in_the_exported_files(tmp_path: Path) -> None:
     onnx.save(model, tmp_path / "filled.onnx")
     check = sparsity_checks(sparse_layers(load_model(weights).module), tmp_path / "filled.onnx")[0]
     assert not check.passed and layers[0] in check.result
-    assert sparsity_checks(sparse_layers(load_model("digits").module), path) == []
+    assert sparsity_checks(sparse_layers(load_model(micro).module), path) == []
 
 
 def test_engines_are_built_with_the_sparse_flag_where_layers_are_sparse(
