@@ -4,7 +4,13 @@ import sys
 
 from edgeconvnext.evaluation import timing
 
-DURATIONS_S = {"WARM_UP_S": 0.01, "MIN_SECONDS": 0.05, "SCREENING_SECONDS": 0.05, "BLOCK_S": 0.005, "QUIET_SECONDS": 0.0}
+DURATIONS_S = {
+    "WARM_UP_S": 0.01,
+    "MIN_SECONDS": 0.05,
+    "SCREENING_SECONDS": 0.05,
+    "BLOCK_S": 0.005,
+    "QUIET_SECONDS": 0.0,
+}
 
 EDGECONVNEXT = (sys.executable, __file__)
 """The toolkit's command line, with these durations; arguments follow."""

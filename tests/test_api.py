@@ -71,7 +71,9 @@ def test_fold_and_prune_return_networks_and_save_them(tmp_path: Path) -> None:
 
 
 def test_quantize_export_and_validate_chain(micro: str, tmp_path: Path) -> None:
-    quantized = edgeconvnext.quantize(micro, calib="digits", eval="digits_test", num_images=60, output=tmp_path / "q")
+    quantized = edgeconvnext.quantize(
+        micro, calib="digits", eval="digits_test", num_images=30, effort="quick", output=tmp_path / "q"
+    )
     exported = edgeconvnext.export(target="onnx", from_run=quantized.path, latency=False, output=tmp_path / "onnx")
     assert exported.report.accuracy.artifact is not None
     validated = edgeconvnext.validate(exported.path, data="digits", latency=False)

@@ -1,4 +1,4 @@
-"""Target files of the user's own, end to end on the embedded digits model: what they ask for is what is written."""
+"""Target files of the user's own, end to end: what they ask for is what is written."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def small(micro: str) -> Request:
     """The digits told apart by a network of two blocks, for what no accuracy is asserted of."""
-    return replace(DIGITS, model=micro)
+    return replace(DIGITS, model=micro, num_images=30, effort="quick")
 
 
 @pytest.fixture(scope="module")
@@ -66,14 +66,16 @@ def check(outcome: Outcome, name: str) -> Any:
 
 
 @pytest.mark.parametrize("base", ["jetson", "onnx"])
-def test_a_quantised_stem_that_takes_pixels_has_a_grid_for_pixels(runs: Path, tmp_path: Path, base: str) -> None:
-    """A grid fitted on normalised images would clip pixels at 2 and leave chance accuracy."""
+def test_a_quantised_stem_that_takes_pixels_has_a_grid_for_pixels(
+    micro: str, runs: Path, tmp_path: Path, base: str
+) -> None:
+    """A grid fitted on normalised images would clip pixels at 2 and leave chance accuracy; the network is right on 56 of 100."""
     changes = [("[quantize]\n", '[input]\nvalue_range = "0..255"\n\n[quantize]\n')]
     if base == "onnx":
         changes.append(('operators = ["pointwise1"', 'operators = ["stem", "pointwise1"'))
     target = own_target(tmp_path, base, *changes)
-    outcome = pipeline.quantize(replace(DIGITS, target=target, output=runs / f"{base}-pixels"))
-    assert top1(outcome) > 98
+    outcome = pipeline.quantize(replace(DIGITS, model=micro, target=target, output=runs / f"{base}-pixels"))
+    assert top1(outcome) > 50
     stem = outcome.report.quantization.layers[0]
     assert stem.operator == "stem"
     # jetson moves pixels to -128..127 in front of the quantizer, which then holds each of them exactly.
@@ -180,7 +182,7 @@ def test_a_network_without_classifier_is_measured_by_its_features(runs: Path, tm
     torch.manual_seed(0)
     weights = tmp_path / "features.pth"
     torch.save(ConvNeXt(ConvNeXtConfig((1, 1), (8, 16), num_classes=0)).state_dict(), weights)
-    asked = replace(DIGITS, model=str(weights), eval=None, resolution=32, output=runs / "features")
+    asked = replace(DIGITS, model=str(weights), eval=None, effort="quick", resolution=32, output=runs / "features")
     outcome = pipeline.export(asked)
     accuracy, reasons = outcome.report.accuracy, outcome.report.not_measured
     assert [output.name for output in outcome.report.outputs] == ["embedding"]

@@ -35,13 +35,20 @@ from edgeconvnext.quantization.statistics import Statistics
 from edgeconvnext.run.directory import RunDirectory
 from edgeconvnext.run.manifest import load_run
 
-ASKED = Request(model="digits", calib="digits", num_images=9, most_evaluated=9, effort="quick", latency=False)
+ASKED = Request(calib="digits", num_images=9, most_evaluated=9, effort="quick", latency=False)
 JUNK = (None, [], {}, -1, 10**400, 1e300, "x\x1b[2J", [[[]]], [None], {"a": {"b": None}}, True)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _micro_is_the_default(micro: str) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGECONVNEXT_MODEL", micro)
+        yield
+
+
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A finished export of the embedded digits, made by a user whose key is not this one."""
+def made(_micro_is_the_default: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A finished export of the micro network, made by a user whose key is not this one."""
     root = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(root / "their-home"))
