@@ -24,7 +24,7 @@ from edgeconvnext.evaluation import timing as interleaved
 os.environ["TRITON_INTERPRET"] = "1"
 
 _CHECKOUT = Path(__file__).resolve().parent.parent
-_LONGEST_FILES = ("test_readme.py", "test_pipeline.py", "test_roadmap_command.py", "test_compress.py")
+_LONGEST_FILES = ("test_readme.py", "test_pipeline.py", "test_training.py", "test_own_targets.py", "test_compress.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
