@@ -335,12 +335,7 @@ def test_a_missed_gate_keeps_the_artifact_and_ends_with_3(micro: str, tmp_path: 
     assert (outcome.path / "model.onnx").is_file()
 
 
-ON_BOTH_NETWORKS = pytest.mark.parametrize(
-    "network", ["micro", pytest.param("digits", marks=[pytest.mark.exhaustive, pytest.mark.slow])]
-)
-
-
-@ON_BOTH_NETWORKS
+@pytest.mark.parametrize("network", ["micro", pytest.param("digits", marks=[pytest.mark.exhaustive, pytest.mark.slow])])
 @pytest.mark.skipif(sys.platform == "darwin", reason="Core ML itself runs here")
 def test_coreml_run_is_judged_by_the_reference_evaluator(network: str, micro: str, runs: Path) -> None:
     pytest.importorskip("coremltools")
@@ -366,19 +361,26 @@ def test_coreml_run_is_judged_by_the_reference_evaluator(network: str, micro: st
         assert "artifact in the reference evaluator" in (outcome.path / page).read_text(encoding="utf-8").lower()
 
 
-@ON_BOTH_NETWORKS
 @pytest.mark.skipif(sys.platform == "darwin", reason="Core ML itself runs here")
-@pytest.mark.parametrize(("target", "scheme", "least_db"), [("coreml-w8", "W8A16", 55), ("coreml-p6", "W6A16", 48)])
-def test_weights_alone_cost_nothing(
-    network: str, target: str, scheme: str, least_db: float, micro: str, runs: Path
+@pytest.mark.parametrize(
+    ("network", "target", "scheme", "least_db", "most_drop_pp"),
+    [
+        ("micro", "coreml-w8", "W8A16", 38, 2),
+        ("micro", "coreml-p6", "W6A16", 29, 2),
+        pytest.param("digits", "coreml-w8", "W8A16", 55, 0.2, marks=[pytest.mark.exhaustive, pytest.mark.slow]),
+        pytest.param("digits", "coreml-p6", "W6A16", 48, 0.2, marks=[pytest.mark.exhaustive, pytest.mark.slow]),
+    ],
+)
+def test_weights_alone_cost_little(
+    network: str, target: str, scheme: str, least_db: float, most_drop_pp: float, micro: str, runs: Path
 ) -> None:
-    """The package in the reference evaluator; with the default effort digits reach 63.8 and 56.3 dB."""
+    """The package in the reference evaluator: digits reach 63.8 and 56.3 dB, the micro network 40.5 and 32.0 dB."""
     pytest.importorskip("coremltools")
     model = micro if network == "micro" else network
     report = pipeline.export(request(model=model, target=target, output=runs / f"{target}-{network}")).report
     assert report.quantization.scheme.startswith(scheme)
     assert report.accuracy.evaluated
-    assert report.accuracy.drop_pp is not None and report.accuracy.drop_pp.value <= (2 if network == "micro" else 0.2)
+    assert report.accuracy.drop_pp is not None and report.accuracy.drop_pp.value <= most_drop_pp
     assert report.accuracy.sqnr_db is not None and report.accuracy.sqnr_db > least_db
     assert report.fidelity_db is not None and report.fidelity_db > 60
 
