@@ -32,6 +32,7 @@ TAKE_A_MODEL = ("analyze", "search", "fold", "prune", "fine-tune")
 def on_micro(line: str, micro: str) -> str:
     """Return a command that names the digits' network with the micro network in its place, and its training shorter."""
     line = line.replace("--model digits", f"--model {micro}").replace("--epochs 10", "--epochs 2 --warm-up-epochs 1")
+    line = line.replace("--budget-minutes 0.1", "--budget-minutes 0.02")
     for command in TAKE_A_MODEL:
         line = line.replace(f"edgeconvnext {command} digits", f"edgeconvnext {command} {micro}")
     return line
