@@ -331,7 +331,7 @@ def test_a_missed_gate_keeps_the_artifact_and_ends_with_3(micro: str, tmp_path: 
     target.write_text(text.replace("min_fidelity_db = 30.0", "min_fidelity_db = 190.0"))
     outcome = pipeline.export(request(model=micro, target=str(target), output=tmp_path / "run"))
     assert outcome.exit_code == 3
-    assert not outcome.report.passed
+    assert outcome.report.verdict == "failed"
     assert (outcome.path / "model.onnx").is_file()
 
 

@@ -220,6 +220,14 @@ def test_a_manifest_or_report_that_is_no_object_is_an_error_of_the_run(text: str
             read(received)
 
 
+def test_a_report_of_an_earlier_version_says_so_and_what_to_do(received: Path) -> None:
+    report = json.loads((received / "report.json").read_text()) | {"format": 1}
+    (received / "report.json").write_text(json.dumps(report))
+    rehash(received)
+    with pytest.raises(RunDirectoryError, match=r"report of format 1, and this version reads format 2\. Make"):
+        stored_report(load_run(received))
+
+
 def test_a_report_with_junk_is_an_error_of_the_run(received: Path) -> None:
     report = json.loads((received / "report.json").read_text())
     report["quantization"]["layers"] = report["quantization"]["layers"][:1]

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from edgeconvnext.data.size import size_text
-from edgeconvnext.schema.report import REFERENCE_EVALUATOR, Accuracy, Gate, Interval, OutputRecord, SizeRecord
+from edgeconvnext.schema.report import (
+    REFERENCE_EVALUATOR,
+    Accuracy,
+    ExportCheck,
+    Gate,
+    Interval,
+    OutputRecord,
+    RunVerdict,
+    SizeRecord,
+)
 from edgeconvnext.targets import Target
 
 
@@ -68,16 +77,18 @@ def gate_reasons(not_measured: Mapping[str, str]) -> dict[str, str]:
     return {gate: not_measured[key] for gate, key in causes.items() if key in not_measured}
 
 
-def passed(gates: list[Gate]) -> bool:
-    """Return whether every gate that could be measured is met."""
-    return all(gate.passed is not False for gate in gates)
+def verdict(gates: Sequence[Gate], checks: Sequence[ExportCheck]) -> RunVerdict:
+    """Sum up a run: "failed" where a gate is missed or a check failed, "passed" where a gate was measured, else "not_measured"."""
+    if any(gate.passed is False for gate in gates) or any(not check.passed for check in checks):
+        return "failed"
+    return "passed" if any(gate.passed for gate in gates) else "not_measured"
 
 
 def _drop_gate(limit: float, accuracy: Accuracy | None, reason: str) -> Gate:
     """Judge the artifact's drop. A simulation that misses the limit is a miss; one that meets it proves nothing yet."""
     name = "top1_drop_pp"
     if accuracy is None or accuracy.drop_pp is None:
-        return Gate(name=name, limit=limit, measured=None, passed=None, reason=reason)
+        return _expected_drop_gate(Gate(name=name, limit=limit, measured=None, passed=None, reason=reason), accuracy)
     drop = accuracy.drop_pp
     if accuracy.measured_on == "artifact":
         return Gate(
@@ -98,9 +109,34 @@ def _drop_gate(limit: float, accuracy: Accuracy | None, reason: str) -> Gate:
             low=drop.low,
             high=drop.high,
             passed=False,
+            simulated=drop.value,
+            simulated_passed=False,
             reason=f"measured on the simulation, the artifact did not run here: {simulation}",
         )
-    return Gate(name=name, limit=limit, measured=None, passed=None, reason=f"{reason}; {simulation}")
+    return Gate(
+        name=name,
+        limit=limit,
+        measured=None,
+        passed=None,
+        simulated=drop.value,
+        simulated_passed=True,
+        reason=f"{reason}; {simulation}",
+    )
+
+
+def _expected_drop_gate(gate: Gate, accuracy: Accuracy | None) -> Gate:
+    """Judge a drop that no label measures: missed where FP32's own probabilities put its whole interval above the limit."""
+    if accuracy is None or accuracy.expected_drop_pp is None:
+        return gate
+    drop = accuracy.expected_drop_pp
+    estimate = f"without labels, {drop.value:.2f} points ({drop.low:.2f} to {drop.high:.2f}) are lost if FP32's probabilities hold"
+    on_simulation = accuracy.measured_on != "artifact"
+    simulated = {"simulated": drop.value, "simulated_passed": drop.value <= gate.limit} if on_simulation else {}
+    if drop.low > gate.limit:
+        place = "measured on the simulation, the artifact did not run here: " if on_simulation else ""
+        missed = {"measured": drop.value, "low": drop.low, "high": drop.high, "passed": False}
+        return gate.model_copy(update=missed | simulated | {"reason": place + estimate})
+    return gate.model_copy(update=simulated | {"reason": f"{gate.reason}; {estimate}"})
 
 
 def _feature_gate(limit: float, outputs: Sequence[OutputRecord], accuracy: Accuracy | None, reason: str) -> Gate:
@@ -113,8 +149,24 @@ def _feature_gate(limit: float, outputs: Sequence[OutputRecord], accuracy: Accur
     simulation = f"the simulated graph has {measured:.1f} dB in {lowest.name}, its worst output"
     if missed:
         told = f"measured on the simulation, the artifact did not run here: {simulation}"
-        return Gate(name=name, limit=limit, measured=measured, passed=False, reason=told)
-    return Gate(name=name, limit=limit, measured=None, passed=None, reason=f"{reason}; {simulation}")
+        return Gate(
+            name=name,
+            limit=limit,
+            measured=measured,
+            passed=False,
+            simulated=measured,
+            simulated_passed=False,
+            reason=told,
+        )
+    return Gate(
+        name=name,
+        limit=limit,
+        measured=None,
+        passed=None,
+        simulated=measured,
+        simulated_passed=True,
+        reason=f"{reason}; {simulation}",
+    )
 
 
 def _speedup_gate(limit: float, speedup: Interval | None, reason: str, noise: str | None) -> Gate:

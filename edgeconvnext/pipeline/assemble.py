@@ -8,7 +8,7 @@ from pathlib import Path
 
 from edgeconvnext.backends import backend_for
 from edgeconvnext.evaluation.accuracy import compare, fidelity_db, not_measured
-from edgeconvnext.evaluation.gates import gate_reasons, judge, passed
+from edgeconvnext.evaluation.gates import gate_reasons, judge, verdict
 from edgeconvnext.evaluation.outputs import worst
 from edgeconvnext.files import tree_size
 from edgeconvnext.machine import describe_device
@@ -73,7 +73,7 @@ def assemble(job: Job, finished: Finished) -> Report:
         size_bytes=_sizes(job, finished),
         checks=checks,
         gates=gates,
-        passed=passed(gates) and all(check.passed for check in checks),
+        verdict=verdict(gates, checks),
         stages=finished.costs,
         environment=describe_device() | package_versions(),
         notes=[

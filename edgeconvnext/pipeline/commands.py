@@ -42,7 +42,7 @@ class Outcome:
 
     @property
     def exit_code(self) -> int:
-        return 0 if self.report.passed else GATE_MISSED_EXIT_CODE
+        return GATE_MISSED_EXIT_CODE if self.report.verdict == "failed" else 0
 
     @property
     def measured(self) -> list[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from edgeconvnext.errors import RunDirectoryError
 from edgeconvnext.received import read_bytes, read_text, reading
@@ -13,6 +15,8 @@ from edgeconvnext.schema.report import Report
 
 REPORT = "report.json"
 LABELS = "labels.txt"
+FORMAT = get_args(Report.model_fields["format"].annotation)[0]
+_AGAIN = "Make the run again with the same command."
 
 
 def write_report_stage(run: RunDirectory, report: Report, labels: Sequence[str] | None) -> None:
@@ -32,7 +36,10 @@ def stored_report(finished: FinishedRun) -> Report:
     if file.name not in finished.files:
         raise RunDirectoryError(f"{finished.path} has no {file.name}; name a run of edgeconvnext export.")
     content = read_bytes(file, RunDirectoryError)
-    with reading(file, RunDirectoryError, "Make the run again with the same command."):
+    with reading(file, RunDirectoryError, _AGAIN):
+        value = json.loads(content)
+        if isinstance(value, dict) and value.get("format") != FORMAT:
+            raise ValueError(f"it is a report of format {value.get('format')}, and this version reads format {FORMAT}")
         return Report.model_validate_json(content)
 
 

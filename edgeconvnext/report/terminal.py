@@ -170,8 +170,9 @@ def _gates(report: Report) -> Table:
     table.add_column("result", no_wrap=True)
     for gate in report.gates:
         text = gate_text(gate)
-        result = "not decided" if text.outcome == "open" and text.measured else _RESULTS[text.outcome]
-        table.add_row(Text(text.promise), text.measured or "-", Text(result, _STYLES[text.outcome]))
+        word = "not decided" if text.outcome == "open" and text.measured else _RESULTS[text.outcome]
+        result = Text(word, _STYLES[text.outcome])
+        table.add_row(Text(text.promise), text.measured or text.simulated or "-", result)
     return table
 
 

@@ -84,10 +84,14 @@ class Verdict:
 
 @dataclass(frozen=True)
 class GateText:
-    """A gate in words. promise: "at most 1.00 points of top-1 lost"; measured: "+0.21 (-0.16 to +0.57)" or None."""
+    """A gate in words. promise: "at most 1.00 points of top-1 lost"; measured: "+0.21 (-0.16 to +0.57)" or None.
+
+    simulated: "simulation +0.21, within", where only the device can decide and a simulation says something; else None.
+    """
 
     promise: str
     measured: str | None
+    simulated: str | None
     outcome: Outcome
     reason: str | None
 
@@ -98,7 +102,7 @@ def verdict(report: Report) -> Verdict:
     missed = [text for text in texts if text.outcome == "missed"]
     met = [text for text in texts if text.outcome == "passed"]
     failed = [check for check in report.checks if not check.passed]
-    if missed or failed or not report.passed:
+    if report.verdict == "failed":
         details = [f"Promised: {text.promise}, measured {text.measured}." for text in missed]
         details += [f"{check.name}: {check.result.rstrip('.')}." for check in failed]
         title = "Gate missed" if missed else "Check failed" if failed else "Not passed"
@@ -110,7 +114,9 @@ def verdict(report: Report) -> Verdict:
         return Verdict("passed", "Passed", f"{gates[0].upper()}{gates[1:]}.")
     if met:
         return Verdict("open", "Passed as far as measured", f"{len(met)} of {len(texts)} gates measured and met.")
-    return Verdict("open", "Not measured", f"None of the {len(texts)} gates could be measured on this machine.")
+    detail = f"None of the {len(texts)} gates could be measured on this machine."
+    simulated = [text for text in texts if text.simulated is not None]
+    return Verdict("open", "Not measured", " ".join([detail, *(f"{_simulated(text)}." for text in simulated)]))
 
 
 def answer_facts(report: Report) -> list[Fact]:
@@ -149,7 +155,14 @@ def gate_text(gate: Gate) -> GateText:
             measured = f"just {'above' if gate.measured > gate.limit else 'below'} {measured}"
         if gate.low is not None and gate.high is not None:
             measured += f" ({show(gate.low)} to {show(gate.high)})"
-    return GateText(promise, measured, outcome, gate.reason)
+    simulated = None
+    if gate.passed is None and gate.simulated is not None:
+        simulated = f"simulation {show(gate.simulated)}, {'within' if gate.simulated_passed else 'outside'}"
+    return GateText(promise, measured, simulated, outcome, gate.reason)
+
+
+def _simulated(text: GateText) -> str:
+    return f"Promised: {text.promise}; {text.simulated}"
 
 
 def place(accuracy: Accuracy) -> str:

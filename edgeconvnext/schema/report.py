@@ -12,6 +12,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from edgeconvnext.choices import CropOffset, Interpolation
 from edgeconvnext.data.preprocess import ValueRange
 
+RunVerdict = Literal["passed", "failed", "not_measured"]
+"""failed: a gate is missed or a check failed. passed: a gate was measured, and all that were are met. Else not_measured."""
+
 DECIBEL_LIMIT = 200.0
 REFERENCE_EVALUATOR = "reference evaluator"
 """What a runtime is called that only computes what the artifact's format says, where the artifact's own runtime is not here."""
@@ -84,8 +87,8 @@ class Accuracy(Record):
     """FP32, the simulated quantised graph, and the artifact in its runtime, on the same images.
 
     drop_pp: FP32 top-1 minus artifact top-1 (simulated, where there is no artifact result), points, with a paired 95 %
-    interval. agreement: per cent of images with FP32's top-1. sqnr_db: logit SQNR over all images and classes; of a network
-    without classifier, that of its worst output.
+    interval. expected_drop_pp: the same without labels, if FP32's probabilities are true. agreement: per cent of images with
+    FP32's top-1. sqnr_db: logit SQNR over all images and classes; of a network without classifier, that of its worst output.
     `measured_on` says whether drop, agreement, sqnr, flips and classes are the artifact's or the simulation's; `runtime` what ran
     the artifact: its own runtime, or REFERENCE_EVALUATOR.
     """
@@ -96,6 +99,7 @@ class Accuracy(Record):
     simulated: TopK | None = None
     artifact: TopK | None = None
     drop_pp: Interval | None = None
+    expected_drop_pp: Interval | None = None
     agreement: float | None = None
     sqnr_db: Decibel | None = None
     simulated_sqnr_db: Decibel | None = None
@@ -178,7 +182,11 @@ class Sizes(Record):
 
 
 class Gate(Record):
-    """One promise of the target. passed is null, with the reason, where it could not be measured."""
+    """One promise of the target. passed is null, with the reason, where it could not be measured.
+
+    simulated, simulated_passed: what the simulated graph gives, in the same unit, and whether that is within the limit; null
+    where the artifact itself was measured, and of gates that a simulation says nothing about.
+    """
 
     name: str
     limit: float
@@ -186,6 +194,8 @@ class Gate(Record):
     low: float | None = None
     high: float | None = None
     passed: bool | None
+    simulated: float | None = None
+    simulated_passed: bool | None = None
     reason: str | None = None
 
 
@@ -481,7 +491,7 @@ class StageCost(Record):
 class Report(Record):
     """One run: what was done to which model, for which target, and what was measured."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     target: str
     target_description: str
     exporter: str | None = None
@@ -500,7 +510,7 @@ class Report(Record):
     checks: list[ExportCheck] = []
     device: DeviceRecord | None = None
     gates: list[Gate]
-    passed: bool
+    verdict: RunVerdict
     stages: list[StageCost] = []
     environment: dict[str, str] = {}
     notes: list[str] = []

@@ -235,6 +235,20 @@ def test_every_row_must_be_finite() -> None:
             compared(None, broken)
 
 
+def test_the_expected_drop_is_the_probability_that_changed_classes_had_more() -> None:
+    generator = np.random.default_rng(3)
+    first, second = generator.normal(0, 2, (2, 40, 5))
+    softmax = special.softmax(first, axis=1)
+    losses = [100 * (max(row) - row[chosen.argmax()]) for row, chosen in zip(softmax, second, strict=True)]
+    half = 1.959963984540054 * stats.sem(losses)
+    drop = accuracy.expected_drop(first, second)
+    assert (drop.value, drop.high - drop.value) == pytest.approx((np.mean(losses), half), rel=1e-9)
+    same = accuracy.expected_drop(first, first)
+    assert (same.value, same.low, same.high) == (0, 0, 0)
+    one = accuracy.expected_drop(first[:1], second[:1])
+    assert (one.low, one.high) == (0, 100), "one image says nothing"
+
+
 DROP = Interval(value=1.0, low=0.0, high=2.0)
 WITHOUT_TOP5 = TopK(top1=50.0, top1_low=40.0, top1_high=60.0, top5=None, n=9)
 WITH_TOP5 = WITHOUT_TOP5.model_copy(update={"top5": 90.0})
@@ -246,6 +260,7 @@ def test_nothing_measured_names_every_null() -> None:
         "accuracy.fp32": labels,
         "accuracy.simulated": labels,
         "accuracy.drop_pp": labels,
+        "accuracy.expected_drop_pp": labels,
         "accuracy.agreement": labels,
         "accuracy.sqnr_db": labels,
         "accuracy.simulated_sqnr_db": labels,
@@ -261,6 +276,7 @@ def test_reasons_follow_what_ran() -> None:
         simulated=WITH_TOP5,
         artifact=WITH_TOP5,
         drop_pp=DROP,
+        expected_drop_pp=DROP,
         agreement=1.0,
         sqnr_db=1.0,
         simulated_sqnr_db=1.0,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edgeconvnext.backends import load_target
-from edgeconvnext.evaluation.gates import judge, passed
+from edgeconvnext.evaluation.gates import judge, verdict
 from edgeconvnext.schema.report import Accuracy, Gate, Interval, OutputRecord
 from edgeconvnext.targets import GateSection, Target
 
@@ -84,13 +84,13 @@ def test_what_was_not_measured_is_null_with_its_reason_and_fails_nothing() -> No
     assert [(gate.name, gate.passed, gate.measured, gate.reason) for gate in gates] == [
         (name, None, None, reason) for name, reason in REASONS.items()
     ]
-    assert passed(gates)
+    assert verdict(gates, []) == "not_measured"
 
 
 def test_one_missed_gate_fails_the_run() -> None:
     gates = judge(load_target("onnx"), drop(0.1), 12.0, None, REASONS)
     assert [gate.passed for gate in gates] == [True, None, False]
-    assert not passed(gates)
+    assert verdict(gates, []) == "failed"
 
 
 def test_a_target_without_gates_is_never_missed() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from edgeconvnext.backends import load_target
 from edgeconvnext.evaluation import gates
-from edgeconvnext.schema.report import Accuracy, Gate, Interval, OutputRecord, SizeRecord
+from edgeconvnext.schema.report import Accuracy, ExportCheck, Gate, Interval, OutputRecord, SizeRecord
 from edgeconvnext.targets import GateSection, Target
 
 EVALUATOR = "computed from the artifact by the reference evaluator, not by the runtime of the device"
@@ -191,17 +191,52 @@ def test_reasons_of_a_report_reach_the_gates_they_concern() -> None:
 
 
 @pytest.mark.parametrize(
-    ("verdicts", "met"),
+    ("verdicts", "expected"),
     [
-        ([], True),
-        ([True], True),
-        ([None], True),
-        ([False], False),
-        ([True, None, True], True),
-        ([True, False], False),
-        ([False, None], False),
+        ([], "not_measured"),
+        ([True], "passed"),
+        ([None], "not_measured"),
+        ([None, None], "not_measured"),
+        ([False], "failed"),
+        ([True, None, True], "passed"),
+        ([True, False], "failed"),
+        ([False, None], "failed"),
     ],
 )
-def test_a_run_passes_unless_a_gate_is_missed(verdicts: list[bool | None], met: bool) -> None:
+def test_a_run_passes_only_where_a_gate_was_measured_and_none_is_missed(
+    verdicts: list[bool | None], expected: str
+) -> None:
     made = [Gate(name="min_speedup", limit=1.0, measured=1.0, passed=verdict) for verdict in verdicts]
-    assert gates.passed(made) is met
+    ok, broken = (ExportCheck(name="parser", passed=passed, result="") for passed in (True, False))
+    assert gates.verdict(made, []) == expected
+    assert gates.verdict(made, [ok]) == expected
+    assert gates.verdict(made, [ok, broken]) == "failed"
+
+
+@pytest.mark.parametrize("measured_on", ["artifact", "simulation"])
+@pytest.mark.parametrize(("low", "missed"), [(below(1.0), False), (1.0, False), (above(1.0), True)])
+def test_without_labels_a_drop_is_missed_where_its_whole_expected_interval_is_above(
+    low: float, missed: bool, measured_on: str
+) -> None:
+    expected = Interval(value=3.0, low=low, high=5.0)
+    accuracy = Accuracy.model_validate({"expected_drop_pp": expected, "measured_on": measured_on})
+    gate = judged({"top1_drop_pp": 1.0}, accuracy, reasons={"top1_drop_pp": "no labels"})
+    assert figures(gate)[2:] == ((3.0, low, 5.0, False) if missed else (None, None, None, None))
+    simulated = measured_on == "simulation"
+    assert (gate.simulated, gate.simulated_passed) == ((3.0, False) if simulated else (None, None))
+    told = "without labels, 3.00 points (1.00 to 5.00) are lost if FP32's probabilities hold"
+    place = "measured on the simulation, the artifact did not run here: " if simulated else ""
+    assert gate.reason == (place + told if missed else f"no labels; {told}")
+
+
+def test_the_simulations_figure_is_beside_a_gate_that_only_the_artifact_can_meet() -> None:
+    open_ = judged({"top1_drop_pp": 1.0}, drop(0.5, "simulation"))
+    missed = judged({"top1_drop_pp": 1.0}, drop(1.5, "simulation"))
+    own = judged({"top1_drop_pp": 1.0}, drop(0.5))
+    assert [(gate.passed, gate.simulated, gate.simulated_passed) for gate in (open_, missed, own)] == [
+        (None, 0.5, True),
+        (False, 1.5, False),
+        (True, None, None),
+    ]
+    features = judged({"min_feature_sqnr_db": 20.0}, Accuracy(measured_on="simulation"), outputs=[output("a", 25.0)])
+    assert (features.passed, features.simulated, features.simulated_passed) == (None, 25.0, True)

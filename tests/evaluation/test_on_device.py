@@ -171,7 +171,7 @@ def test_answers_that_are_not_finite_miss_the_fidelity(report: Report, value: fl
     fidelity = gate(merged, "min_fidelity_db")
     assert (fidelity.measured, fidelity.passed) == (None, False)
     assert fidelity.reason == ("measured on the device (Jetson), 32 check vectors: the answers are not finite numbers")
-    assert not merged.passed
+    assert merged.verdict == "failed"
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_the_device_settles_fidelity_and_speed(report: Report) -> None:
     assert (fidelity.low, fidelity.high) == (None, None)
     assert (speed.measured, speed.low, speed.high, speed.passed) == (1.5, 1.5, 1.5, True)
     assert speed.reason == "measured on the device (Jetson), against FP16"
-    assert merged.passed and merged.device is not None
+    assert merged.verdict == "passed" and merged.device is not None
     assert merged.not_measured["fidelity_db"] == "measured on the device only: see device.fidelity_db"
     assert merged.not_measured["accuracy.artifact"] == (
         "measured on the device only: on the check vectors, see device.artifact"
@@ -252,11 +252,11 @@ def test_a_failed_check_of_the_export_is_not_forgotten(report: Report) -> None:
     exported = kit()
     ok = ExportCheck(name="onnx.checker", passed=True, result="opset 21")
     report.checks = [ok]
-    assert judged(told(exported.simulated), exported, report).passed is True
+    assert judged(told(exported.simulated), exported, report).verdict == "passed"
     report.checks = [ok, ExportCheck(name="sparse kernels", passed=False, result="none ran"), ok]
     merged = judged(told(exported.simulated), exported, report)
     assert all(gate.passed is not False for gate in merged.gates)
-    assert merged.passed is False, "whatever the device measured"
+    assert merged.verdict == "failed", "whatever the device measured"
 
 
 def limited(**gates: float) -> Target:
@@ -270,7 +270,7 @@ def test_the_limit_itself_is_met_and_anything_below_is_missed(report: Report) ->
     assert record.fidelity_db is not None
     for limit, met in ((record.fidelity_db, True), (np.nextafter(record.fidelity_db, 1e9), False)):
         merged = merge(report, record, limited(min_fidelity_db=float(limit)))
-        assert gate(merged, "min_fidelity_db").passed is met and merged.passed is met
+        assert gate(merged, "min_fidelity_db").passed is met and merged.verdict == ("passed" if met else "failed")
 
 
 def test_a_speed_up_is_missed_only_where_its_whole_interval_lies_below(report: Report) -> None:
@@ -279,7 +279,7 @@ def test_a_speed_up_is_missed_only_where_its_whole_interval_lies_below(report: R
     wide = record.model_copy(update={"speedup": Interval(value=0.98, low=0.9, high=1.05)})
     unsure = merge(report, wide, limited(min_speedup=1.05))
     speed = gate(unsure, "min_speedup")
-    assert speed.passed is True and unsure.passed is True
+    assert speed.passed is True and unsure.verdict == "passed"
     assert (speed.measured, speed.low, speed.high) == (0.98, 0.9, 1.05)
     assert speed.reason == (
         "measured on the device (Jetson), against FP16; 0.98x is below the limit, but its 95 % interval is not"
@@ -287,7 +287,7 @@ def test_a_speed_up_is_missed_only_where_its_whole_interval_lies_below(report: R
     at_limit = gate(merge(report, wide, limited(min_speedup=0.98)), "min_speedup")
     assert at_limit.reason == "measured on the device (Jetson), against FP16", "0.98 is not below 0.98"
     slow = merge(report, wide, limited(min_speedup=1.0501))
-    assert gate(slow, "min_speedup").passed is False and not slow.passed
+    assert gate(slow, "min_speedup").passed is False and slow.verdict == "failed"
     assert gate(slow, "min_speedup").reason == "measured on the device (Jetson), against FP16"
 
 
@@ -319,7 +319,7 @@ def dropped(report: Report, low: float, value: float = 9.0) -> Report:
 def test_a_few_vectors_do_not_settle_a_drop_of_one_point(report: Report) -> None:
     merged = dropped(report, low=1.0)
     drop = gate(merged, "top1_drop_pp")
-    assert (drop.passed, drop.measured) == (None, None) and merged.passed
+    assert (drop.passed, drop.measured) == (None, None) and merged.verdict == "passed"
     assert "the simulated graph loses 0.10 points" in drop.reason
     assert drop.reason.endswith(
         "; +9.00 points (+1.00 to +12.00) on 8 check vectors, measured on the device (Jetson): one image is 12.5 points"
@@ -329,7 +329,7 @@ def test_a_few_vectors_do_not_settle_a_drop_of_one_point(report: Report) -> None
 def test_an_interval_wholly_above_the_limit_misses_the_drop(report: Report) -> None:
     merged = dropped(report, low=1.01)
     drop = gate(merged, "top1_drop_pp")
-    assert (drop.measured, drop.low, drop.high, drop.passed) == (9.0, 1.01, 12.0, False) and not merged.passed
+    assert (drop.measured, drop.low, drop.high, drop.passed) == (9.0, 1.01, 12.0, False) and merged.verdict == "failed"
     assert drop.reason == "+9.00 points (+1.01 to +12.00) on 8 check vectors, measured on the device (Jetson)"
 
 
@@ -343,12 +343,12 @@ def test_an_artifact_that_answers_something_else_misses_the_drop_and_the_fidelit
     exported = kit()
     merged = judged(told(np.roll(exported.simulated, 1, axis=1)), exported, report)
     assert gate(merged, "top1_drop_pp").passed is False and gate(merged, "min_fidelity_db").passed is False
-    assert not merged.passed
+    assert merged.verdict == "failed"
 
 
 def test_an_engine_that_was_only_built_settles_nothing(report: Report) -> None:
     merged = judged(told(None, latency=None, speedup=None), kit(), report)
-    assert [gate.passed for gate in merged.gates] == [None, None, None] and merged.passed
+    assert [gate.passed for gate in merged.gates] == [None, None, None] and merged.verdict == "not_measured"
     assert merged.device is not None and merged.device.images == 0
 
 

@@ -228,7 +228,7 @@ def sample_report(depths: tuple[int, ...] = (2, 2, 6, 2)) -> Report:
             Gate(name="min_fidelity_db", limit=30.0, measured=46.8, passed=True),
         ],
         checks=[ExportCheck(name="onnx.checker", passed=True, result="opset 21, 512 nodes")],
-        passed=True,
+        verdict="passed",
         stages=[
             StageCost(stage="load", seconds=0.42, peak_mib=412.0),
             StageCost(stage="calibrate", seconds=38.2, peak_mib=1210.0, reused=True),

@@ -82,16 +82,28 @@ def test_verdict_follows_the_gates(report: Report, unmeasured: Report) -> None:
     assert (verdict(unmeasured).outcome, verdict(unmeasured).title) == ("open", "Not measured")
     report.gates[1].passed = None
     assert (verdict(report).outcome, verdict(report).detail) == ("open", "2 of 3 gates measured and met.")
-    report.gates[0].passed, report.gates[0].measured, report.passed = False, 1.31, False
+    report.gates[0].passed, report.gates[0].measured, report.verdict = False, 1.31, "failed"
     missed = verdict(report)
     assert missed.outcome == "missed"
     assert missed.detail == "Promised: at most 1.00 points of top-1 lost, measured +1.31 (-0.16 to +0.57)."
-    report.gates, report.passed = [], True
+    report.gates, report.verdict = [], "not_measured"
     assert verdict(report).title == "No gates"
 
 
+def test_the_simulations_verdict_is_shown_where_only_the_device_decides(unmeasured: Report) -> None:
+    drop = unmeasured.gates[0]
+    drop.simulated, drop.simulated_passed = 0.21, True
+    shown = "simulation +0.21, within"
+    assert re.search(r"points of top-1 lost +simulation \+0\.21, within +not measured", printed(unmeasured))
+    assert verdict(unmeasured).detail.endswith(f"Promised: at most 1.00 points of top-1 lost; {shown}.")
+    assert re.search(r"\| simulation .{1,2}0\\?\.21, within \| open:", render_card(unmeasured))
+    assert "simulation\xa0+0.21,\xa0within" in render_html(unmeasured)
+    drop.passed, drop.measured, drop.simulated_passed = False, 1.31, False
+    assert gate_text(drop).simulated is None, "what was missed has its figure already"
+
+
 def test_a_failed_check_is_the_verdict(report: Report) -> None:
-    report.checks[0].passed, report.checks[0].result, report.passed = False, "node 7 has no type", False
+    report.checks[0].passed, report.checks[0].result, report.verdict = False, "node 7 has no type", "failed"
     assert verdict(report).outcome == "missed"
     assert verdict(report).title == "Check failed"
     assert verdict(report).detail == "onnx.checker: node 7 has no type."

@@ -15,7 +15,7 @@ from edgeconvnext.backends.kit.results import OLD_FORMAT, OLD_FORMAT_REASON, Dev
 from edgeconvnext.errors import DeviceResultsError
 from edgeconvnext.escape import for_terminal
 from edgeconvnext.evaluation.accuracy import compare, fidelity_db
-from edgeconvnext.evaluation.gates import gate_reasons, judge, passed
+from edgeconvnext.evaluation.gates import gate_reasons, judge, verdict
 from edgeconvnext.evaluation.timing_noise import MOST_CV
 from edgeconvnext.schema.report import (
     DeviceLatency,
@@ -101,8 +101,8 @@ def merge(report: Report, record: DeviceRecord, target: Target) -> Report:
         report.latency.settings.get("noisy"),
     )
     gates = [_on_device(gate, record) for gate in judged]
-    met = passed(gates) and all(check.passed for check in report.checks)
-    return report.model_copy(update={"device": record, "gates": gates, "passed": met, "not_measured": reasons})
+    summed_up = verdict(gates, report.checks)
+    return report.model_copy(update={"device": record, "gates": gates, "verdict": summed_up, "not_measured": reasons})
 
 
 def _scatter(record: DeviceRecord) -> str | None:
