@@ -10,6 +10,7 @@ from edgeconvnext.backends import backend_for, load_target, timing_runtime
 from edgeconvnext.data.image_set import ImageSet, split_held_out
 from edgeconvnext.data.loader import batches
 from edgeconvnext.data.sets import resolve_image_set
+from edgeconvnext.data.size import Size
 from edgeconvnext.errors import OptionError, RewriteError, UnusablePathError
 from edgeconvnext.files import atomic_write
 from edgeconvnext.model.checkpoint import check_file, prepare_output, save_checkpoint
@@ -88,12 +89,18 @@ def quantized_program(run: str | Path) -> ExportedProgram:
     return pipeline.quantized_program(Path(run))
 
 
-def fold(model: str | Path | LoadedModel, *, calib: str | Path, output: str | Path | None = None) -> FoldResult:
+def fold(
+    model: str | Path | LoadedModel,
+    *,
+    calib: str | Path,
+    output: str | Path | None = None,
+    weights_from: str | None = None,
+) -> FoldResult:
     """Fold layer scale and LayerNorm affines exactly, proven on real images; save the result where `output` is given.
 
-    output: a .safetensors file; preprocessing and labels go into a JSON of the same stem.
+    output: a .safetensors file; preprocessing and labels go into a JSON of the same stem. weights_from: as in `load_model`.
     """
-    loaded = model if isinstance(model, LoadedModel) else load_model(model)
+    loaded = _loaded(model, weights_from)
     if output is not None:
         prepare_output(user_path(output, UnusablePathError), loaded)
     images = resolve_image_set(calib).take(PROOF_IMAGES)
@@ -112,7 +119,7 @@ def compress(model: str | Path | LoadedModel, options: options.Compress) -> Comp
     output: a .safetensors file, loadable like any checkpoint; what was done and measured goes into a JSON beside it,
     <stem>.changes.json. Recovery that was interrupted goes on from there.
     """
-    loaded = model if isinstance(model, LoadedModel) else load_model(model)
+    loaded = _loaded(model, options.weights_from)
     changes = compress_options(
         options,
         images=options.num_images,
@@ -155,7 +162,7 @@ def search(model: str | Path | LoadedModel, options: options.Search) -> tuple[Pl
     from edgeconvnext.report.placement_toml import placement_toml
     from edgeconvnext.tuning.placement_search import search_placement
 
-    loaded = model if isinstance(model, LoadedModel) else load_model(model, resolution=options.resolution)
+    loaded = _loaded(model, options.weights_from, resolution=options.resolution)
     require_answers(loaded)
     target = load_target(options.target)
     default_folder = Path("searches") / f"{Path(loaded.name).stem}-{target.name}"
@@ -186,7 +193,7 @@ def prune(model: str | Path | LoadedModel, options: options.Prune) -> Pruned:
     macs, size, latency: one of them at most. output: a .safetensors file, loadable like any checkpoint. torch_code: a .py file
     that defines the network and loads `output` without this package. score, blocks: see `edgeconvnext.rewrite.prune.prune`.
     """
-    loaded = model if isinstance(model, LoadedModel) else load_model(model)
+    loaded = _loaded(model, options.weights_from)
     if not loaded.module.inverted_bottlenecks:
         raise RewriteError(f"{loaded.name} is no ConvNeXt; hidden channels are pruned in ConvNeXt blocks only.")
     require_answers(loaded)
@@ -261,6 +268,19 @@ def _budget(options: options.Prune) -> Budget | None:
             "--blocks, or --sparsity 2:4."
         )
     return budgets[0] if budgets else (Budget("macs", 1.0) if options.blocks else None)
+
+
+def _loaded(
+    model: str | Path | LoadedModel, weights_from: str | None, resolution: int | Size | None = None
+) -> LoadedModel:
+    """Load a model that is named, or return the loaded one. Raises OptionError where a loaded one is to be chosen from."""
+    if not isinstance(model, LoadedModel):
+        return load_model(model, weights_from=weights_from, resolution=resolution)
+    if weights_from is not None:
+        raise OptionError(
+            lambda spelled: f"{spelled('weights_from')} chooses weights of a file, and the model is loaded already."
+        )
+    return model
 
 
 def _optional_path(value: str | Path | None) -> Path | None:

@@ -45,7 +45,7 @@ def fold(options: options.Fold, model: ModelArgument, json: JsonOption = False) 
             changes["norm_drop"] = changes.pop("max_drop")
         show_changes(api.compress(model, **changes), Path(options.output), json)
         return
-    result = api.fold(model, calib=options.calib, output=options.output)
+    result = api.fold(model, calib=options.calib, output=options.output, weights_from=options.weights_from)
     if json:
         from json import dumps
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from edgeconvnext.data.pointers import annex_link, pointer_in
 from edgeconvnext.errors import CheckpointError, ModelConfigError
 from edgeconvnext.escape import for_terminal
 from edgeconvnext.files import atomic_write, storage_errors
@@ -19,65 +20,168 @@ from edgeconvnext.model.pretrained_config import to_timm_config
 from edgeconvnext.model.renamed import listed
 from edgeconvnext.model.torch_file import MOST_DIMENSIONS, TorchFile
 from edgeconvnext.model.torch_pickle import OtherTensor, StoredTensor
-from edgeconvnext.received import MIB, reading, reason, require_regular_file
+from edgeconvnext.model.weight_sets import WeightSet, choose, largest_state_dict, weight_sets, without_masks
+from edgeconvnext.received import MIB, read_json, reading, reason, require_regular_file
 from edgeconvnext.tensor_header import in_one_order
 
-WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pkl", ".tar")
+"""Usual endings; what a file is, its content says."""
+SHARD_INDEX = ".index.json"
 # The largest ConvNeXt has 700 tensors, described in 70 kB. safetensors itself reads headers of 100 MB.
 MOST_TENSORS, MOST_HEADER_BYTES = 20_000, 16 * MIB
 _MOST_NAME_CHARACTERS = 500
-_MOST_WRAPPERS = 16
+_POINTER_BYTES = 1024
+_MOST_SHARDS = 1000
 _AGAIN = "Download or save it again."
 _CONFIG_KEY = "edgeconvnext.config"
-# Averaged weights first: they are the ones papers report. Then what trainers call the weights, then the bare module.
-_WRAPPERS = (
-    "state_dict_ema",
-    "model_ema",
-    "ema_state_dict",
-    "ema",
-    "state_dict",
-    "model_state_dict",
-    "model",
-    "module",
-    "net",
-    "weights",
-)
-_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "timm_model.")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """The tensors of one weights file, float32, contiguous and sharing no memory with the file.
 
-    config: what `save_checkpoint` wrote about the architecture; None in files of other origin.
+    config: what `save_checkpoint` wrote about the architecture; None in files of other origin. beside: names of the
+    file's tensors that are in no network, with their number of dimensions.
     """
 
     tensors: dict[str, torch.Tensor]
     config: NetworkConfig | None = None
     notes: list[str] = field(default_factory=list)
+    beside: dict[str, int] = field(default_factory=dict)
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a .pth/.pt/.bin or .safetensors file, unwrap it, and convert its weights to float32.
+def read_checkpoint(path: Path, weights_from: str | None = None) -> Checkpoint:
+    """Read a file of torch.save or safetensors, or the index of several, unwrap it, and convert its weights to float32.
 
+    weights_from: which of several networks in the file, by its key; None takes averaged weights, else the usual key.
     Raises CheckpointError for a file that is missing, empty or damaged, that holds code, or NaN or infinite weights.
     """
     if not path.exists():
+        if pointer := annex_link(path):
+            raise CheckpointError(f"{for_terminal(path)} holds no weights: {pointer}.")
         raise CheckpointError(
             f"There is no weights file {path}. Check the path, or name a hub model such as timm/convnext_tiny.fb_in1k."
         )
-    if path.suffix.lower() not in WEIGHTS_SUFFIXES:
-        raise CheckpointError(f"{path} is no weights file this tool reads; it reads {', '.join(WEIGHTS_SUFFIXES)}.")
+    if path.name.endswith(SHARD_INDEX):
+        return _read_shards(path, weights_from)
     if require_regular_file(path, CheckpointError) == 0:
         raise CheckpointError(f"{path} is empty. Download or save it again.")
-    notes: list[str] = []
-    metadata: Mapping[str, str] = {}
-    if path.suffix.lower() == ".safetensors":
+    head = _head(path)
+    if pointer := pointer_in(head):
+        raise CheckpointError(f"{for_terminal(path)} holds no weights: {pointer}.")
+    if _is_safetensors(path, head):
         stored, metadata = _read_safetensors(path)
-    else:
-        stored = _read_torch_file(path, notes)
-    tensors = _strip_prefixes(stored)
-    return Checkpoint(_to_float32(tensors, path), _stored_config(metadata, path), notes)
+        return _checkpoint(stored, metadata, path, weights_from)
+    with TorchFile(path, CheckpointError) as file:
+        chosen, notes = _chosen(file.value, (StoredTensor, OtherTensor), path, weights_from)
+        _check_names(path, chosen.tensors)
+        tensors = {name: file.tensor(claim, name) for name, claim in chosen.tensors.items()}
+        beside = {name: len(getattr(claim, "size", ())) for name, claim in chosen.left_out.items()}
+    return _finished(tensors, None, path, notes, beside)
+
+
+def _checkpoint(
+    stored: dict[str, torch.Tensor], metadata: Mapping[str, str], path: Path, weights_from: str | None
+) -> Checkpoint:
+    """Return the network among tensors that were read from safetensors."""
+    config = _stored_config(metadata, path)
+    if config is not None:
+        return _finished(stored, config, path, [], {})
+    chosen, notes = _chosen(stored, torch.Tensor, path, weights_from)
+    return _finished(
+        chosen.tensors, None, path, notes, {name: tensor.dim() for name, tensor in chosen.left_out.items()}
+    )
+
+
+def _chosen(
+    stored: object, is_tensor: type | tuple[type, ...], path: Path, weights_from: str | None
+) -> tuple[WeightSet, list[str]]:
+    """Return the network that was asked for, with notes. Raises CheckpointError for a file without any tensors."""
+    shown = for_terminal(path)
+    if not isinstance(stored, dict):
+        kind = "tensor" if isinstance(stored, is_tensor) else getattr(stored, "name", type(stored).__name__)
+        raise CheckpointError(
+            f"{shown} holds a {for_terminal(str(kind))[:80]}, not a state dict. Save `model.state_dict()`."
+        )
+    sets = weight_sets(stored, is_tensor)
+    if sets:
+        return choose(sets, weights_from, shown)
+    largest = largest_state_dict(stored, is_tensor)
+    if not largest:
+        keys = ", ".join(for_terminal(key)[:80] for key in list(stored)[:8]) or "nothing"
+        raise CheckpointError(f"{shown} holds no tensors (its keys: {keys}). Save `model.state_dict()`.")
+    return WeightSet((), "", largest, {}), []
+
+
+def _finished(
+    tensors: dict[str, torch.Tensor],
+    config: NetworkConfig | None,
+    path: Path,
+    notes: list[str],
+    beside: dict[str, int],
+) -> Checkpoint:
+    tensors = {name: tensor for name, tensor in tensors.items() if name != "n_averaged"}
+    _check_names(path, tensors)
+    unmasked, masked = without_masks(tensors)
+    if masked:
+        notes = [
+            *notes,
+            f"{len(masked)} weights have pruning masks (torch.nn.utils.prune); each was multiplied by its mask.",
+        ]
+    return Checkpoint(_to_float32(unmasked, path), config, notes, beside)
+
+
+def _read_shards(index: Path, weights_from: str | None) -> Checkpoint:
+    """Read the files that an index names, "weight_map" by tensor, and lie beside it. Raises CheckpointError for a missing one."""
+    tensors: dict[str, torch.Tensor] = {}
+    for shard in shards_of(index):
+        if pointer := pointer_in(_head(shard)):
+            raise CheckpointError(f"{for_terminal(shard)} holds no weights: {pointer}.")
+        if _is_safetensors(shard, _head(shard)):
+            tensors |= _read_safetensors(shard)[0]
+        else:
+            with TorchFile(shard, CheckpointError) as file:
+                claims = largest_state_dict(file.value, (StoredTensor, OtherTensor))
+                _check_names(shard, claims)
+                tensors |= {name: file.tensor(claim, name) for name, claim in claims.items()}
+    return _checkpoint(tensors, {}, index, weights_from)
+
+
+def shards_of(index: Path) -> list[Path]:
+    """Return the files that the index of a sharded checkpoint names, each once. Raises CheckpointError for a missing one."""
+    content = read_json(index, CheckpointError)
+    named = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(named, dict) or not named or not all(isinstance(name, str) for name in named.values()):
+        raise CheckpointError(f"{for_terminal(index)} is no index of shards: it has no weight_map. {_AGAIN}")
+    names = sorted(set(named.values()))
+    if len(names) > _MOST_SHARDS:
+        raise CheckpointError(
+            f"{for_terminal(index)} names {len(names):,} files, and {_MOST_SHARDS:,} are read. {_AGAIN}"
+        )
+    for name in names:
+        if Path(name).name != name:
+            raise CheckpointError(
+                f"{for_terminal(index)} names {for_terminal(name)[:200]}, which is not a file beside it."
+            )
+        if not (index.parent / name).exists():
+            raise CheckpointError(f"The shard {for_terminal(index.parent / name)} is missing. {_AGAIN}")
+    return [index.parent / name for name in names]
+
+
+def holds_weights(path: Path) -> bool:
+    """Whether a file begins as files of torch.save or safetensors do, whatever it is called."""
+    head = _head(path)
+    return head.startswith((b"PK\x03\x04", b"\x80")) or _is_safetensors(path, head)
+
+
+def _head(path: Path) -> bytes:
+    with reading(path, CheckpointError, _AGAIN), path.open("rb") as stream:
+        return stream.read(_POINTER_BYTES)
+
+
+def _is_safetensors(path: Path, head: bytes) -> bool:
+    """Whether a file begins with the length of a JSON object and that object, or is called so."""
+    return head[8:9] == b"{" or path.suffix.lower() == ".safetensors"
 
 
 def prepare_output(path: Path, model: LoadedModel) -> None:
@@ -158,14 +262,6 @@ def _check_header(path: Path) -> None:
         )
 
 
-def _read_torch_file(path: Path, notes: list[str]) -> dict[str, torch.Tensor]:
-    """Read the state dict of a file of torch.save, and nothing else of it."""
-    with TorchFile(path, CheckpointError) as file:
-        stored = _unwrap(file.value, path, notes)
-        _check_names(path, stored)
-        return {name: file.tensor(claim, name) for name, claim in stored.items()}
-
-
 def _check_dimensions(path: Path, name: str, dimensions: int) -> None:
     if dimensions > MOST_DIMENSIONS:
         raise CheckpointError(
@@ -186,44 +282,6 @@ def _check_names(path: Path, names: Collection[str]) -> None:
             f"{for_terminal(path)} has a tensor whose name, {for_terminal(longest[:80])}..., has {len(longest):,} characters. "
             f"{_AGAIN}"
         )
-
-
-def _unwrap(stored: object, path: Path, notes: list[str]) -> dict[str, StoredTensor | OtherTensor]:
-    """Find the state dict inside what a trainer saved, and say which one was taken where there are several."""
-    shown = for_terminal(path)
-    for _ in range(_MOST_WRAPPERS):
-        if not isinstance(stored, dict):
-            raise CheckpointError(f"{shown} holds a {_kind(stored)}, not a state dict. Save `model.state_dict()`.")
-        wrappers = [key for key in _WRAPPERS if isinstance(stored.get(key), dict) and stored[key]]
-        if not wrappers:
-            break
-        if len(wrappers) > 1:
-            notes.append(f"The file holds several sets of weights ({', '.join(wrappers)}); {wrappers[0]!r} was taken.")
-        stored = stored[wrappers[0]]
-    else:
-        raise CheckpointError(f"{shown} wraps its weights more than {_MOST_WRAPPERS} times. Save `model.state_dict()`.")
-    tensors = {str(key): value for key, value in stored.items() if isinstance(value, StoredTensor | OtherTensor)}
-    if not tensors:
-        keys = ", ".join(for_terminal(key)[:80] for key in list(stored)[:8]) or "nothing"
-        raise CheckpointError(f"{shown} holds no tensors (its keys: {keys}). Save `model.state_dict()`.")
-    return tensors
-
-
-def _kind(stored: object) -> str:
-    return "tensor" if isinstance(stored, StoredTensor | OtherTensor) else type(stored).__name__
-
-
-def _strip_prefixes(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Drop what data-parallel training, torch.compile, averaging and trainers put in front of the names."""
-    tensors = {name: tensor for name, tensor in tensors.items() if name != "n_averaged"}
-    while tensors:
-        # Most names, not all: a trainer may keep a tensor of its own beside the model's, to be reported as unexpected.
-        half = len(tensors) / 2
-        prefix = next((prefix for prefix in _PREFIXES if sum(name.startswith(prefix) for name in tensors) > half), None)
-        if prefix is None:
-            break
-        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    return tensors
 
 
 def _to_float32(tensors: dict[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:

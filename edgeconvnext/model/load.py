@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +17,35 @@ from edgeconvnext.errors import CheckpointError, ConfigFileError, nearest
 from edgeconvnext.escape import for_terminal
 from edgeconvnext.files import tree_sha256
 from edgeconvnext.model.build import build_empty
-from edgeconvnext.model.checkpoint import WEIGHTS_SUFFIXES, Checkpoint, read_checkpoint
+from edgeconvnext.model.checkpoint import (
+    SHARD_INDEX,
+    WEIGHTS_SUFFIXES,
+    Checkpoint,
+    holds_weights,
+    read_checkpoint,
+    shards_of,
+)
 from edgeconvnext.model.families import FAMILIES, architecture_hub_name, architectures, family_of
 from edgeconvnext.model.family import Family
 from edgeconvnext.model.foreign import looks_like
 from edgeconvnext.model.heads import with_head
 from edgeconvnext.model.hub import fetch, parse_hub_name
 from edgeconvnext.model.loaded import LoadedModel
-from edgeconvnext.model.network import Network, NetworkConfig
+from edgeconvnext.model.network import EndsWith, Network, NetworkConfig
 from edgeconvnext.model.preprocessing import ModelFiles, preprocess_of
 from edgeconvnext.model.pretrained_config import PretrainedConfig, read_config
 from edgeconvnext.model.renamed import OWN_LAYOUT, Renamed, listed, own_names
 from edgeconvnext.model.tensor_check import check_tensors
+from edgeconvnext.model.weight_sets import is_measure
 from edgeconvnext.received import reading, require_regular_file
 
 _SHOWN = 200
 """Characters of a name that a message repeats."""
+_STAGE_ENDS: dict[Head, EndsWith] = {"features": "stages", "none": "last_stage"}
+# What transformers' Trainer and Accelerate write beside the weights.
+_TRAINER_STATE = re.compile(
+    r"(optimizer|scheduler|scaler|rng_state(_\d+)?|training_args|random_states_\d+)\.(pt|pth|bin|pkl)"
+)
 _SHIPPED = Path(__file__).resolve().parent / "weights"
 
 
@@ -37,6 +53,7 @@ def load_model(
     path_or_name: str | Path,
     *,
     head: Head = "classifier",
+    weights_from: str | None = None,
     resolution: int | Size | None = None,
     crop_pct: float | None = None,
     interpolation: Interpolation | None = None,
@@ -45,16 +62,18 @@ def load_model(
 ) -> LoadedModel:
     """Load a trained ConvNeXt, ResNet or ResNeXt from a weights file, a folder, a hub or preset name, or a shipped model.
 
-    head: what the network ends with; all but "classifier" make a backbone of it (`heads.with_head`). resolution: side of a square
+    head: what the network ends with; all but "classifier" make a backbone of it (`heads.with_head`). weights_from: which of
+    several networks in a file, by its key; None takes averaged weights first. resolution: side of a square
     input in pixels, or (height, width); crop_pct, interpolation, mean, std: as in Preprocess. They override the checkpoint.
 
     Raises CheckpointError for weights that cannot be read as a ConvNeXt, ConfigFileError for a JSON that does not hold,
     and ModelConfigError for an input size the network cannot take.
     """
     files = find_model(path_or_name)
-    checkpoint = read_checkpoint(files.weights)
+    checkpoint = read_checkpoint(files.weights, weights_from)
     pretrained = read_config(files.config, files.preprocessor) if files.config else PretrainedConfig({})
-    module, layout = _build(checkpoint, pretrained, files.source)
+    built = built_network(checkpoint, pretrained, files.source, head)
+    module, layout = built.module, built.layout
     overrides: dict[str, Any] = {
         **{"crop_pct": crop_pct, "interpolation": interpolation},
         **{"mean": mean and tuple(mean), "std": std and tuple(std)},
@@ -71,10 +90,11 @@ def load_model(
         name=files.name,
         layout=layout,
         source=files.source,
-        sha256=tree_sha256(files.weights),
-        notes=(*checkpoint.notes, *notes),
+        sha256=_weights_sha256(files.weights, weights_from),
+        notes=(*checkpoint.notes, *built.notes, *notes),
+        weights_from=weights_from,
     )
-    return with_head(loaded, head)
+    return loaded if built.headless else with_head(loaded, head)
 
 
 def shipped_models() -> dict[str, Path]:
@@ -94,7 +114,7 @@ def find_model(path_or_name: str | Path) -> ModelFiles:
     if there and not path.is_dir():
         require_regular_file(path, CheckpointError)
     if path.is_file() or (path.suffix.lower() in WEIGHTS_SUFFIXES and not path.is_dir()):
-        return _weights_file(path)
+        return _shards(path) if path.name.endswith(SHARD_INDEX) else _weights_file(path)
     if name and path.is_dir() and _weights_in(path):
         return _folder(path)
     shipped = shipped_models()
@@ -118,8 +138,16 @@ def find_model(path_or_name: str | Path) -> ModelFiles:
 
 
 def _weights_file(path: Path) -> ModelFiles:
-    beside = path.with_suffix(".json")
-    return ModelFiles(path, beside if beside.exists() else None, None, _safe(path.stem), str(path))
+    stem = path.name
+    while Path(stem).suffix.lower() in WEIGHTS_SUFFIXES:
+        stem = Path(stem).stem
+    beside = path.with_name(f"{stem}.json")
+    return ModelFiles(path, beside if beside.exists() else None, None, _safe(stem), str(path))
+
+
+def _shards(index: Path) -> ModelFiles:
+    """A checkpoint in several files, with what lies beside its index."""
+    return _beside(index.parent, index, str(index))
 
 
 def _folder(path: Path) -> ModelFiles:
@@ -128,27 +156,45 @@ def _folder(path: Path) -> ModelFiles:
     preferred = [
         file for name in ("model.safetensors", "pytorch_model.bin") for file in candidates if file.name == name
     ]
-    if not preferred and len(candidates) > 1:
+    indices = [file for file in candidates if file.name.endswith(SHARD_INDEX)]
+    if not preferred and not indices and len(candidates) > 1:
         names = listed([file.name for file in candidates])
         raise CheckpointError(
             f"The folder {path} holds {len(candidates)} weights files ({names}). Name the one you mean."
         )
-    weights = (preferred or candidates)[0]
-    config, preprocessor = path / "config.json", path / "preprocessor_config.json"
+    return _beside(path, (preferred or indices or candidates)[0], str(path))
+
+
+def _beside(folder: Path, weights: Path, source: str) -> ModelFiles:
+    config, preprocessor = folder / "config.json", folder / "preprocessor_config.json"
     if not config.exists():
-        config = weights.with_suffix(".json")
+        config = _weights_file(weights).config or config
     return ModelFiles(
         weights,
         config if config.exists() else None,
         preprocessor if preprocessor.exists() else None,
-        _safe(path.resolve().name),
-        str(path),
+        _safe(folder.resolve().name),
+        source,
     )
 
 
 def _weights_in(path: Path) -> list[Path]:
+    """Return the weights files of a folder and indices of shards, by name; where no name says so, by content."""
     with reading(path, CheckpointError):
-        return sorted(file for file in path.iterdir() if file.is_file() and file.suffix.lower() in WEIGHTS_SUFFIXES)
+        files = sorted(file for file in path.iterdir() if file.is_file() or file.is_symlink())
+    named = [
+        file for file in files if file.suffix.lower() in WEIGHTS_SUFFIXES and not _TRAINER_STATE.fullmatch(file.name)
+    ]
+    named += [file for file in files if file.name.endswith(SHARD_INDEX)]
+    return named or [file for file in files if file.is_file() and not file.suffix and holds_weights(file)]
+
+
+def _weights_sha256(path: Path, weights_from: str | None) -> str:
+    """Return the hash of a weights file, or of all shards; another set of weights of the same file has another."""
+    parts = [tree_sha256(file) for file in ([path, *shards_of(path)] if path.name.endswith(SHARD_INDEX) else [path])]
+    if len(parts) == 1 and weights_from is None:
+        return parts[0]
+    return hashlib.sha256(json.dumps([parts, weights_from]).encode()).hexdigest()
 
 
 def _safe(name: str) -> str:
@@ -156,16 +202,69 @@ def _safe(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._-") or "model"
 
 
-def _build(checkpoint: Checkpoint, pretrained: PretrainedConfig, source: str) -> tuple[Network, str]:
-    """Infer the architecture, check every tensor against it, and put the tensors into a network in eval mode."""
-    family, renamed = _recognised(checkpoint, source)
+@dataclass(frozen=True)
+class BuiltNetwork:
+    """A network with the tensors of a checkpoint. headless: it ends with its stages already, because the file has no head."""
+
+    module: Network
+    layout: str
+    notes: tuple[str, ...]
+    headless: bool
+
+
+def built_network(checkpoint: Checkpoint, pretrained: PretrainedConfig, source: str, head: Head) -> BuiltNetwork:
+    """Infer the architecture, check every tensor against it, and put the tensors into a network in eval mode.
+
+    Raises CheckpointError for tensors that make no network, and for a file without a head where `head` needs one.
+    """
+    family, whole = _recognised(checkpoint, source)
+    renamed, notes = _without_others(whole, checkpoint, head, source)
     stored = checkpoint.config
     config = family.canonical(family.infer(renamed, source) if stored is None else stored)
     config = config.with_norm_eps(pretrained.norm_eps, pretrained.head_norm_eps)
-    check_tensors(renamed, config, source)
+    headless = stored is None and _is_headless(renamed, config)
+    if headless:
+        if head not in _STAGE_ENDS:
+            raise CheckpointError(
+                f"{source} has no head: neither its norm nor its classifier is in the file, as in pretraining (FCMAE) and in "
+                "features-only checkpoints. Take its stages with --head features or --head none, or use a fine-tuned checkpoint."
+            )
+        config = config.with_end(_STAGE_ENDS[head])
+    try:
+        check_tensors(renamed, config, source)
+    except CheckpointError:
+        check_tensors(whole, config, source)  # what was left out may be what is missing
+        raise
     module = build_empty(config)
     module.load_state_dict(renamed.tensors, assign=True)
-    return module.eval(), renamed.layout if stored is None else OWN_LAYOUT
+    return BuiltNetwork(module.eval(), renamed.layout if stored is None else OWN_LAYOUT, tuple(notes), headless)
+
+
+def _is_headless(renamed: Renamed, config: NetworkConfig) -> bool:
+    """Whether the network has tensors behind its stages, and the file none of them."""
+    behind = [name for name in build_empty(config).state_dict() if name.partition(".")[0] in ("norm", "head")]
+    return bool(behind) and not any(name in renamed.tensors for name in (*behind, "head.weight"))
+
+
+def _without_others(renamed: Renamed, checkpoint: Checkpoint, head: Head, source: str) -> tuple[Renamed, list[str]]:
+    """Leave out what lies beside the network in its file, and say so.
+
+    Raises CheckpointError where more weights lie beside a network without classifier, and no head is named: they may be it.
+    """
+    own = {name.partition(".")[0] for name in renamed.theirs.values()}
+    outside = [name for name in renamed.unexpected if name.partition(".")[0] not in own]
+    beside = checkpoint.beside | {name: checkpoint.tensors[name].dim() for name in outside}
+    if not beside:
+        return renamed, []
+    weights = [name for name, dimensions in beside.items() if dimensions >= 2 and not is_measure(name)]
+    if weights and head == "classifier" and "head.weight" not in renamed.tensors:
+        raise CheckpointError(
+            f"{source} holds a {renamed.layout} network without a classifier of its own, and beside it {listed(weights)}. This "
+            "package builds no network of both. Take the ConvNeXt alone with --head features (or none, or gap)."
+        )
+    inside = tuple(name for name in renamed.unexpected if name not in set(outside))
+    note = f"Left out, because the network has no place for them: {listed(list(beside))}."
+    return replace(renamed, unexpected=inside), [note]
 
 
 def _recognised(checkpoint: Checkpoint, source: str) -> tuple[Family, Renamed]:
@@ -187,7 +286,7 @@ def _recognised(checkpoint: Checkpoint, source: str) -> tuple[Family, Renamed]:
 
 
 def _labels(pretrained: PretrainedConfig, config: NetworkConfig, files: ModelFiles) -> Labels | None:
-    if pretrained.labels is None:
+    if pretrained.labels is None or not config.num_classes:
         return None
     if len(pretrained.labels) != config.num_classes:
         raise ConfigFileError(

@@ -16,7 +16,8 @@ class LoadedModel:
     module: eval mode, float32, logits (N, num_classes) from images (N, C, H, W).
     labels: None where neither the checkpoint nor a file beside it names the classes.
     name: short and safe as a file name. layout: whose tensor names the file used. source: path or hub name.
-    sha256: of the weights file. notes: what had to be assumed, for the user to read.
+    sha256: of the weights file. notes: what had to be assumed, for the user to read. weights_from: the network that was asked for
+    where a file holds several.
     """
 
     module: Network
@@ -28,3 +29,4 @@ class LoadedModel:
     source: str
     sha256: str
     notes: tuple[str, ...] = ()
+    weights_from: str | None = None

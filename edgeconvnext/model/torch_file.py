@@ -119,10 +119,16 @@ class TorchFile(AbstractContextManager["TorchFile"]):
             try:
                 yield
             except ForbiddenCallError as forbidden:
+                place = "" if forbidden.key is None else f", at key {for_terminal(forbidden.key, 80)!r}"
+                advice = (
+                    "save `model.state_dict()` instead of the whole model"
+                    if forbidden.key is None
+                    else "save it again without that value, or save `model.state_dict()`"
+                )
                 raise self._error(
-                    f"{self._shown} was refused because loading it would run code (it names {for_terminal(forbidden)[:200]}): "
-                    "only files of plain tensors are read, as torch.load reads them with weights_only=True. If you trust the "
-                    "file, load it where it came from and save `model.state_dict()` instead of the whole model."
+                    f"{self._shown} was refused because loading it would run code (it names "
+                    f"{for_terminal(forbidden)[:200]}{place}): only plain tensors and values are read. If you trust the file, "
+                    f"load it where it came from and {advice}."
                 ) from forbidden
             except OtherContainerError as other:
                 raise self._error(

@@ -65,6 +65,15 @@ _OPAQUE = {
     *(f"torch.{scheme}" for scheme in ("per_tensor_affine", "per_tensor_symmetric", "per_channel_affine")),
     *(f"torch.{scheme}" for scheme in ("per_channel_symmetric", "per_channel_affine_float_qparams")),
 }
+# Values that trainers save beside the weights. None is made: what they are called with is dropped.
+_HARMLESS = re.compile(
+    r"numpy\.(dtype|ndarray|(_?core)\.multiarray\.(scalar|_reconstruct)|dtypes\.\w+)|pathlib(\._local)?\.(Pure)?(Posix|Windows)?Path|"
+    r"types\.SimpleNamespace|datetime\.(date|time|datetime|timedelta|timezone)|decimal\.Decimal|fractions\.Fraction|uuid\.UUID|"
+    r"collections\.(deque|defaultdict)|builtins\.(int|float|bool|str|list|dict|tuple|slice|range|frozenset|type)|typing\.Any|"
+    r"(omegaconf|yacs\.config|easydict|addict|ml_collections|mmengine\.(config|logging))\.[\w.]+|"
+    r"(pytorch_lightning|lightning\.pytorch|lightning\.fabric|lightning_fabric)\.(utilities|callbacks|loops)\.[\w.]+|"
+    r"transformers\.(training_args|trainer_utils|integrations)\.[\w.]+|torch\.optim\.[\w.]+"
+)
 _CONTAINERS = {"collections.OrderedDict", "collections.Counter", "builtins.set", "builtins.complex"}
 _BYTES = {"_codecs.encode", "builtins.bytearray"}
 _KNOWN = {
@@ -89,7 +98,9 @@ class MalformedError(ValueError):
 
 
 class ForbiddenCallError(ValueError):
-    """The pickle names something that would have to be called. The message is its name."""
+    """The pickle names something that would have to be called. The message is its name. key: of the dictionary, where known."""
+
+    key: str | None = None
 
 
 @dataclass(frozen=True)
@@ -178,7 +189,8 @@ def _run(stream: io.BytesIO, storages: dict[str, Storage]) -> Any:
             if name == "TUPLE":
                 stack.append(tuple(items))
             elif name == "APPENDS":
-                _of(list, stack[-1]).extend(items)
+                if not isinstance(stack[-1], Opaque):
+                    _of(list, stack[-1]).extend(items)
             else:
                 _set_items(stack[-1], items)
         elif name in _TUPLES:
@@ -186,12 +198,19 @@ def _run(stream: io.BytesIO, storages: dict[str, Storage]) -> Any:
             stack[-count:] = [tuple(stack[-count:])]
         elif name == "APPEND":
             item = stack.pop()
-            _of(list, stack[-1]).append(item)
+            if not isinstance(stack[-1], Opaque):
+                _of(list, stack[-1]).append(item)
         elif name == "SETITEM":
             value, key = stack.pop(), stack.pop()
             _set_items(stack[-1], [key, value])
         elif name == "GLOBAL":
-            stack.append(_named(_of(str, argument)))
+            try:
+                stack.append(_named(_of(str, argument)))
+            except ForbiddenCallError as forbidden:
+                forbidden.key = next(
+                    (item for part in (stack, *reversed(marked)) for item in part[::-1] if isinstance(item, str)), None
+                )
+                raise
         elif name in ("REDUCE", "NEWOBJ"):
             arguments = _of(tuple, stack.pop())
             stack[-1] = _called(_of(_Name, stack[-1]).path, arguments)
@@ -215,7 +234,7 @@ def _named(argument: str) -> _Name | torch.dtype:
     path = f"{_PYTHON_2.get(module, module)}.{name}"
     if path in _TYPES:
         return _TYPES[path]
-    if path in _KNOWN or _storage_kind(path):
+    if path in _KNOWN or _storage_kind(path) or _HARMLESS.fullmatch(path):
         return _Name(path)
     raise ForbiddenCallError(f"{module}.{name}")
 
@@ -248,6 +267,8 @@ def _called(path: str, arguments: tuple[Any, ...]) -> Any:
         return {_key(item) for item in (_of((list, tuple, set), arguments[0]) if arguments else ())}
     if path in _CONTAINERS:
         return _dictionary(arguments[0]) if arguments else {}
+    if _HARMLESS.fullmatch(path):
+        return Opaque(path)
     if path in _OPAQUE:
         return OtherTensor("of torch 0.3 or older") if path == "torch.Tensor" else Opaque(path)
     raise MalformedError(f"it calls {path}")
@@ -294,6 +315,8 @@ def _dictionary(content: Any) -> dict[Any, Any]:
 
 
 def _set_items(target: Any, items: list[Any]) -> None:
+    if isinstance(target, Opaque):
+        return
     dictionary = _of(dict, target)
     for key, value in zip(items[::2], items[1::2], strict=True):
         dictionary[_key(key)] = value

@@ -28,6 +28,7 @@ from edgeconvnext.options.groups import (
     SourceRun,
     TargetChoice,
     Threads,
+    WeightsChoice,
 )
 
 REFIT_IMAGES = 768
@@ -91,12 +92,12 @@ class Remote(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Analyze(Reuse, Bits, EffortChoice, TargetChoice, CalibrationImages):
+class Analyze(Reuse, Bits, EffortChoice, TargetChoice, CalibrationImages, WeightsChoice):
     """Options of analyze, all of a model; a run is analysed as it was made."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Search(Threads, InputSize, TargetChoice, CalibrationImages):
+class Search(Threads, InputSize, TargetChoice, CalibrationImages, WeightsChoice):
     """Options of search."""
 
     PANEL = "Output"
@@ -119,7 +120,7 @@ class Search(Threads, InputSize, TargetChoice, CalibrationImages):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prune(CalibrationImages):
+class Prune(CalibrationImages, WeightsChoice):
     """Options of prune without training. macs, size, latency: one of them."""
 
     PANEL = "Pruning"
@@ -180,7 +181,7 @@ class PruneAndRecover(Recovery, Prune):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compress(Measuring, Compression, TargetChoice, CalibrationImages):
+class Compress(Measuring, Compression, TargetChoice, CalibrationImages, WeightsChoice):
     """Options of compress: prune, replace LayerNorms and recover, into a weights file."""
 
     calib: str | Path = field(metadata=about("Calibration images: a set's name or a folder.", metavar="<set>"))
@@ -192,7 +193,7 @@ class Compress(Measuring, Compression, TargetChoice, CalibrationImages):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fold(Latency, Recovery, NormChoice, TargetChoice, CalibrationImages):
+class Fold(Latency, Recovery, NormChoice, TargetChoice, CalibrationImages, WeightsChoice):
     """Options of fold on the command line, where LayerNorms may be replaced as well."""
 
     PANEL = "Output"

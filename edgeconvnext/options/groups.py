@@ -51,7 +51,19 @@ class InputSize(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelChoice(Options):
+class WeightsChoice(Options):
+    """Which weights of a file."""
+
+    PANEL = "Input"
+    weights_from: str | None = option(
+        None,
+        "Which network of a file that holds several, by its key, as in model_ema. Default: averaged weights first.",
+        metavar="<key>",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelChoice(WeightsChoice):
     """The network."""
 
     PANEL = "Input"
@@ -87,7 +99,7 @@ class EvaluationImages(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Preparation(InputSize):
+class Preparation(InputSize, WeightsChoice):
     """How images are prepared, where the checkpoint does not say or is wrong."""
 
     PANEL = "Input"
@@ -130,7 +142,7 @@ class SourceRun(Options):
 
     def check(self) -> None:
         super().check()
-        names = ("model", "resolution", "crop_pct", "interpolation", "mean", "std")
+        names = ("model", "weights_from", "resolution", "crop_pct", "interpolation", "mean", "std")
         if self.from_run is not None and any(getattr(self, name, None) is not None for name in names):
             raise OptionError(
                 lambda spelled: (

@@ -146,6 +146,7 @@ class Job:
                 "head": request.head,
                 "source": _from_anywhere(self.model.source),
                 "sha256": self.model.sha256,
+                "weights_from": self.model.weights_from,
                 "input_size": list(self.model.preprocess.input_size),
                 "crop_pct": self.model.preprocess.crop_pct,
                 "interpolation": self.model.preprocess.interpolation,
@@ -315,6 +316,7 @@ def _named_model(request: Request) -> LoadedModel:
         return load_model(
             named or DEFAULT_MODEL,
             head=request.head,
+            weights_from=request.weights_from,
             resolution=request.resolution,
             crop_pct=request.crop_pct,
             interpolation=request.interpolation,
@@ -377,14 +379,14 @@ def _from_run(request: Request, path: Path, notes: list[str]) -> tuple[Request, 
     try:
         # A hub source ends in @commit; a path may hold an @ of its own.
         name = source if Path(source).exists() else source.partition("@")[0]
-        model = load_model(name, head=head, resolution=size, **preprocessing)
+        model = load_model(name, head=head, weights_from=stored.weights_from, resolution=size, **preprocessing)
         if model.sha256 != stored.sha256:
             raise CheckpointError(f"{source} has changed since {path} was made")
     except CheckpointError as error:
         if "folded.safetensors" not in finished.files:
             raise
         copy = load_model(path / "folded.safetensors", resolution=size, **preprocessing)
-        model = replace(copy, name=stored.name, source=source, sha256=stored.sha256)
+        model = replace(copy, name=stored.name, source=source, sha256=stored.sha256, weights_from=stored.weights_from)
         model_from_copy = True
         notes.append(
             f"The checkpoint that {path.name} was made from is not available ({error}); FP32 figures are those of its exactly "

@@ -37,6 +37,7 @@ class StoredModel(_Stored):
     head: Head = "classifier"
     source: _Name
     sha256: _Name
+    weights_from: _Name | None = None
     input_size: Size
     crop_pct: float
     interpolation: Interpolation | None = None

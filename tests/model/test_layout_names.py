@@ -72,6 +72,20 @@ TORCHVISION = (
     "classifier.0.weight",
     "classifier.2.bias",
 )
+MMPRETRAIN = (
+    "downsample_layers.0.0.weight",
+    "downsample_layers.0.1.bias",
+    "downsample_layers.2.0.weight",
+    "downsample_layers.2.1.bias",
+    "stages.2.1.depthwise_conv.weight",
+    "stages.2.1.norm.bias",
+    "stages.2.1.pointwise_conv1.weight",
+    "stages.2.1.pointwise_conv2.bias",
+    "stages.2.1.grn.gamma",
+    "stages.2.1.grn.beta",
+    "stages.2.1.gamma",
+    "norm3.weight",
+)
 EXPECTED: dict[int, tuple[str | None, ...]] = {
     0: OURS,
     1: TIMM,
@@ -80,6 +94,24 @@ EXPECTED: dict[int, tuple[str | None, ...]] = {
     4: (*(f"convnext.{name}" for name in TRANSFORMERS), "classifier.bias"),
     5: (*(f"convnextv2.{name}" for name in TRANSFORMERS), "classifier.bias"),
     6: (*TRANSFORMERS, "classifier.bias"),
+    7: tuple(name.replace("stem.", "stem_").replace("stages.", "stages_") for name in TIMM),
+    8: (
+        "stages.0.downsample_layers.0.weight",
+        "stages.0.downsample_layers.1.bias",
+        "stages.2.downsample_layers.0.weight",
+        "stages.2.downsample_layers.1.bias",
+        "stages.2.layers.1.depthwise_conv.weight",
+        "stages.2.layers.1.layer_norm.bias",
+        "stages.2.layers.1.pointwise_conv1.weight",
+        "stages.2.layers.1.pointwise_conv2.bias",
+        None,
+        None,
+        "stages.2.layers.1.gamma",
+        "layer_norm.weight",
+        None,
+    ),
+    9: (*(f"backbone.{name}" for name in MMPRETRAIN), "head.fc.bias"),
+    10: (*MMPRETRAIN, "head.fc.bias"),
 }
 
 
@@ -107,6 +139,9 @@ def test_what_no_tensor_shows() -> None:
         ("timm (norm before pooling)", "before_pool", 1e-6),
         ("torchvision", "after_pool", 1e-6),
         *[("transformers", "after_pool", 1e-12)] * 3,
+        ("timm (features_only)", "after_pool", 1e-6),
+        ("transformers (DINOv3)", "after_pool", 1e-6),
+        *[("mmpretrain", "after_pool", 1e-6)] * 2,
     ]
 
 

@@ -151,9 +151,6 @@ def hint(missing: list[str], unexpected: list[str]) -> str:
         return " The stem has an activation between its convs (timm's overlap_act): this variant is not supported."
     if any(name.startswith("stages.0.downsample.") for name in unexpected):
         return " The first stage downsamples as well (timm's patch_size=2): this variant is not supported."
-    biases = [name for name in missing if "norm" in name and name.endswith("bias")]
-    if biases and len(biases) >= len(missing) - 1 and len(biases) > 4:
+    if len(missing) > 4 and all(name.endswith(".bias") for name in missing):
         return " Norms without a bias are RMS norms (timm's `_rms` models): this variant is not supported."
-    if {name.split(".")[-2] for name in missing} <= {"norm", "layernorm", "norm_pre"} and missing:
-        return " Without a head norm these look like pretraining weights (FCMAE); use a fine-tuned checkpoint."
     return ""

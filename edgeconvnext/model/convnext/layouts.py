@@ -105,6 +105,44 @@ _TORCHVISION = Layout(
 )
 
 
+_FEATURES_ONLY = replace(
+    _TIMM,
+    name="timm (features_only)",
+    stem=("stem_0", "stem_1", "stem_2"),
+    downsample="stages_{s}.downsample.{i}",
+    block="stages_{s}.blocks.{b}.",
+)
+
+_SPELLED_OUT = {
+    "dwconv": "depthwise_conv",
+    "pwconv1": "pointwise_conv1",
+    "pwconv2": "pointwise_conv2",
+}
+
+_DINOV3 = Layout(
+    name="transformers (DINOv3)",
+    stem=("stages.0.downsample_layers.0", "stages.0.downsample_layers.1"),
+    downsample="stages.{s}.downsample_layers.{i}",
+    block="stages.{s}.layers.{b}.",
+    parts=_SPELLED_OUT | {"norm": "layer_norm"},
+    norm="layer_norm",
+    head="classifier",
+)
+
+
+def _mmpretrain(prefix: str) -> Layout:
+    """mmpretrain numbers the norms behind stages; classifiers have the last one, the fourth."""
+    return Layout(
+        name="mmpretrain",
+        stem=(f"{prefix}downsample_layers.0.0", f"{prefix}downsample_layers.0.1"),
+        downsample=prefix + "downsample_layers.{s}.{i}",
+        block=prefix + "stages.{s}.{b}.",
+        parts=_SPELLED_OUT,
+        norm=f"{prefix}norm3",
+        head="head.fc",
+    )
+
+
 def _transformers(prefix: str) -> Layout:
     return Layout(
         name="transformers",
@@ -131,6 +169,10 @@ LAYOUTS: tuple[Layout, ...] = (
     _transformers("convnext."),
     _transformers("convnextv2."),
     _transformers(""),
+    _FEATURES_ONLY,
+    _DINOV3,
+    _mmpretrain("backbone."),
+    _mmpretrain(""),
 )
 
 
@@ -140,6 +182,7 @@ def rename(tensors: Mapping[str, torch.Tensor]) -> Renamed | None:
     best: Renamed | None = None
     for layout in LAYOUTS:
         theirs = dict(layout.names(stages, blocks))
+        theirs |= _head_in_sequence(layout.head, tensors)
         ours = {their_name: our_name for our_name, their_name in theirs.items()}
         found = {ours[name]: _plain_shape(ours[name], tensor) for name, tensor in tensors.items() if name in ours}
         if best is None or len(found) > len(best.tensors):
@@ -147,6 +190,15 @@ def rename(tensors: Mapping[str, torch.Tensor]) -> Renamed | None:
     if best is None or 2 * len(best.tensors) < len(tensors):
         return None
     return best if any(name.startswith("stages.") for name in best.tensors) else None
+
+
+def _head_in_sequence(head: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Return the names of a classifier that is the only layer with weights in a sequence, as in Sequential(Dropout, Linear)."""
+    inside = [name for name in tensors if re.fullmatch(rf"{re.escape(head)}\.\d+\.(weight|bias)", name)]
+    indices = {name.split(".")[-2] for name in inside}
+    if len(indices) != 1 or f"{head}.weight" in tensors:
+        return {}
+    return {f"head.{name.rpartition('.')[2]}": name for name in inside}
 
 
 def _largest_indices(names: Iterable[str]) -> tuple[int, int]:
