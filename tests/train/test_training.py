@@ -91,7 +91,19 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_training_that_is_done_is_not_said_to_go_on(whole: Path, tmp_path: Path) -> None:
     shutil.copytree(whole, tmp_path / "again")
-    result = run_command("train", "digits", "--data", "digits", *FAST, "--epochs", "3", "--eval", "digits_test", "--output", tmp_path / "again")
+    result = run_command(
+        "train",
+        "digits",
+        "--data",
+        "digits",
+        *FAST,
+        "--epochs",
+        "3",
+        "--eval",
+        "digits_test",
+        "--output",
+        tmp_path / "again",
+    )
     assert result.returncode == 0, result.stderr
     assert "all 3 epochs were trained before" in result.stderr
     assert "going on at epoch 4" not in result.stderr
