@@ -48,12 +48,12 @@ def exponents_for(module: Network, peaks: Mapping[str, float], largest: float) -
 
 def scales_exactly(module: Network, stage: int) -> bool:
     """Say whether the stream of a stage can be scaled: each of its readers is a LayerNorm, behind a depthwise conv or not."""
-    if not isinstance(module, ConvNeXt):
+    if not module.inverted_bottlenecks:
         return False
     is_last = stage == len(module.stages) - 1
     if module.config.ends_with == "stages" or (is_last and module.config.ends_with != "head"):
         return False
-    norms = [*_norms_of(module, stage), *([] if stage else [module.downsample_layers[0][-1]])]  # type: ignore[index]
+    norms = [*_norms_of(cast(ConvNeXt, module), stage), *([] if stage else [module.downsample_layers[0][-1]])]  # type: ignore[index]
     return all(isinstance(norm, nn.LayerNorm) for norm in norms)
 
 
@@ -73,11 +73,12 @@ def scale_streams(module: NetworkType, exponents: Sequence[int]) -> NetworkType:
     What `module.config.stream_exponents` says is there already counts, so that doing it twice changes nothing.
     Raises ValueError where a stream does not scale exactly.
     """
-    scaled = copy.deepcopy(module)
-    if not isinstance(scaled, ConvNeXt):
+    copied = copy.deepcopy(module)
+    if not copied.inverted_bottlenecks:
         if any(exponents):
             raise ValueError(f"the streams of a {type(module).__name__} do not scale exactly")
-        return scaled
+        return copied
+    scaled = cast(ConvNeXt, copied)
     before = scaled.config.stream_exponents or (0,) * len(scaled.stages)
     after = tuple(exponents) or (0,) * len(scaled.stages)
     for stage, (old, new) in enumerate(zip(before, after, strict=True)):
@@ -86,7 +87,7 @@ def scale_streams(module: NetworkType, exponents: Sequence[int]) -> NetworkType:
                 raise ValueError(f"the stream of stage {stage} does not scale exactly")
             _scale(scaled, stage, 2.0 ** (old - new))
     scaled.config = scaled.config.replace(stream_exponents=after if any(after) else ())
-    return scaled
+    return cast(NetworkType, scaled)
 
 
 def _scale(module: ConvNeXt, stage: int, factor: float) -> None:
