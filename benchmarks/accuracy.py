@@ -339,7 +339,7 @@ def _judged(row: Row, prepared: Prepared, reference: np.ndarray, logits: np.ndar
         row.error = f"logits of shape {logits.shape}, {int((~np.isfinite(logits)).any(1).sum())} rows not finite"
         return row
     drop = paired_drop(reference, logits, prepared.labels)
-    row.images, row.top1 = len(logits), topk(logits, prepared.labels).top1
+    row.images, row.top1 = len(logits), topk(logits, prepared.labels).value
     row.drop_pp, row.drop_low, row.drop_high = drop.value, drop.low, drop.high
     row.agreement, row.sqnr_db = agreement(reference, logits), logit_sqnr_db(reference, logits)
     return row

@@ -37,7 +37,7 @@ def judged_by(report: dict[str, Any]) -> Judged:
     drop = accuracy["drop_pp"]
     return Judged(
         images=accuracy["images"],
-        top1=accuracy["artifact" if accuracy["measured_on"] == "artifact" else "simulated"]["top1"],
+        top1=accuracy["artifact" if accuracy["measured_on"] == "artifact" else "simulated"]["value"],
         drop_pp=drop["value"],
         drop_low=drop["low"],
         drop_high=drop["high"],

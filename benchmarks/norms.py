@@ -204,7 +204,7 @@ def _checkpoint(path: Path) -> Judged:
     labels = match_labels(images, original.labels, original.config.num_classes)[np.array(images.labels)][seen]
     drop = paired_drop(a, b, labels)
     return Judged(
-        images=len(a), top1=topk(b, labels).top1, drop_pp=drop.value, drop_low=drop.low, drop_high=drop.high,
+        images=len(a), top1=topk(b, labels).value, drop_pp=drop.value, drop_low=drop.low, drop_high=drop.high,
         agreement=agreement(a, b), sqnr_db=logit_sqnr_db(a, b),
     )  # fmt: skip
 

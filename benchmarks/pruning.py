@@ -276,7 +276,7 @@ class Bench:
             target_share=share,
             images=len(self.labels),
             calibration_images=CALIBRATION_IMAGES,
-            top1=topk(logits, self.labels).top1,
+            top1=topk(logits, self.labels).value,
             drop_pp=drop.value,
             drop_low=drop.low,
             drop_high=drop.high,

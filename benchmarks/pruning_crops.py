@@ -21,7 +21,8 @@ from benchmarks.pruning import BATCH, Bench, logits_of, network_path
 from benchmarks.pruning_page import OWN, RECOVERED, write_page
 from benchmarks.pruning_table import CROPS_RESULTS, CropsRow, PruningTable
 from edgeconvnext.data.loader import batches
-from edgeconvnext.evaluation.accuracy import Z95, agreement
+from edgeconvnext.evaluation.accuracy import agreement
+from edgeconvnext.evaluation.intervals import Z95
 from edgeconvnext.model.convnext.network import ConvNeXt
 from edgeconvnext.model.load import load_model
 from edgeconvnext.sqnr import logit_sqnr_db

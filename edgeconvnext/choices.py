@@ -39,3 +39,8 @@ CONVNEXT_OPERATORS: tuple[Operator, ...] = ("stem", "depthwise", "pointwise1", "
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
 CropOffset = Literal["nearest", "floor"]
+
+ClassifierTask = Literal["single-label", "binary", "multi-label"]
+"""Tasks of networks that end with logits."""
+
+TaskName = Literal["single-label", "binary", "multi-label", "embedding", "features", "segmentation", "detection"]

@@ -111,7 +111,7 @@ def test_bench_times_the_networks_own_size(features: Outcome) -> None:
 def test_a_classifier_has_its_accuracy_at_every_size(runs: Path, several: Request) -> None:
     report = pipeline.quantize(replace(several, sizes=((32, 32),), output=runs / "classifier")).report
     (record,) = report.sizes
-    assert record.fp32_top1 is not None and record.top1 is not None and record.drop_pp is not None
+    assert record.fp32_score is not None and record.score is not None and record.drop_pp is not None
     assert record.fidelity_db is None and record.outputs == []
 
 

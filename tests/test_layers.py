@@ -30,6 +30,7 @@ LAYERS = (
         "axis",
         "choices",
         "config_file",
+        "decisions",
         "errors",
         "escape",
         "files",

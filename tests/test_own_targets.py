@@ -58,7 +58,7 @@ def own_target(folder: Path, base: str, *changes: tuple[str, str]) -> str:
 
 def top1(outcome: Outcome) -> float:
     assert outcome.report.accuracy.simulated is not None
-    return outcome.report.accuracy.simulated.top1
+    return outcome.report.accuracy.simulated.value
 
 
 def check(outcome: Outcome, name: str) -> Any:
@@ -80,7 +80,7 @@ def test_a_quantised_stem_that_takes_pixels_has_a_grid_for_pixels(
     assert stem.operator == "stem"
     # jetson moves pixels to -128..127 in front of the quantizer, which then holds each of them exactly.
     largest = 127 if base == "jetson" else 255
-    assert stem.preparation == ("pixels" if base == "jetson" else stem.preparation)
+    assert stem.smoothing == ("pixels" if base == "jetson" else stem.smoothing)
     assert stem.high >= 0.9 * largest
     assert stem.observed_high == pytest.approx(largest, abs=1)
 

@@ -67,8 +67,8 @@ def reused(outcome: Outcome) -> set[str]:
 
 def test_quantize_measures_the_simulation_and_claims_no_artifact(quantized: Outcome) -> None:
     report = stored(quantized)
-    assert report["accuracy"]["fp32"]["top1"] > 98.5
-    assert report["accuracy"]["simulated"]["top1"] > 98.5
+    assert report["accuracy"]["fp32"]["value"] > 98.5
+    assert report["accuracy"]["simulated"]["value"] > 98.5
     assert report["accuracy"]["artifact"] is None
     assert "edgeconvnext export" in report["not_measured"]["accuracy.artifact"]
     assert report["accuracy"]["measured_on"] == "simulation"
@@ -348,7 +348,7 @@ def test_coreml_run_is_judged_by_the_reference_evaluator(network: str, micro: st
     assert accuracy["measured_on"] == "artifact"
     assert accuracy["artifact"]["n"] == 599
     # The micro network itself is right on 56 of 100.
-    assert accuracy["artifact"]["top1"] > (50 if network == "micro" else 98)
+    assert accuracy["artifact"]["value"] > (50 if network == "micro" else 98)
     assert report["fidelity_db"] > 50  # the same arithmetic as the simulation, but for the order of float16 roundings
     gates = {gate["name"]: gate for gate in report["gates"]}
     assert "reference evaluator" in gates["min_fidelity_db"]["reason"]

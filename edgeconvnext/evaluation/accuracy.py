@@ -1,4 +1,7 @@
-"""Accuracy, agreement and logit SQNR of FP32, simulated and artifact logits over the same images."""
+"""Accuracy, agreement and logit SQNR of FP32, simulated and artifact logits over the same images.
+
+A network with one logit is judged by its sign throughout: its only class would never change.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from edgeconvnext.choices import TaskName
+from edgeconvnext.decisions import two_logits
 from edgeconvnext.errors import CheckpointError, EdgeConvNextError, ExportError, LabelMismatchError, QuantizationError
-from edgeconvnext.schema.report import Accuracy, ClassChange, Flip, Interval, TopK
+from edgeconvnext.evaluation.intervals import Z95, drop_interval, wilson
+from edgeconvnext.evaluation.multi_label import class_name, compare_decisions
+from edgeconvnext.evaluation.tasks import TASKS, infer_task
+from edgeconvnext.schema.report import Accuracy, ClassChange, Flip, Interval, ScoreRecord
 from edgeconvnext.sqnr import logit_sqnr_db
-
-Z95 = 1.959963984540054
-"""Two-sided 95 % quantile of the normal distribution."""
 
 
 def compare(
@@ -24,13 +29,14 @@ def compare(
     image_ids: Sequence[str],
     dataset: str | None = None,
     runtime: str | None = None,
+    task: TaskName | None = None,
 ) -> Accuracy:
     """Compare the logits of the quantised network with FP32's, image by image.
 
     reference, simulated, artifact: (N, num_classes) logits over the same images in the same order; drop, agreement,
     SQNR, flips and classes are the artifact's where it ran, else the simulation's.
-    labels: (N,) class indices, or None where the set has none; then top-k, drop and classes stay null.
-    runtime: what ran the artifact.
+    labels: (N,) class indices, 0 or 1 for one logit; of task multi-label (N, num_classes) of 0 and 1; or None where the set has
+    none: then scores, drop and classes stay null. runtime: what ran the artifact. task: None infers it from logits and labels.
 
     Raises CheckpointError, QuantizationError or ExportError for logits with NaN or Inf, and LabelMismatchError for
     labels outside the model's classes.
@@ -45,11 +51,20 @@ def compare(
             _check_logits(logits, reference.shape, producer, error)
     if len(image_ids) != len(reference):
         raise ValueError(f"{len(image_ids)} image ids for {len(reference)} rows of logits")
+    task = task or infer_task(reference.shape[1], targets=labels)[0].name
+    if task == "single-label" and reference.shape[1] < 2:
+        raise LabelMismatchError("One logit has no top-1: it is always the only class. Judge it as task binary.")
+    if task == "multi-label":
+        decided = compare_decisions(TASKS[task], (reference, simulated, artifact), labels, class_names, image_ids)
+        return decided.model_copy(update={"dataset": dataset, "runtime": runtime})
     if labels is not None:
-        _check_labels(labels, reference.shape)
+        _check_labels(labels, len(reference), max(2, reference.shape[1]))
+    if reference.shape[1] == 1:
+        class_names = decision_names(class_names)
 
     measured = artifact if artifact is not None else simulated
-    result = Accuracy(dataset=dataset, images=len(reference), runtime=runtime)
+    score = TASKS[task].main_score
+    result = Accuracy(task=task, score=score, dataset=dataset, images=len(reference), runtime=runtime)
     if simulated is not None:
         result.simulated_sqnr_db = logit_sqnr_db(reference, simulated)
     if measured is not None:
@@ -76,6 +91,8 @@ def not_measured(accuracy: Accuracy, labels_reason: str, artifact_reason: str) -
     """
     reasons: dict[str, str] = {}
     ran_artifact = accuracy.measured_on == "artifact"
+    if accuracy.task == "multi-label" and accuracy.measured_on is not None:
+        reasons["accuracy.expected_drop_pp"] = "it is of one class an image"
     for key in (
         "fp32",
         "simulated",
@@ -87,7 +104,7 @@ def not_measured(accuracy: Accuracy, labels_reason: str, artifact_reason: str) -
         "measured_on",
     ):
         if getattr(accuracy, key) is None:
-            reasons[f"accuracy.{key}"] = labels_reason
+            reasons.setdefault(f"accuracy.{key}", labels_reason)
     if accuracy.artifact is None:
         reasons["accuracy.artifact"] = labels_reason if ran_artifact else artifact_reason
     if accuracy.runtime is None and not ran_artifact:
@@ -95,38 +112,30 @@ def not_measured(accuracy: Accuracy, labels_reason: str, artifact_reason: str) -
     for key in ("fp32", "simulated", "artifact"):
         scores = getattr(accuracy, key)
         if scores is not None and scores.top5 is None:
-            reasons[f"accuracy.{key}.top5"] = "top-5 says nothing for fewer than six classes"
+            why = (
+                "for fewer than six classes" if accuracy.task in (None, "single-label") else f"of task {accuracy.task}"
+            )
+            reasons[f"accuracy.{key}.top5"] = f"top-5 says nothing {why}"
     return reasons
 
 
-def topk(logits: np.ndarray, labels: np.ndarray) -> TopK:
+def topk(logits: np.ndarray, labels: np.ndarray) -> ScoreRecord:
     """Return top-1 and top-5 accuracy in per cent with the Wilson 95 % interval of top-1.
 
     Of equal logits the lower class ranks first, as in argmax.
     """
+    logits = two_logits(logits)
     n, num_classes = logits.shape
     ranks = _ranks(logits, labels)
     hits = int((ranks == 0).sum())
     low, high = wilson(hits, n)
-    return TopK(
-        top1=100 * hits / n,
-        top1_low=100 * low,
-        top1_high=100 * high,
+    return ScoreRecord(
+        value=100 * hits / n,
+        low=100 * low,
+        high=100 * high,
         top5=100 * float((ranks < 5).mean()) if num_classes >= 6 else None,
         n=n,
     )
-
-
-def wilson(hits: int, n: int) -> tuple[float, float]:
-    """Return the 95 % score interval of a share (E. B. Wilson, 1927, J. Am. Stat. Assoc. 22:209).
-
-    It stays inside 0..1 and has width even at 0 or n hits: 10 of 10 gives 0.722..1.
-    """
-    share = hits / n
-    centre = share + Z95**2 / (2 * n)
-    half = Z95 * math.sqrt(share * (1 - share) / n + Z95**2 / (4 * n**2))
-    scale = 1 + Z95**2 / n
-    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
 
 
 def paired_drop(reference: np.ndarray, quantized: np.ndarray, labels: np.ndarray) -> Interval:
@@ -137,24 +146,8 @@ def paired_drop(reference: np.ndarray, quantized: np.ndarray, labels: np.ndarray
     is the adjusted Wald of Bonett & Price (2012, J. Educ. Behav. Stat. 37:479): one image is added to either cell.
     Resampling images instead gives width zero wherever no answer changed, which 60 images do not justify.
     """
-    right, still_right = reference.argmax(1) == labels, quantized.argmax(1) == labels
+    right, still_right = _answers(reference) == labels, _answers(quantized) == labels
     return drop_interval(int((right & ~still_right).sum()), int((~right & still_right).sum()), len(labels))
-
-
-def drop_interval(lost: int, gained: int, n: int) -> Interval:
-    """Return (lost - gained) / n in points with its paired 95 % interval.
-
-    10 lost and 2 gained of 1000: 0.80, from 0.07 to 1.53.
-    """
-    only_reference, only_quantized = (lost + 1) / (n + 2), (gained + 1) / (n + 2)
-    centre = only_reference - only_quantized
-    half = Z95 * math.sqrt((only_reference + only_quantized - centre**2) / (n + 2))
-    value = (lost - gained) / n
-    return Interval(
-        value=100 * value,
-        low=100 * max(-1.0, min(value, centre - half)),
-        high=100 * min(1.0, max(value, centre + half)),
-    )
 
 
 def expected_drop(reference: np.ndarray, quantized: np.ndarray) -> Interval:
@@ -162,29 +155,29 @@ def expected_drop(reference: np.ndarray, quantized: np.ndarray) -> Interval:
 
     An image whose class changes from a to b loses p(a) - p(b), any other nothing. The interval is that of a mean over images.
     """
-    probabilities, rows = _softmax(reference), np.arange(len(reference))
-    losses = 100 * (probabilities[rows, reference.argmax(1)] - probabilities[rows, quantized.argmax(1)])
+    probabilities, rows = _softmax(two_logits(reference)), np.arange(len(reference))
+    losses = 100 * (probabilities[rows, _answers(reference)] - probabilities[rows, _answers(quantized)])
     value = float(losses.mean())
     half = Z95 * float(losses.std(ddof=1)) / math.sqrt(len(losses)) if len(losses) > 1 else 100.0
     return Interval(value=value, low=max(0.0, value - half), high=min(100.0, value + half))
 
 
 def agreement(reference: np.ndarray, quantized: np.ndarray) -> float:
-    """Return the share of images with the same top-1 class, per cent."""
-    return 100 * float((reference.argmax(1) == quantized.argmax(1)).mean())
+    """Return the share of images with the same top-1 class, or with the same sign of one logit, per cent."""
+    return 100 * float((_answers(reference) == _answers(quantized)).mean())
 
 
 def class_changes(
     reference: np.ndarray, quantized: np.ndarray, labels: np.ndarray, class_names: Sequence[str] | None
 ) -> list[ClassChange]:
     """Return top-1 before and after for each class that has images, in class order."""
-    num_classes = reference.shape[1]
+    num_classes = max(2, reference.shape[1])
     totals = np.bincount(labels, minlength=num_classes)
-    before = np.bincount(labels[reference.argmax(1) == labels], minlength=num_classes)
-    after = np.bincount(labels[quantized.argmax(1) == labels], minlength=num_classes)
+    before = np.bincount(labels[_answers(reference) == labels], minlength=num_classes)
+    after = np.bincount(labels[_answers(quantized) == labels], minlength=num_classes)
     return [
         ClassChange(
-            label=_name(class_names, int(index)),
+            label=class_name(class_names, int(index)),
             n=int(totals[index]),
             fp32=100 * float(before[index] / totals[index]),
             artifact=100 * float(after[index] / totals[index]),
@@ -200,7 +193,8 @@ def flips(
     class_names: Sequence[str] | None,
     image_ids: Sequence[str],
 ) -> list[Flip]:
-    """Return the images whose top-1 changed, those FP32 was surest of first. Confidences are softmax probabilities."""
+    """Return the images whose answer changed, those FP32 was surest of first. Confidences are those of softmax or sigmoid."""
+    reference, quantized = two_logits(reference), two_logits(quantized)
     before, after = reference.argmax(1), quantized.argmax(1)
     changed = np.flatnonzero(before != after)
     sure_before = _softmax(reference[changed])[np.arange(len(changed)), before[changed]]
@@ -208,14 +202,26 @@ def flips(
     return [
         Flip(
             image=image_ids[int(image)],
-            label=None if labels is None else _name(class_names, int(labels[image])),
-            fp32=_name(class_names, int(before[image])),
-            artifact=_name(class_names, int(after[image])),
+            label=None if labels is None else class_name(class_names, int(labels[image])),
+            fp32=class_name(class_names, int(before[image])),
+            artifact=class_name(class_names, int(after[image])),
             fp32_confidence=float(sure_before[row]),
             artifact_confidence=float(sure_after[row]),
         )
         for row, image in sorted(enumerate(changed), key=lambda entry: (-sure_before[entry[0]], entry[1]))
     ]
+
+
+def decision_names(class_names: Sequence[str] | None) -> tuple[str, str]:
+    """Name what a logit up to 0 and one above it say: "not cat" and "cat"; two names as they are; else "no" and "yes"."""
+    if class_names is not None and len(class_names) == 2:
+        return class_names[0], class_names[1]
+    return ("no", "yes") if class_names is None else (f"not {class_names[0]}", class_names[0])
+
+
+def _answers(logits: np.ndarray) -> np.ndarray:
+    """Return the class of each image, (N,): the largest logit's, or of one logit 1 where it is above 0."""
+    return np.asarray(two_logits(logits).argmax(1))
 
 
 def _ranks(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -228,10 +234,6 @@ def _ranks(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def _softmax(logits: np.ndarray) -> np.ndarray:
     exponentials = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True, initial=-np.inf))
     return exponentials / exponentials.sum(1, keepdims=True)
-
-
-def _name(class_names: Sequence[str] | None, index: int) -> str:
-    return f"class {index}" if class_names is None else class_names[index]
 
 
 def _check_logits(logits: np.ndarray, shape: tuple[int, ...], producer: str, error: type[EdgeConvNextError]) -> None:
@@ -250,8 +252,7 @@ def _check_logits(logits: np.ndarray, shape: tuple[int, ...], producer: str, err
         )
 
 
-def _check_labels(labels: np.ndarray, shape: tuple[int, ...]) -> None:
-    num_images, num_classes = shape
+def _check_labels(labels: np.ndarray, num_images: int, num_classes: int) -> None:
     if labels.shape != (num_images,):
         raise LabelMismatchError(f"There are {labels.size} labels for {num_images} images; each image needs one.")
     outside = (labels < 0) | (labels >= num_classes)

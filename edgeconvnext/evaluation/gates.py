@@ -43,7 +43,8 @@ def judge(
         why = _reason(reasons, "min_feature_sqnr_db")
         gates.append(_feature_gate(limits.min_feature_sqnr_db, everywhere, accuracy, why))
     if not outputs and limits.top1_drop_pp is not None:
-        gates.append(_drop_gate(limits.top1_drop_pp, accuracy, _reason(reasons, "top1_drop_pp")))
+        gate = _drop_gate(limits.top1_drop_pp, accuracy, _reason(reasons, "top1_drop_pp"))
+        gates.append(gate.model_copy(update={"score": None if accuracy is None else accuracy.score}))
     if limits.min_speedup is not None:
         gates.append(_speedup_gate(limits.min_speedup, speedup, _reason(reasons, "min_speedup"), noise))
     if limits.min_fidelity_db is not None:

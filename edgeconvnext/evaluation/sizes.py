@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgeconvnext.choices import TaskName
 from edgeconvnext.data.size import Size
 from edgeconvnext.evaluation.accuracy import compare, fidelity_db
 from edgeconvnext.evaluation.outputs import compare_outputs, worst
@@ -23,6 +24,7 @@ def at_size(
     networks: tuple[Runner, Runner, Runner | None],
     stream: Iterable[Batch],
     labels: np.ndarray | None,
+    task: TaskName | None = None,
 ) -> SizeRecord:
     """Compare FP32, the simulated graph, and the artifact where it runs here, on images of one size.
 
@@ -37,14 +39,14 @@ def at_size(
     artifact = found.get("artifact")
     ids = [str(position) for position in positions]
     own = None if labels is None else labels[positions]
-    accuracy = compare(found["fp32"], found["simulated"], artifact, own, None, ids)
+    accuracy = compare(found["fp32"], found["simulated"], artifact, own, None, ids, task=task)
     best = accuracy.artifact or accuracy.simulated
     assert accuracy.sqnr_db is not None and accuracy.simulated_sqnr_db is not None
     return SizeRecord(
         size=size,
         images=len(ids),
-        fp32_top1=None if accuracy.fp32 is None else accuracy.fp32.top1,
-        top1=None if best is None else best.top1,
+        fp32_score=None if accuracy.fp32 is None else accuracy.fp32.value,
+        score=None if best is None else best.value,
         drop_pp=accuracy.drop_pp,
         agreement=accuracy.agreement,
         sqnr_db=accuracy.sqnr_db,

@@ -11,6 +11,7 @@ from edgeconvnext.choices import (
     DEFAULT_ADAROUND_MINUTES,
     ActivationBits,
     Calibrator,
+    ClassifierTask,
     Effort,
     Head,
     Interpolation,
@@ -118,7 +119,19 @@ class Preparation(InputSize, WeightsChoice):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Input(Preparation, EvaluationImages, CalibrationImages, ModelChoice):
+class TaskChoice(Options):
+    """What the answers of the network mean."""
+
+    PANEL = "Input"
+    task: ClassifierTask | None = option(
+        None,
+        "What the logits mean: single-label (one class an image), binary (sign of one logit) or multi-label (sign of each). "
+        "Default: binary for one logit, else single-label.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input(TaskChoice, Preparation, EvaluationImages, CalibrationImages, ModelChoice):
     """The network, the images, and how they are prepared."""
 
     PANEL = "Input"

@@ -103,7 +103,9 @@ def _classifier_accuracy(job: Job, stages: ClassifierStages) -> tuple[Accuracy, 
         [evaluation.images.ids[position] for position in logits.positions],
         evaluation.description,
         stages.accuracy.values.runtimes.get("artifact"),
+        task=job.task[0].name,
     )
+    result.task_reason = job.task[1]
     positions = {evaluation.images.ids[position]: int(position) for position in logits.positions}
     for flip in result.flips[:SHOWN_FLIPS]:
         flip.thumbnail = _thumbnail(job, positions[flip.image])
@@ -114,7 +116,11 @@ def _backbone_accuracy(job: Job, values: OutputsValues) -> tuple[Accuracy, float
     """Sum up the outputs of a network without classifier by the worst one; fidelity is None where the artifact did not run."""
     outputs = values.outputs
     runtime = values.runtimes.get("artifact")
+    task, why = job.task
     accuracy = Accuracy(
+        task=task.name,
+        task_reason=why,
+        score=task.main_score,
         dataset=job.evaluation.description,
         images=values.images,
         sqnr_db=worst(outputs, "sqnr_db"),

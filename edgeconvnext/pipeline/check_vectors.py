@@ -29,7 +29,7 @@ def check_vectors(quantized: Quantized, artifact: StageResult[ArtifactValues], m
     labels = None if job.evaluation.labels is None else job.evaluation.labels[positions]
     _, inputs = _images(job, positions.tolist())
     layers = _layers(quantized, artifact, inputs)
-    return CheckVectors(inputs, logits.fp32[rows], logits.simulated[rows], labels, layers)
+    return CheckVectors(inputs, logits.fp32[rows], logits.simulated[rows], labels, layers, task=job.task[0].name)
 
 
 def _backbone_vectors(quantized: Quantized, artifact: StageResult[ArtifactValues]) -> CheckVectors:

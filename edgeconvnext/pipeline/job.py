@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 
 from edgeconvnext.backends import backend_for, load_target
+from edgeconvnext.data.decided_labels import decided_labels
 from edgeconvnext.data.image_set import ImageSet, split_held_out
 from edgeconvnext.data.labels import match_labels, matching_note
 from edgeconvnext.data.sets import resolve_image_set, set_files
 from edgeconvnext.data.size import Size
 from edgeconvnext.errors import CheckpointError, LabelMismatchError, QuantizationError, TargetError
+from edgeconvnext.evaluation.tasks import TASKS, Task, infer_task
 from edgeconvnext.model.input_size import SizeRange, check_input_size
 from edgeconvnext.model.load import load_model
 from edgeconvnext.model.loaded import LoadedModel
@@ -171,14 +173,22 @@ class Job:
                 "list_sha256": self.evaluation.images.list_sha256,
             },
             "skip_broken": request.skip_broken,
+            "task": request.task,
             "bits": self.bits.model_dump(),
             "method": {name: getattr(request, name) for name in METHOD},
             "compress": None if request.compression is None else asdict(request.compression),
         }
 
     @property
+    def task(self) -> tuple[Task, str]:
+        """What the network's answers mean, and why it is that."""
+        if self.request.task is not None:
+            return TASKS[self.request.task], "as asked with --task"
+        return infer_task(self.model.config.num_classes, self.model.module.output_names)
+
+    @property
     def class_names(self) -> tuple[str, ...] | None:
-        """What the classes are called in reports and artifacts."""
+        """What the classes are called in reports."""
         return None if self.model.labels is None else self.model.labels.descriptions
 
 
@@ -202,6 +212,7 @@ def resolve(request: Request) -> Job:
     _check_method(request, target)
     if not model.config.num_classes:
         _check_backbone(request, model)
+    _check_task(request, model)
     for size in request.sizes:
         check_input_size(model.config, size)
     limits = backend_for(target).limits
@@ -267,6 +278,22 @@ def _check_method(request: Request, target: Target) -> None:
             raise QuantizationError(
                 f"--effort quick looks at each tensor by itself and has no {' and no '.join(asked)}; leave out --effort quick."
             )
+
+
+def _check_task(request: Request, model: LoadedModel) -> None:
+    """Refuse a task that the network's head does not have: its score could not change, or would mean something else."""
+    classes, task = model.config.num_classes, request.task
+    if task is not None and (not classes or (task == "binary") != (classes == 1)):
+        logits = f"{classes} logit{'' if classes == 1 else 's'}" if classes else "no logits"
+        fits = "binary" if classes == 1 else "single-label or multi-label" if classes else "no --task"
+        raise QuantizationError(
+            f"--task {task} does not fit this network, which ends with {logits}. Leave --task out, or take {fits}."
+        )
+    if task == "multi-label" and (request.max_drop is not None or request.compression is not None):
+        raise QuantizationError(
+            "--max-drop, pruning, replacing LayerNorms and recovery are judged by one class an image, and --task multi-label has "
+            "several. Leave them out, or give layers more bits with --plan."
+        )
 
 
 def _check_backbone(request: Request, model: LoadedModel) -> None:
@@ -341,6 +368,8 @@ def _evaluation(
     classifier needs none.
     """
     unlabelled = None if model.config.num_classes else "the network has no classifier; see outputs"
+    if request.task == "multi-label":
+        unlabelled = "an image set names one class an image, and task multi-label needs a target for each class"
     if request.eval is not None:
         images = resolve_image_set(request.eval, labels=request.labels, skip_broken=request.skip_broken)
         return Evaluation(images, None if unlabelled else _labels_of(images, model), unlabelled, images.name)
@@ -357,6 +386,8 @@ def _evaluation(
 
 
 def _labels_of(images: ImageSet, model: LoadedModel) -> np.ndarray:
+    if model.config.num_classes == 1:
+        return decided_labels(images, model.labels)
     classes = match_labels(images, model.labels, model.config.num_classes, in_sorted_order=True)
     assert images.labels is not None
     return classes[np.array(images.labels, dtype=np.int64)]
@@ -397,6 +428,7 @@ def _from_run(request: Request, path: Path, notes: list[str]) -> tuple[Request, 
         request,
         head=head,
         sizes=request.sizes or stored.sizes,
+        task=request.task if request.is_given("task") else config.task,
         calib=request.calib or config.calibration.set,
         eval=request.eval or config.evaluation.set,
         labels=request.labels if request.eval else config.evaluation.labels,

@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
 
 from edgeconvnext.backends import refusal
-from edgeconvnext.choices import Head, Interpolation
+from edgeconvnext.choices import ClassifierTask, Head, Interpolation
 from edgeconvnext.data.size import Size
 from edgeconvnext.errors import RunDirectoryError
 from edgeconvnext.escape import for_terminal
@@ -87,6 +87,7 @@ class StoredConfig(_Stored):
     bits: BitPlan
     method: dict[str, Any]
     compress: CompressOptions | None = None
+    task: ClassifierTask | None = None
 
 
 def stored_config(run: FinishedRun) -> StoredConfig:

@@ -23,7 +23,7 @@ def round_activation(x: torch.Tensor, qparams: QParams) -> torch.Tensor:
 def quantize_input(module: Network, layer: str, qparams: QParams) -> RemovableHandle:
     """Round the input of a layer, behind its scaling where it has one, until the handle is removed."""
     layer_module = module.get_submodule(layer)
-    scaling = getattr(layer_module, "input_affine", None)
+    scaling = getattr(layer_module, "channel_scaling", None)
     if scaling is not None:
         return scaling.register_forward_hook(lambda _module, _args, output: round_activation(output, qparams))
 

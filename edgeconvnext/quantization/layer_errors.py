@@ -73,7 +73,7 @@ def layer_errors(folded: Network, module: Network, plan: QuantPlan, statistics: 
                 histogram=[float(share) for share in held_out.rebinned(HISTOGRAM_BINS)],
                 weight_bits=None if weight is None else weight.bits,
                 weight_sqnr_db=None if weight is None else rounded_weight_sqnr_db(folded, module, plan, layer),
-                preparation=None if decision is None else decision.scaling.name,
+                smoothing=None if decision is None else decision.scaling.name,
                 rounding=None if decision is None else decision.rounding,
                 block_sqnr_db=None if decision is None else decision.block_sqnr_db,
                 plain_sqnr_db=None if decision is None else decision.plain_sqnr_db,

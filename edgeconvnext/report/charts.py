@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgeconvnext.axis import NARROW, Axis, Tick
+from edgeconvnext.report.verdict import capitalized
 from edgeconvnext.schema import format
 from edgeconvnext.schema.report import Accuracy, Latency, LatencyComparison, Sizes
 
@@ -28,6 +29,7 @@ class WhiskerRow:
 
 @dataclass(frozen=True)
 class AccuracyChart:
+    title: str
     width: int
     height: int
     ticks: list[Tick]
@@ -35,7 +37,7 @@ class AccuracyChart:
 
 
 def accuracy_chart(accuracy: Accuracy, width: int) -> AccuracyChart | None:
-    """Lay out top-1 of FP32, simulation and artifact with their 95 % intervals; None where no image was labelled."""
+    """Lay out the score of FP32, simulation and artifact with their 95 % intervals; None where no image was labelled."""
     measured = [
         (kind, name, scores)
         for kind, name, scores in (
@@ -47,22 +49,23 @@ def accuracy_chart(accuracy: Accuracy, width: int) -> AccuracyChart | None:
     ]
     if not measured:
         return None
-    low, high = min(s.top1_low for *_, s in measured), max(s.top1_high for *_, s in measured)
+    low, high = min(s.low for *_, s in measured), max(s.high for *_, s in measured)
     margin = max(0.5, 0.1 * (high - low))
     axis = Axis(max(0.0, low - margin), min(100.0, high + margin), _EDGE, width - _EDGE)
     rows = [
         WhiskerRow(
             kind,
             name,
-            f"{format.percent(s.top1)} ({s.top1_low:.2f} to {s.top1_high:.2f})",
+            f"{format.percent(s.value)} ({s.low:.2f} to {s.high:.2f})",
             34 + 44 * index,
-            axis.at(s.top1),
-            axis.at(s.top1_low),
-            axis.at(s.top1_high),
+            axis.at(s.value),
+            axis.at(s.low),
+            axis.at(s.high),
         )
         for index, (kind, name, s) in enumerate(measured)
     ]
-    return AccuracyChart(width, 44 * len(rows) + 34, axis.ticks(4 if width == NARROW else 8), rows)
+    title = capitalized(accuracy.score or "top-1")
+    return AccuracyChart(title, width, 44 * len(rows) + 34, axis.ticks(4 if width == NARROW else 8), rows)
 
 
 @dataclass(frozen=True)

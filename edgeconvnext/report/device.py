@@ -34,7 +34,7 @@ def worst_layers(device: DeviceRecord, count: int) -> list[tuple[str, str]]:
 def _answers(device: DeviceRecord) -> list[tuple[str, str | None]]:
     return [
         ("  agreement", None if device.agreement is None else f"{format.percent(device.agreement)} of them"),
-        ("  top-1", _top1(device)),
+        (f"  {device.score or 'top-1'}", _score(device)),
     ]
 
 
@@ -78,12 +78,10 @@ def _energy(device: DeviceRecord) -> str | None:
     )
 
 
-def _top1(device: DeviceRecord) -> str | None:
+def _score(device: DeviceRecord) -> str | None:
     if device.artifact is None or device.fp32 is None:
         return None
-    return (
-        f"{format.percent(device.artifact.top1)} of {device.artifact.n} images, FP32 {format.percent(device.fp32.top1)}"
-    )
+    return f"{format.percent(device.artifact.value)} of {device.artifact.n} images, FP32 {format.percent(device.fp32.value)}"
 
 
 def _times(latency: Latency) -> str:

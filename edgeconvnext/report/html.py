@@ -25,7 +25,16 @@ from edgeconvnext.report.layer_charts import (
     marker,
 )
 from edgeconvnext.report.sizes import SIZE_COLUMNS, size_row
-from edgeconvnext.report.verdict import answer_facts, gate_text, missing_results, place, reason, verdict, worst_output
+from edgeconvnext.report.verdict import (
+    answer_facts,
+    capitalized,
+    gate_text,
+    missing_results,
+    place,
+    reason,
+    verdict,
+    worst_output,
+)
 from edgeconvnext.report.visible import visible
 from edgeconvnext.schema import format
 from edgeconvnext.schema.report import Accuracy, ClassChange, Flip, LayerError, Report
@@ -70,6 +79,7 @@ def render_html(report: Report) -> str:
             style=page_style(),
             verdict=verdict(report),
             place=place(report.accuracy),
+            score=capitalized(report.accuracy.score or "top-1"),
             gates=[(gate, gate_text(gate)) for gate in report.gates],
             tiles=summary_tiles(report),
             reason=lambda key: reason(report, key),
@@ -109,17 +119,17 @@ def summary_tiles(report: Report) -> list[Tile]:
     drop = None
     if accuracy.drop_pp is not None:
         drop = f"drop {_interval(accuracy.drop_pp.value, accuracy.drop_pp.low, accuracy.drop_pp.high)} points"
-    fp32 = f"FP32 {format.percent(accuracy.fp32.top1)}" if accuracy.fp32 else None
+    fp32 = f"FP32 {format.percent(accuracy.fp32.value)}" if accuracy.fp32 else None
     on = {"artifact": f"artifact in {place(accuracy)}", "simulation": "simulation only", None: ""}[accuracy.measured_on]
     speed = report.speedup_interval
     quicker = f"95 % interval {speed.low:.2f} to {speed.high:.2f}" if speed else "median against median"
     from_size = ""
     if sizes.fp32 and sizes.artifact:
         from_size = f"FP32 {format.size(sizes.fp32)}, {format.against_size(sizes.artifact, sizes.fp32)}"
-    top1 = None if best is None else format.percent(best.top1)
+    top1 = None if best is None else format.percent(best.value)
     size = None if sizes.artifact is None else format.size(sizes.artifact)
     answers = [
-        _tile(report, f"Top-1{where}", "accuracy.artifact", top1, [fp32, drop]),
+        _tile(report, f"{capitalized(accuracy.score or 'top-1')}{where}", "accuracy.artifact", top1, [fp32, drop]),
         _tile(
             report,
             "Agreement with FP32",

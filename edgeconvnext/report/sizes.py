@@ -6,7 +6,7 @@ from edgeconvnext.data.size import size_text
 from edgeconvnext.schema import format
 from edgeconvnext.schema.report import SizeRecord
 
-SIZE_COLUMNS = ("size", "images", "top-1", "drop", "SQNR", "simulated", "fidelity")
+SIZE_COLUMNS = ("size", "images", "score", "drop", "SQNR", "simulated", "fidelity")
 
 
 def size_row(record: SizeRecord, measured_on: str | None) -> tuple[str, ...]:
@@ -16,7 +16,7 @@ def size_row(record: SizeRecord, measured_on: str | None) -> tuple[str, ...]:
     return (
         size_text(record.size),
         format.count(record.images),
-        "-" if record.top1 is None or not ran else format.percent(record.top1),
+        "-" if record.score is None or not ran else format.percent(record.score),
         "-"
         if drop is None
         else f"{format.points(drop.value)} ({format.points(drop.low)} to {format.points(drop.high)})",

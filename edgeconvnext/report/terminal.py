@@ -9,11 +9,21 @@ from rich.text import Text
 from edgeconvnext.report.changes_terminal import render_changes
 from edgeconvnext.report.device import device_facts
 from edgeconvnext.report.sizes import SIZE_COLUMNS, size_row
-from edgeconvnext.report.verdict import Outcome, answer_facts, aside, gate_text, missing_results, reason, verdict
+from edgeconvnext.report.verdict import (
+    Outcome,
+    answer_facts,
+    aside,
+    capitalized,
+    gate_text,
+    missing_results,
+    reason,
+    verdict,
+)
 from edgeconvnext.report.visible import visible
 from edgeconvnext.schema import format
-from edgeconvnext.schema.report import BudgetRecord, DeviceRecord, Latency, Report, TopK
+from edgeconvnext.schema.report import Accuracy, BudgetRecord, DeviceRecord, Flip, Latency, Report, ScoreRecord
 
+SHOWN_CHANGES = 3
 _STYLES: dict[Outcome, str] = {"passed": "bold green", "missed": "bold red", "open": "bold yellow"}
 _RESULTS: dict[Outcome, str] = {"passed": "met", "missed": "MISSED", "open": "not measured"}
 
@@ -58,9 +68,9 @@ def _accuracy(report: Report) -> RenderableType:
         return _outputs(report)
     rows = (("FP32", accuracy.fp32), ("simulated", accuracy.simulated), ("artifact", accuracy.artifact))
     if not any(scores for _, scores in rows):
-        return Text("Top-1 not measured" + _because(report, "accuracy.fp32"))
+        return Text(f"{capitalized(accuracy.score or 'top-1')} not measured" + _because(report, "accuracy.fp32"))
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for name in ("", "top-1", "95 % interval", "top-5", "images"):
+    for name in ("", accuracy.score or "top-1", "95 % interval", "top-5", "images"):
         table.add_column(name, justify="left" if not name else "right", no_wrap=True)
     for name, scores in rows:
         table.add_row(name, *_scores(scores))
@@ -95,12 +105,12 @@ def _sizes(report: Report) -> Table:
     return table
 
 
-def _scores(scores: TopK | None) -> list[str]:
+def _scores(scores: ScoreRecord | None) -> list[str]:
     if scores is None:
         return ["not measured", "-", "-", "-"]
     top5 = "-" if scores.top5 is None else format.percent(scores.top5)
-    interval = f"{scores.top1_low:.2f} to {scores.top1_high:.2f}"
-    return [format.percent(scores.top1), interval, top5, format.count(scores.n)]
+    interval = f"{scores.low:.2f} to {scores.high:.2f}"
+    return [format.percent(scores.value), interval, top5, format.count(scores.n)]
 
 
 def _facts(report: Report) -> Table:
@@ -114,7 +124,9 @@ def _facts(report: Report) -> Table:
     table.add_column(overflow="fold")
     answers = [(fact.name, fact.value) for fact in answer_facts(report)]
     for name, value in (
+        *([] if accuracy.task in (None, "single-label") else [("task", _task(accuracy))]),
         *([("images", f"{format.count(accuracy.images)}{on}")] if report.outputs else answers),
+        *([("changed", _changed(accuracy.flips))] if accuracy.flips else []),
         *([] if report.quantization.budget is None else [("budget", _budget(report.quantization.budget))]),
         ("fidelity", None if report.fidelity_db is None else format.decibel(report.fidelity_db) + on),
         ("latency FP32", _times(report.latency.fp32)),
@@ -124,6 +136,17 @@ def _facts(report: Report) -> Table:
     ):
         table.add_row(Text(name), Text(value) if value else Text("not measured", "dim"))
     return table
+
+
+def _task(accuracy: Accuracy) -> str:
+    return str(accuracy.task) + (f": {accuracy.task_reason}" if accuracy.task_reason else "")
+
+
+def _changed(flips: list[Flip]) -> str:
+    """Name the first images whose answer changed, those FP32 was surest of."""
+    names = ", ".join(flip.image for flip in flips[:SHOWN_CHANGES])
+    rest = f" and {len(flips) - SHOWN_CHANGES} more" if len(flips) > SHOWN_CHANGES else ""
+    return f"{len(flips)} image{'' if len(flips) == 1 else 's'}: {names}{rest}"
 
 
 def _device(device: DeviceRecord) -> Table:

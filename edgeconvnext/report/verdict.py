@@ -48,7 +48,7 @@ _ON_DEVICE = {
 }
 
 # Null whenever the result they belong to is, and not worth a line of their own.
-_DETAILS = {"accuracy.runtime", "latency.runtime", "latency.device", "speedup_interval"}
+_DETAILS = {"accuracy.expected_drop_pp", "accuracy.runtime", "latency.runtime", "latency.device", "speedup_interval"}
 
 # Where a reason was given for the cause only, it also explains what could not follow from it.
 _CAUSES = {
@@ -124,10 +124,22 @@ def answer_facts(report: Report) -> list[Fact]:
     accuracy, on = report.accuracy, aside(report.accuracy)
     values = {
         "accuracy.drop_pp": _or_none(accuracy.drop_pp, lambda drop: f"{_with_interval(drop)} points{on}"),
-        "accuracy.agreement": _or_none(accuracy.agreement, lambda value: f"{format.percent(value)} of images{on}"),
+        "accuracy.agreement": _or_none(
+            accuracy.agreement, lambda value: f"{format.percent(value)} of {_compared(accuracy)}{on}"
+        ),
         "accuracy.sqnr_db": _or_none(accuracy.sqnr_db, lambda value: f"{format.decibel(value)}{on}"),
     }
-    return [Fact(key, RESULTS[key], value) for key, value in values.items()]
+    return [Fact(key, result_title(key, accuracy), value) for key, value in values.items()]
+
+
+def result_title(key: str, accuracy: Accuracy) -> str:
+    """Name a result of RESULTS by the score that the run's task has."""
+    title = RESULTS[key]
+    return title if accuracy.score is None else title.replace("top-1", accuracy.score)
+
+
+def _compared(accuracy: Accuracy) -> str:
+    return {"binary": "images, by sign", "multi-label": "decisions, by sign"}.get(accuracy.task or "", "images")
 
 
 def worst_output(report: Report) -> OutputRecord | None:
@@ -135,11 +147,16 @@ def worst_output(report: Report) -> OutputRecord | None:
     return min(report.outputs, key=lambda output: output.sqnr_db, default=None)
 
 
+def capitalized(words: str) -> str:
+    """Begin with a capital letter and leave the rest: "mIoU" is "MIoU", "top-1" is "Top-1"."""
+    return words[:1].upper() + words[1:]
+
+
 def gate_text(gate: Gate) -> GateText:
     """Put a gate in words, with the unit that its name implies."""
     outcome: Outcome = "open" if gate.passed is None else "passed" if gate.passed else "missed"
     if gate.name == "top1_drop_pp":
-        promise, show = f"at most {gate.limit:.2f} points of top-1 lost", format.points
+        promise, show = f"at most {gate.limit:.2f} points of {gate.score or 'top-1'} lost", format.points
     elif gate.name == "min_feature_sqnr_db":
         promise, show = f"at least {format.decibel(gate.limit)} SQNR of every output against FP32", format.decibel
     elif gate.name == "min_speedup":
@@ -191,16 +208,20 @@ def reason(report: Report, key: str) -> str | None:
 def missing_results(report: Report) -> dict[str, list[str]]:
     """Return what was not measured, grouped by the reason, in the order of the report."""
     groups: dict[str, list[str]] = {}
-    for key, title in RESULTS.items():
+    for key in RESULTS:
         if report.outputs and key in _OF_ANSWERS:
             continue
         if _lookup(report, key) is None and not measured_on_device(report, key):
-            groups.setdefault(reason(report, key) or "no reason was recorded", []).append(title)
+            groups.setdefault(reason(report, key) or "no reason was recorded", []).append(
+                result_title(key, report.accuracy)
+            )
     for key, why in report.not_measured.items():
         if key not in RESULTS and key not in _DETAILS and not measured_on_device(report, key):
             names = groups.setdefault(why, [])
             # "accuracy.artifact.top5" adds nothing beside "top-1 of the artifact", missing for the same reason.
-            if not any(key.startswith(f"{known}.") and title in names for known, title in RESULTS.items()):
+            if not any(
+                key.startswith(f"{known}.") and result_title(known, report.accuracy) in names for known in RESULTS
+            ):
                 names.append(key)
     return {why: names for why, names in groups.items() if names}
 

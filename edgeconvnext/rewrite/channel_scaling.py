@@ -75,11 +75,11 @@ class ScaledLinear(nn.Linear):
     def __init__(self, layer: nn.Linear, scaling: ChannelScaling) -> None:
         super().__init__(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
         self.weight, self.bias = layer.weight, layer.bias
-        self.input_affine = ScaleShift(scaling, images=False)
+        self.channel_scaling = ScaleShift(scaling, images=False)
         self.train(layer.training)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(self.input_affine(x), self.weight, self.bias)
+        return F.linear(self.channel_scaling(x), self.weight, self.bias)
 
 
 class ScaledConv2d(nn.Conv2d):
@@ -97,11 +97,11 @@ class ScaledConv2d(nn.Conv2d):
             device="meta",
         )
         self.weight, self.bias = layer.weight, layer.bias
-        self.input_affine = ScaleShift(scaling, images=True)
+        self.channel_scaling = ScaleShift(scaling, images=True)
         self.train(layer.training)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self._conv_forward(self.input_affine(x), self.weight, self.bias)
+        return self._conv_forward(self.channel_scaling(x), self.weight, self.bias)
 
 
 def norm_before(module: Network, layer: str) -> nn.LayerNorm | None:

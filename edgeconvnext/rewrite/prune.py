@@ -32,7 +32,14 @@ from edgeconvnext.rewrite.prune_costs import Budget
 from edgeconvnext.rewrite.prune_curves import Curve, measure_curves
 from edgeconvnext.rewrite.prune_depth import Removal, remove_blocks
 from edgeconvnext.rewrite.prune_rebuild import rebuild
-from edgeconvnext.rewrite.prune_segments import check_images, hidden_widths, logit_kl, run_held_out, segments_of
+from edgeconvnext.rewrite.prune_segments import (
+    check_images,
+    hidden_widths,
+    logit_agreement,
+    logit_kl,
+    run_held_out,
+    segments_of,
+)
 
 COMPENSATIONS = (1.0, 0.0)
 """Shares of the error of the blocks before it that a block is fitted to make good; the better on held-out images is taken."""
@@ -201,7 +208,7 @@ def _check(module: ConvNeXt, multiple: int, blocks: int) -> None:
 def _judge(pruned: ConvNeXt, images: StoredImages, logits: torch.Tensor) -> tuple[float, float]:
     """Return KL in nats and agreement in per cent on the held-out images."""
     pruned_logits = run_held_out(pruned, images)
-    return logit_kl(logits, pruned_logits), 100 * float((pruned_logits.argmax(1) == logits.argmax(1)).float().mean())
+    return logit_kl(logits, pruned_logits), logit_agreement(logits, pruned_logits)
 
 
 def _rows(

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 
 from edgeconvnext.choices import Score
+from edgeconvnext.decisions import two_logits
 from edgeconvnext.model.convnext.network import Block, ConvNeXt
 from edgeconvnext.rewrite.moments import Moments
 from edgeconvnext.rewrite.paired_networks import StoredImages
@@ -110,7 +111,7 @@ def taylor_scores(reference: ConvNeXt, images: StoredImages) -> dict[str, torch.
     hooks = [reference.get_submodule(f"{path}.pwconv2").register_forward_pre_hook(watch(path)) for path in widths]
     try:
         for batch in images.fit():
-            logits = reference(batch.requires_grad_())
+            logits = two_logits(reference(batch.requires_grad_()))
             p = logits.detach().softmax(dim=1)
             drawn = p.sqrt() * torch.randn(p.shape, generator=generator)
             drawn = drawn - p * drawn.sum(dim=1, keepdim=True)

@@ -12,6 +12,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 
+from edgeconvnext.decisions import two_logits
 from edgeconvnext.errors import RewriteError
 from edgeconvnext.model.convnext.network import Block, ConvNeXt, ConvNeXtConfig
 from edgeconvnext.rewrite.paired_networks import StoredImages
@@ -91,8 +92,14 @@ def enter_stage(reference: ConvNeXt, stage: int, x: torch.Tensor) -> torch.Tenso
     return reference.downsample_layers[stage](x) if stage else reference.forward_stem(x)
 
 
+def logit_agreement(expected: torch.Tensor, logits: torch.Tensor) -> float:
+    """Return the share of images with the same class, or the same sign of one logit, per cent. Both (N, classes)."""
+    return 100 * float((two_logits(expected).argmax(1) == two_logits(logits).argmax(1)).float().mean())
+
+
 def logit_kl(expected: torch.Tensor, logits: torch.Tensor) -> float:
     """Return the mean KL(softmax(expected) || softmax(logits)) over images, in nats. Both (N, classes)."""
+    expected, logits = two_logits(expected), two_logits(logits)
     return float(
         F.kl_div(
             logits.double().log_softmax(1), expected.double().log_softmax(1), log_target=True, reduction="batchmean"

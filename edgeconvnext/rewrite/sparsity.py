@@ -25,7 +25,7 @@ from edgeconvnext.progress import progress_bar
 from edgeconvnext.rewrite.exact import fold_layer_scale
 from edgeconvnext.rewrite.moments import MomentSums, require_finite
 from edgeconvnext.rewrite.paired_networks import PairedNetworks, StoredImages
-from edgeconvnext.rewrite.prune_segments import check_images, logit_kl, run_held_out
+from edgeconvnext.rewrite.prune_segments import check_images, logit_agreement, logit_kl, run_held_out
 from edgeconvnext.rewrite.ridge import by_lu, damped, inverse_cholesky, towards
 from edgeconvnext.rewrite.two_of_four import masked_fit
 
@@ -81,7 +81,7 @@ def sparsify(module: ConvNeXt, fit: Iterable[torch.Tensor], held_out: Iterable[t
                 state.advance(unit, changed=unit.residual)
                 advance(1)
         sparse_logits = run_held_out(working, images)
-    agreement = 100 * float((sparse_logits.argmax(1) == logits.argmax(1)).float().mean())
+    agreement = logit_agreement(logits, sparse_logits)
     counts = images.fit_images, images.held_out_images
     return SparseResult(working, tuple(layers), logit_kl(logits, sparse_logits), agreement, *counts)
 

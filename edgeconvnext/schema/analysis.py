@@ -11,7 +11,7 @@ from edgeconvnext.schema.report import Decibel, FileName, Record
 
 
 class TensorAnalysis(Record):
-    """One quantised activation. Shares are 0..1; ranges are in the tensor's units, behind the layer's preparation.
+    """One quantised activation. Shares are 0..1; ranges are in the tensor's units, behind the layer's smoothing.
 
     low, high: ends of the grid. fit_low, fit_high: extremes of the values that ranges were fitted on; observed_low,
     observed_high: of the held-out ones. range_used: share of the grid between the extremes of all values. rare_range: share
@@ -47,7 +47,7 @@ class TensorAnalysis(Record):
 
 
 class WeightAnalysis(Record):
-    """The weights of a layer, behind its preparation, rows being output channels.
+    """The weights of a layer, behind its smoothing, rows being output channels.
 
     coarse_rows: rows of which more than half of the weights other than 0 round to 0. spread: the largest weight of a row over its
     median weight other than 0, for the row where that is largest.
@@ -70,7 +70,7 @@ class LayerAnalysis(Record):
     kl_cumulative: float | None
     agreement_alone: float | None
     agreement_cumulative: float | None
-    preparation: str | None
+    smoothing: str | None
     rounding: str | None
     block_sqnr_db: Decibel | None
     plain_sqnr_db: Decibel | None
@@ -121,7 +121,7 @@ class Setting(Record):
     prepares_depthwise: bool
     effort: Effort
     calibrator: Calibrator
-    preparation: Smoothing
+    smoothing: Smoothing
     calibration_set: FileName
     fit_images: int
     held_out_images: int
@@ -131,7 +131,7 @@ class Setting(Record):
 class Analysis(Record):
     """Everything that analyze found. kl, agreement: of the whole quantised network; null where nothing is quantised."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     setting: Setting
     kl: float | None
     agreement: float | None

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from edgeconvnext.choices import CropOffset, Interpolation
+from edgeconvnext.choices import CropOffset, Interpolation, TaskName
 from edgeconvnext.data.preprocess import ValueRange
 
 RunVerdict = Literal["passed", "failed", "not_measured"]
@@ -52,12 +52,15 @@ class Interval(Record):
     high: float
 
 
-class TopK(Record):
-    """Accuracy on n labelled images, per cent, with Wilson 95 % intervals. top5 is null for fewer than six classes."""
+class ScoreRecord(Record):
+    """The task's main score on n labelled images, per cent, with its 95 % interval: top-1, or what `Accuracy.score` names.
 
-    top1: float
-    top1_low: float
-    top1_high: float
+    top5: of one class of several, null for fewer than six classes.
+    """
+
+    value: float
+    low: float
+    high: float
     top5: float | None
     n: int
 
@@ -89,15 +92,19 @@ class Accuracy(Record):
     drop_pp: FP32 top-1 minus artifact top-1 (simulated, where there is no artifact result), points, with a paired 95 %
     interval. expected_drop_pp: the same without labels, if FP32's probabilities are true. agreement: per cent of images with
     FP32's top-1. sqnr_db: logit SQNR over all images and classes; of a network without classifier, that of its worst output.
-    `measured_on` says whether drop, agreement, sqnr, flips and classes are the artifact's or the simulation's; `runtime` what ran
-    the artifact: its own runtime, or REFERENCE_EVALUATOR.
+    task: what the answers mean (docs/tasks.md); task_reason: why it is that one; score: what fp32, simulated, artifact and
+    drop_pp are. Answers of one logit are those of its sign. `measured_on` says whether drop, agreement, sqnr, flips and classes
+    are the artifact's or the simulation's; `runtime` what ran the artifact: its own runtime, or REFERENCE_EVALUATOR.
     """
 
+    task: TaskName | None = None
+    task_reason: str | None = None
+    score: str | None = None
     dataset: FileName | None = None
     images: int = 0
-    fp32: TopK | None = None
-    simulated: TopK | None = None
-    artifact: TopK | None = None
+    fp32: ScoreRecord | None = None
+    simulated: ScoreRecord | None = None
+    artifact: ScoreRecord | None = None
     drop_pp: Interval | None = None
     expected_drop_pp: Interval | None = None
     agreement: float | None = None
@@ -136,8 +143,8 @@ class SizeRecord(Record):
 
     size: tuple[int, int]
     images: int
-    fp32_top1: float | None = None
-    top1: float | None = None
+    fp32_score: float | None = None
+    score: float | None = None
     drop_pp: Interval | None = None
     agreement: float | None = None
     sqnr_db: Decibel
@@ -184,11 +191,13 @@ class Sizes(Record):
 class Gate(Record):
     """One promise of the target. passed is null, with the reason, where it could not be measured.
 
-    simulated, simulated_passed: what the simulated graph gives, in the same unit, and whether that is within the limit; null
-    where the artifact itself was measured, and of gates that a simulation says nothing about.
+    score: what a drop is counted in, such as top-1. simulated, simulated_passed: what the simulated graph gives, in the same
+    unit, and whether that is within the limit; null where the artifact itself was measured, and of gates that a simulation says
+    nothing about.
     """
 
     name: str
+    score: str | None = None
     limit: float
     measured: float | None
     low: float | None = None
@@ -218,7 +227,7 @@ class LayerError(Record):
     histogram: list[float] = Field(default=[], description="64 bins over observed_low..observed_high, share of values")
     weight_bits: int | None = None
     weight_sqnr_db: Decibel | None = None
-    preparation: str | None = Field(
+    smoothing: str | None = Field(
         default=None, description="affine in front of the quantizer; none: the input as it is"
     )
     rounding: str | None = None
@@ -226,7 +235,7 @@ class LayerError(Record):
         default=None, description="of the block's output, held-out calibration images"
     )
     plain_sqnr_db: Decibel | None = Field(
-        default=None, description="the same without preparation, nearest codes, old bias"
+        default=None, description="the same without smoothing, nearest codes, old bias"
     )
 
 
@@ -461,8 +470,9 @@ class DeviceRecord(Record):
     baseline_form: str
     artifact_form: str
     images: int
-    fp32: TopK | None = None
-    artifact: TopK | None = None
+    score: str | None = None
+    fp32: ScoreRecord | None = None
+    artifact: ScoreRecord | None = None
     drop_pp: Interval | None = None
     agreement: float | None = None
     sqnr_db: Decibel | None = None

@@ -25,7 +25,7 @@ from edgeconvnext.data.digits import CLASS_NAMES, digits_set
 from edgeconvnext.data.image_set import ImageSet
 from edgeconvnext.data.label_names import Labels
 from edgeconvnext.data.preprocess import Preprocess
-from edgeconvnext.evaluation.accuracy import wilson
+from edgeconvnext.evaluation.intervals import wilson
 from edgeconvnext.files import atomic_write
 from edgeconvnext.model.checkpoint import save_checkpoint
 from edgeconvnext.model.convnext.network import ConvNeXt, ConvNeXtConfig

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from edgeconvnext.data.image_set import ImageSet
 from edgeconvnext.data.loader import batches
 from edgeconvnext.data.preprocess import Preprocess
+from edgeconvnext.decisions import two_logits
 from edgeconvnext.errors import RewriteError
 from edgeconvnext.model.convnext.network import ConvNeXt
 from edgeconvnext.model.units import Unit, units_of
@@ -162,6 +163,7 @@ def _loss(
         given = unit.run(student, given)
         if unit.name != "head":
             features.append(F.mse_loss(given, expected) / computed.var().clamp(min=1e-12))
+    given, expected = two_logits(given), two_logits(expected)
     answers = F.kl_div(
         (given / temperature).log_softmax(1),
         (expected / temperature).log_softmax(1),

@@ -10,7 +10,7 @@ from typing import Any
 
 from edgeconvnext.axis import Axis
 from edgeconvnext.escape import for_html
-from edgeconvnext.evaluation.accuracy import wilson
+from edgeconvnext.evaluation.intervals import wilson
 
 _COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22")
 _WIDTH, _HEIGHT, _LEFT, _TOP, _PANEL, _LEGEND = 900, 260, 56, 36, 370, 18

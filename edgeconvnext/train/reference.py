@@ -24,7 +24,7 @@ from edgeconvnext.data.labels import match_labels
 from edgeconvnext.data.sets import resolve_image_set
 from edgeconvnext.errors import TrainingError
 from edgeconvnext.escape import for_markdown, for_terminal
-from edgeconvnext.evaluation.accuracy import wilson
+from edgeconvnext.evaluation.intervals import wilson
 from edgeconvnext.files import atomic_write
 from edgeconvnext.model.checkpoint import save_checkpoint
 from edgeconvnext.model.load import load_model

@@ -92,7 +92,7 @@ def _layer(
         kl_cumulative=None if cost is None else cost.kl_cumulative,
         agreement_alone=None if cost is None else cost.agreement_alone,
         agreement_cumulative=None if cost is None else cost.agreement_cumulative,
-        preparation=None if decision is None else decision.scaling.name,
+        smoothing=None if decision is None else decision.scaling.name,
         rounding=None if decision is None else decision.rounding,
         block_sqnr_db=None if decision is None else decision.block_sqnr_db,
         plain_sqnr_db=None if decision is None else decision.plain_sqnr_db,
@@ -166,7 +166,7 @@ def shortest_interval(values: np.ndarray, counts: np.ndarray, share: float) -> f
 
 
 def analyse_weights(weight: torch.Tensor, grid: QParams, sqnr_db: float) -> WeightAnalysis:
-    """Describe a layer's weight, (out, in, ...), behind its preparation, and what its grid does to the small ones."""
+    """Describe a layer's weight, (out, in, ...), behind its smoothing, and what its grid does to the small ones."""
     codes = grid.nearest_code(weight.double() / grid.broadcast(grid.scale, weight).double()).flatten(1)
     rows = weight.double().abs().flatten(1)
     nonzero = rows > 0

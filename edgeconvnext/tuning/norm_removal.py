@@ -14,7 +14,9 @@ from statistics import median
 import numpy as np
 import torch
 
-from edgeconvnext.evaluation.accuracy import agreement, paired_drop, wilson
+from edgeconvnext.decisions import two_logits
+from edgeconvnext.evaluation.accuracy import agreement, paired_drop
+from edgeconvnext.evaluation.intervals import wilson
 from edgeconvnext.model.convnext.network import ConvNeXt
 from edgeconvnext.progress import progress_bar
 from edgeconvnext.rewrite.norms import NormsReplaced, replace_each, replace_norms, replaceable_norms
@@ -136,9 +138,8 @@ def measure_loss(expected: torch.Tensor, logits: torch.Tensor, labels: np.ndarra
     low, high = wilson(round(same * len(reference) / 100), len(reference))
     drop = None if labels is None else paired_drop(reference, changed, labels)
     points, points_low = (100 - same, 100 - same) if drop is None else (drop.value, drop.low)
-    rows = torch.arange(len(expected))
-    probabilities = expected.double().softmax(1)
-    lost = probabilities[rows, expected.argmax(1)] - probabilities[rows, logits.argmax(1)]
+    rows, probabilities = torch.arange(len(expected)), two_logits(expected).double().softmax(1)
+    lost = probabilities[rows, two_logits(expected).argmax(1)] - probabilities[rows, two_logits(logits).argmax(1)]
     return Loss(
         points, points_low, 100 * float(lost.mean()), kl_divergence(expected, logits), same, 100 * low, 100 * high
     )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from edgeconvnext.decisions import two_logits
 from edgeconvnext.model.network import Network
 from edgeconvnext.model.units import Unit, units_of
 from edgeconvnext.progress import progress_bar
@@ -78,6 +79,7 @@ def sensitivities(
 
 def kl_divergence(expected: torch.Tensor, logits: torch.Tensor) -> float:
     """Return the mean of KL(softmax(expected) || softmax(logits)) over images, in nats. (N, classes)."""
+    expected, logits = two_logits(expected), two_logits(logits)
     return float(
         F.kl_div(
             logits.double().log_softmax(1), expected.double().log_softmax(1), reduction="batchmean", log_target=True
@@ -141,4 +143,4 @@ def _run(units: Sequence[Unit], network: Network, x: torch.Tensor, batch: int = 
 
 
 def _agreement(expected: torch.Tensor, logits: torch.Tensor) -> float:
-    return 100 * float((expected.argmax(1) == logits.argmax(1)).double().mean())
+    return 100 * float((two_logits(expected).argmax(1) == two_logits(logits).argmax(1)).double().mean())

@@ -308,7 +308,7 @@ def _evened_out(setting: Setting, layer: LayerAnalysis, tensor: TensorAnalysis) 
         return
     if setting.effort == "quick":
         yield "--effort default, which scales channels in front of quantizers"
-    elif setting.preparation == "none":
+    elif setting.smoothing == "none":
         yield "leaving out --smoothing none, so that channels are scaled in front of the quantizer"
     if layer.operator == "depthwise" and not setting.prepares_depthwise:
         yield "`depthwise = true` under [quantize.smoothing] in a target file of your own"
@@ -323,7 +323,7 @@ def _shifted(setting: Setting, layer: LayerAnalysis, tensor: TensorAnalysis) -> 
             yield '`hidden = "shift"` under [quantize.smoothing] in a target file of your own'
         elif setting.effort == "quick":
             yield "--effort default, which shifts the values in front of the quantizer"
-        elif setting.preparation == "none":
+        elif setting.smoothing == "none":
             yield "leaving out --smoothing none, so that the values are shifted in front of the quantizer"
     if not setting.affine_activations and backend(setting.exporter).limits.zero_points:
         yield '`scheme = "affine"` under [quantize.activations] in a target file of your own'

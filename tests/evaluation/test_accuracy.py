@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeconvnext.errors import CheckpointError, ExportError, LabelMismatchError, QuantizationError
-from edgeconvnext.evaluation.accuracy import agreement, compare, drop_interval, not_measured, topk, wilson
+from edgeconvnext.evaluation.accuracy import agreement, compare, not_measured, topk
+from edgeconvnext.evaluation.intervals import drop_interval, wilson
 from edgeconvnext.sqnr import LARGEST_DB, logit_sqnr_db
 
 REFERENCE = np.array([[4, 0, 0], [0, 4, 0], [0, 0, 4], [4, 0, 1]], np.float32)
@@ -27,7 +28,7 @@ def logits_with_top1(classes: np.ndarray, num_classes: int = 10) -> np.ndarray:
 def test_top1_counts_hits_and_top5_ranks_below_it() -> None:
     logits = np.tile(np.arange(8, 0, -1, dtype=np.float32), (5, 1))
     scores = topk(logits, np.array([0, 1, 4, 5, 7]))
-    assert (scores.top1, scores.top5, scores.n) == (20.0, 60.0, 5)
+    assert (scores.value, scores.top5, scores.n) == (20.0, 60.0, 5)
 
 
 def test_top5_is_null_below_six_classes() -> None:
@@ -37,7 +38,7 @@ def test_top5_is_null_below_six_classes() -> None:
 
 def test_a_constant_network_is_right_for_one_class_only() -> None:
     scores = topk(np.zeros((10, 10), np.float32), np.arange(10))
-    assert (scores.top1, scores.top5) == (10.0, 50.0)
+    assert (scores.value, scores.top5) == (10.0, 50.0)
 
 
 def test_wilson_interval_of_known_cases() -> None:
@@ -99,7 +100,7 @@ def test_compare_reports_the_artifact_and_keeps_the_simulation_beside_it() -> No
     result = compare(REFERENCE, REFERENCE, QUANTIZED, LABELS, NAMES, IDS, dataset="four")
     assert (result.measured_on, result.images, result.dataset) == ("artifact", 4, "four")
     assert result.fp32 is not None and result.simulated is not None and result.artifact is not None
-    assert (result.fp32.top1, result.simulated.top1, result.artifact.top1) == (75.0, 75.0, 75.0)
+    assert (result.fp32.value, result.simulated.value, result.artifact.value) == (75.0, 75.0, 75.0)
     assert result.drop_pp is not None and result.drop_pp.value == 0.0
     assert result.simulated_sqnr_db == LARGEST_DB
     # signal 16 * 3 + 17 = 65, error 5^2 + 3^2 + 1^2 = 35

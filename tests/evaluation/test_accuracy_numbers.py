@@ -11,21 +11,21 @@ from hypothesis import strategies as st
 from scipy import special, stats
 
 from edgeconvnext.errors import ExportError, LabelMismatchError
-from edgeconvnext.evaluation import accuracy
-from edgeconvnext.schema.report import Accuracy, Interval, TopK
+from edgeconvnext.evaluation import accuracy, intervals
+from edgeconvnext.schema.report import Accuracy, Interval, ScoreRecord
 from edgeconvnext.sqnr import LARGEST_DB, power_ratio_db
 
 COUNTS = [(hits, n) for n in (1, 2, 7, 60, 1000, 50_000) for hits in {0, 1, n // 3, n - 1, n}]
 
 
 def test_the_quantile_is_that_of_the_normal_distribution() -> None:
-    assert stats.norm.ppf(0.975) == accuracy.Z95
+    assert stats.norm.ppf(0.975) == intervals.Z95
 
 
 @pytest.mark.parametrize(("hits", "n"), COUNTS)
 def test_wilson_is_scipys_score_interval(hits: int, n: int) -> None:
     expected = stats.binomtest(hits, n).proportion_ci(confidence_level=0.95, method="wilson")
-    assert accuracy.wilson(hits, n) == pytest.approx((expected.low, expected.high), rel=1e-12, abs=1e-15)
+    assert intervals.wilson(hits, n) == pytest.approx((expected.low, expected.high), rel=1e-12, abs=1e-15)
 
 
 @pytest.mark.parametrize(
@@ -34,13 +34,13 @@ def test_wilson_is_scipys_score_interval(hits: int, n: int) -> None:
 )
 def test_wilson_of_newcombes_table(hits: int, n: int, low: float, high: float) -> None:
     """R. G. Newcombe, 1998, Stat. Med. 17:857, table I, method 3: four digits are printed."""
-    assert accuracy.wilson(hits, n) == pytest.approx((low, high), abs=5e-5)
+    assert intervals.wilson(hits, n) == pytest.approx((low, high), abs=5e-5)
 
 
 def test_wilson_never_leaves_0_to_1_by_a_rounding() -> None:
-    ends = [(*accuracy.wilson(0, n), *accuracy.wilson(n, n)) for n in range(1, 3000)]
+    ends = [(*intervals.wilson(0, n), *intervals.wilson(n, n)) for n in range(1, 3000)]
     assert all(0 <= low < high < upper_low < upper_high <= 1 for low, high, upper_low, upper_high in ends[3:])
-    assert accuracy.wilson(0, 20)[0] == 0 and accuracy.wilson(20, 20)[1] == 1
+    assert intervals.wilson(0, 20)[0] == 0 and intervals.wilson(20, 20)[1] == 1
 
 
 def paired_interval(lost: int, gained: int, n: int) -> tuple[float, float]:
@@ -55,7 +55,7 @@ def paired_interval(lost: int, gained: int, n: int) -> tuple[float, float]:
     [(0, 0, 1), (0, 0, 60), (1, 0, 1), (0, 1, 1), (3, 9, 40), (10, 2, 1000), (25, 0, 25), (0, 25, 25), (400, 90, 5000)],
 )
 def test_paired_drop_interval_is_mean_and_variance_of_paired_scores(lost: int, gained: int, n: int) -> None:
-    drop = accuracy.drop_interval(lost, gained, n)
+    drop = intervals.drop_interval(lost, gained, n)
     low, high = paired_interval(lost, gained, n)
     assert drop.value == pytest.approx(100 * (lost - gained) / n, rel=1e-14)
     assert (drop.low, drop.high) == pytest.approx((100 * low, 100 * high), rel=1e-12)
@@ -67,7 +67,7 @@ def test_paired_drop_interval_of_a_published_table() -> None:
     Fagerland, Lydersen and Laake, Statistical Analysis of Contingency Tables, chapter 8, Wald interval with Bonett and Price's
     adjustment, as the book's R package (contingencytables) prints it.
     """
-    drop = accuracy.drop_interval(6, 16, 161)
+    drop = intervals.drop_interval(6, 16, 161)
     assert (drop.value, drop.low, drop.high) == pytest.approx((-6.21, -11.95, -0.32), abs=5e-3)
 
 
@@ -93,8 +93,8 @@ def test_topk_ranks_as_a_stable_sort_does(seed: int, images: int, classes: int) 
     five = sum(int(label in row[:5]) for row, label in zip(order, labels, strict=True))
     expected = stats.binomtest(first, images).proportion_ci(method="wilson")
     assert scores.n == images
-    assert scores.top1 == pytest.approx(100 * first / images)
-    assert (scores.top1_low, scores.top1_high) == pytest.approx((100 * expected.low, 100 * expected.high), abs=1e-10)
+    assert scores.value == pytest.approx(100 * first / images)
+    assert (scores.low, scores.high) == pytest.approx((100 * expected.low, 100 * expected.high), abs=1e-10)
     assert (scores.top5 is None) == (classes < 6)
     assert scores.top5 is None or scores.top5 == pytest.approx(100 * five / images)
 
@@ -182,8 +182,8 @@ def compared(simulated: np.ndarray | None, artifact: np.ndarray | None, labels: 
     return accuracy.compare(REFERENCE, simulated, artifact, labels, None, IDS, dataset="set", runtime="engine")
 
 
-def top1(scores: TopK | None) -> float | None:
-    return None if scores is None else scores.top1
+def top1(scores: ScoreRecord | None) -> float | None:
+    return None if scores is None else scores.value
 
 
 def test_figures_of_a_comparison_are_the_artifacts_where_it_ran() -> None:
@@ -195,14 +195,14 @@ def test_figures_of_a_comparison_are_the_artifacts_where_it_ran() -> None:
     assert both.sqnr_db == pytest.approx(0.0, abs=1e-12)
     assert both.simulated_sqnr_db == pytest.approx(10 * math.log10(2), rel=1e-12)
     assert [flip.image for flip in both.flips] == ["c", "d"]
-    assert both.drop_pp == accuracy.drop_interval(2, 0, 4)
+    assert both.drop_pp == intervals.drop_interval(2, 0, 4)
     assert [row.artifact for row in both.classes] == [100, 100, 0, 0]
 
     simulation = compared(ONE_LOST, None)
     assert (simulation.measured_on, simulation.agreement, simulation.artifact) == ("simulation", 75, None)
     assert simulation.sqnr_db == simulation.simulated_sqnr_db == pytest.approx(10 * math.log10(2), rel=1e-12)
     assert [flip.image for flip in simulation.flips] == ["d"]
-    assert simulation.drop_pp == accuracy.drop_interval(1, 0, 4)
+    assert simulation.drop_pp == intervals.drop_interval(1, 0, 4)
 
     artifact = compared(None, TWO_LOST)
     assert (artifact.simulated, artifact.simulated_sqnr_db, artifact.measured_on) == (None, None, "artifact")
@@ -250,7 +250,7 @@ def test_the_expected_drop_is_the_probability_that_changed_classes_had_more() ->
 
 
 DROP = Interval(value=1.0, low=0.0, high=2.0)
-WITHOUT_TOP5 = TopK(top1=50.0, top1_low=40.0, top1_high=60.0, top5=None, n=9)
+WITHOUT_TOP5 = ScoreRecord(value=50.0, low=40.0, high=60.0, top5=None, n=9)
 WITH_TOP5 = WITHOUT_TOP5.model_copy(update={"top5": 90.0})
 
 

@@ -101,8 +101,8 @@ def test_accuracies_are_computed_from_the_logits() -> None:
     )
     record = recorded(told(answers), exported)
     assert record.images == 4
-    assert record.fp32 is not None and (record.fp32.top1, record.fp32.n) == (75.0, 4)
-    assert record.artifact is not None and (record.artifact.top1, record.artifact.n) == (50.0, 4)
+    assert record.fp32 is not None and (record.fp32.value, record.fp32.n) == (75.0, 4)
+    assert record.artifact is not None and (record.artifact.value, record.artifact.n) == (50.0, 4)
     assert record.drop_pp is not None and record.drop_pp.value == 25.0
     assert record.agreement == 25.0
     # 4 * 81 of signal; three rows differ by 9 in two places: 6 * 81 of noise.

@@ -135,7 +135,7 @@ def test_decisions_come_back_and_their_affines_stand_in_front_of_their_layers(na
     assert actual.scaling.name == name
     assert torch.equal(actual.scaling.scale, scaling.scale)
     assert torch.equal(actual.scaling.shift, scaling.shift)
-    inserted = getattr(network.get_submodule(POINTWISE), "input_affine", None)
+    inserted = getattr(network.get_submodule(POINTWISE), "channel_scaling", None)
     assert (inserted is None) == (name == "none")
     if isinstance(inserted, ScaleShift):
         x = torch.randn(3, channels)

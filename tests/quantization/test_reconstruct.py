@@ -113,7 +113,7 @@ def test_pixels_reach_the_stem_without_any_error(network: ConvNeXt) -> None:
     assert (activation.estimator, float(activation.qparams.scale)) == ("image", 1.0)
     seen = []
     stem = result.module.downsample_layers[0][0]
-    handle = stem.input_affine.register_forward_hook(lambda _m, _a, output: seen.append(output))
+    handle = stem.channel_scaling.register_forward_hook(lambda _m, _a, output: seen.append(output))
     with torch.inference_mode():
         result.module(OTHERS)
     handle.remove()

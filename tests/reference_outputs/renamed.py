@@ -10,10 +10,16 @@ import re
 FILES: dict[str, str] = {}
 """Paths below the case's folder, as in "run/logits.npz"."""
 
-TENSORS: dict[str, str] = {}
+TENSORS: dict[str, str] = {r"(.*)\binput_affine\b(.*)": r"\1channel_scaling\2"}
 """Patterns of names of tensors and arrays, with their replacements as in `re.sub`; the whole name must match."""
 
-KEYS: dict[str, str] = {}
+KEYS: dict[str, str] = {
+    "fp32_top1": "fp32_score",
+    "preparation": "smoothing",
+    "top1": "value",
+    "top1_high": "high",
+    "top1_low": "low",
+}
 """Single keys of report.json and of other descriptions."""
 
 FLOAT32_DECIBELS = (

@@ -30,9 +30,9 @@ from edgeconvnext.schema.report import (
     PreprocessRecord,
     QuantizationRecord,
     Report,
+    ScoreRecord,
     Sizes,
     StageCost,
-    TopK,
 )
 
 CLASSES = [
@@ -96,7 +96,7 @@ def sample_layer(name: str, operator: str, rng: np.random.Generator) -> LayerErr
         histogram=(histogram / values.size).tolist(),
         weight_bits=8,
         weight_sqnr_db=float(38 + 4 * rng.random()),
-        preparation="smooth 0.75, shift",
+        smoothing="smooth 0.75, shift",
         rounding="gptq, re-fitted 0.01",
         block_sqnr_db=41.2,
         plain_sqnr_db=37.9,
@@ -195,9 +195,9 @@ def sample_report(depths: tuple[int, ...] = (2, 2, 6, 2)) -> Report:
         accuracy=Accuracy(
             dataset="imagenette_val",
             images=1925,
-            fp32=TopK(top1=77.04, top1_low=75.1, top1_high=78.9, top5=97.3, n=1925),
-            simulated=TopK(top1=76.94, top1_low=75.0, top1_high=78.8, top5=97.2, n=1925),
-            artifact=TopK(top1=76.83, top1_low=74.9, top1_high=78.7, top5=97.25, n=1925),
+            fp32=ScoreRecord(value=77.04, low=75.1, high=78.9, top5=97.3, n=1925),
+            simulated=ScoreRecord(value=76.94, low=75.0, high=78.8, top5=97.2, n=1925),
+            artifact=ScoreRecord(value=76.83, low=74.9, high=78.7, top5=97.25, n=1925),
             drop_pp=Interval(value=0.21, low=-0.16, high=0.57),
             agreement=99.48,
             sqnr_db=36.21,
@@ -281,7 +281,7 @@ def unmeasured_report() -> Report:
 def sample_device() -> DeviceRecord:
     """What a board's kit measured, everything included."""
     rng = np.random.default_rng(1)
-    scores = TopK(top1=78.125, top1_low=61.2, top1_high=89.0, top5=96.9, n=32)
+    scores = ScoreRecord(value=78.125, low=61.2, high=89.0, top5=96.9, n=32)
     return DeviceRecord(
         runtime="tensorrt 10.3.0",
         machine={"name": "Jetson Orin Nano <Developer Kit>", "power_mode": "NV Power Mode: 15W 0", "gpu": "Orin"},

@@ -140,7 +140,7 @@ def analysis() -> Analysis:
         prepares_depthwise=False,
         effort="default",
         calibrator="auto",
-        preparation="auto",
+        smoothing="auto",
         calibration_set="photos",
         fit_images=80,
         held_out_images=40,

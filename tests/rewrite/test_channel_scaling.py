@@ -59,7 +59,7 @@ def test_behind_a_norm_the_scaling_costs_no_operator() -> None:
         "stages.0.0.pwconv1", "downsample_layers.1.1", "stages.1.0.pwconv1", "head",
     }  # fmt: skip
     insert_scaling(module, "stages.0.0.pwconv1", ChannelScaling(torch.full((8,), 2.0), torch.ones(8), "test"))
-    assert not hasattr(module.stages[0][0].pwconv1, "input_affine")
+    assert not hasattr(module.stages[0][0].pwconv1, "channel_scaling")
 
 
 def test_a_shift_is_not_taken_where_zeros_are_padded() -> None:
@@ -71,7 +71,7 @@ def test_a_shift_is_not_taken_where_zeros_are_padded() -> None:
 def test_one_number_for_all_channels_stays_one_number() -> None:
     module = network()
     insert_scaling(module, "stages.0.0.pwconv2", ChannelScaling(torch.ones(32), torch.full((32,), -0.5), "shift"))
-    scaling = module.stages[0][0].pwconv2.input_affine
+    scaling = module.stages[0][0].pwconv2.channel_scaling
     assert scaling.scale is None
     assert scaling.shift.numel() == 1
 
@@ -90,7 +90,7 @@ def test_a_scaled_layer_has_the_names_and_the_parameters_of_the_layer(layer: str
     assert scaled is not before and scaled.weight is before.weight and scaled.bias is before.bias
     assert type(before) in (torch.nn.Linear, torch.nn.Conv2d) and not scaled.training
     assert [name for name, _ in module.named_parameters()] == parameters
-    assert [name for name, _ in module.named_modules() if "input_affine" not in name] == names
-    added = f"{layer}.input_affine.scale"
+    assert [name for name, _ in module.named_modules() if "channel_scaling" not in name] == names
+    added = f"{layer}.channel_scaling.scale"
     assert [name for name in module.state_dict() if name != added] == state and added in module.state_dict()
     assert torch.equal(torch.get_rng_state(), random_state)

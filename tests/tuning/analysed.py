@@ -73,7 +73,7 @@ def analysed(
         prepares_depthwise=resolved.quantize.smoothing.depthwise,
         effort="quick",
         calibrator=calibrator,
-        preparation="auto",
+        smoothing="auto",
         calibration_set="noise",
         fit_images=len(fit),
         held_out_images=len(held_out),

@@ -163,7 +163,7 @@ def test_the_costliest_layer_comes_first() -> None:
     ("changes", "words"),
     [
         ({"effort": "quick"}, "--effort default"),
-        ({"effort": "default", "preparation": "none"}, "leaving out --smoothing none"),
+        ({"effort": "default", "smoothing": "none"}, "leaving out --smoothing none"),
         ({"effort": "default", "prepares_hidden": "none"}, '`hidden = "shift"`'),
         ({"effort": "default", "exporter": "onnx", "affine_activations": False}, '`scheme = "affine"`'),
         ({"effort": "default"}, "float = true"),

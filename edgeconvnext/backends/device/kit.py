@@ -219,7 +219,10 @@ def ratio_db(reference, other):
     return 200.0 if noise == 0 else 10 * math.log10(max(signal, 1e-30) / noise)
 
 
-def top1(logits, classes):
+def decisions(logits, classes, task):
+    """What the logits say: the class of each image; the sign of its one logit; of task multi-label, the sign of every logit."""
+    if classes == 1 or task == "multi-label":
+        return [int(logit > 0) for logit in logits]
     rows = [logits[start : start + classes] for start in range(0, len(logits), classes)]
     return [max(range(classes), key=row.__getitem__) for row in rows]
 
@@ -239,8 +242,9 @@ def compare(kit, measured):
         result[figure] = None if None in told else min(told)
     if not kit.classes:
         return result
-    chosen, expected = top1(measured, kit.classes), top1(kit.fp32, kit.classes)
-    count = kit.count
+    task = kit.about.get("task")
+    chosen, expected = (decisions(values, kit.classes, task) for values in (measured, kit.fp32))
+    count = len(chosen)
     result["agreement"] = 100.0 * sum(a == b for a, b in zip(chosen, expected)) / count
     if kit.labels:
         result["top1"] = 100.0 * sum(a == b for a, b in zip(chosen, kit.labels)) / count

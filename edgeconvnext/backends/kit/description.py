@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from edgeconvnext.backends import kit_script_of
 from edgeconvnext.backends.kit.write import COMPARED_VALUES, KIT_FILE, MOST_VECTORS, KitOutput
+from edgeconvnext.choices import TaskName
 from edgeconvnext.errors import EdgeConvNextError, RunDirectoryError
 from edgeconvnext.escape import for_terminal
 from edgeconvnext.received import parse_json, read_bytes, reading
@@ -61,6 +62,7 @@ class KitDescription(Described):
     count: int = Field(ge=1, le=MOST_VECTORS)
     image_shape: list[Side] = Field(min_length=3, max_length=3)
     classes: int = Field(ge=0, le=2**20)
+    task: TaskName | None = None
     outputs: list[DescribedOutput] = Field(min_length=1, max_length=100)
     labels: list[int] | None
     batch: list[Annotated[int, Field(ge=1, le=2**16)]] = Field(min_length=3, max_length=3)
@@ -98,7 +100,7 @@ class KitDescription(Described):
         if self.labels is not None:
             if len(self.labels) != self.count:
                 raise ValueError(f"there are {len(self.labels)} labels for {self.count} images")
-            if not all(0 <= label < self.classes for label in self.labels):
+            if not all(0 <= label < max(2, self.classes) for label in self.labels):
                 raise ValueError(f"a label is none of {self.classes} classes")
         if not self.batch[0] <= self.batch[1] <= self.batch[2]:
             raise ValueError("the batches are not in order")

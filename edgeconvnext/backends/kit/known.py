@@ -9,6 +9,7 @@ import numpy as np
 
 from edgeconvnext.backends.kit.description import KitDescription, read_description
 from edgeconvnext.backends.kit.write import KIT_FILE, VECTORS_FILE, KitOutput
+from edgeconvnext.choices import TaskName
 from edgeconvnext.errors import RunDirectoryError
 from edgeconvnext.files import tree_sha256
 from edgeconvnext.received import reading, require_regular_file
@@ -38,6 +39,11 @@ class Kit:
     def labels(self) -> np.ndarray | None:
         """(N,) class numbers of the check vectors, None where they are not known."""
         return None if self.about.labels is None else np.asarray(self.about.labels)
+
+    @property
+    def task(self) -> TaskName | None:
+        """What the logits mean; None without classifier."""
+        return self.about.task
 
     @property
     def outputs(self) -> tuple[KitOutput, ...]:

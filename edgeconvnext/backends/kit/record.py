@@ -191,7 +191,8 @@ def _add_accuracy(record: DeviceRecord, answers: np.ndarray, kit: Kit, missing: 
         record.fidelity_db = min(output.fidelity_db for output in record.outputs)
         missing["artifact"] = "the network has no classifier; see device.outputs"
         return
-    found = compare(kit.fp32, None, answers, kit.labels, None, [str(row) for row in range(len(answers))])
+    found = compare(kit.fp32, None, answers, kit.labels, None, [str(row) for row in range(len(answers))], task=kit.task)
+    record.score = found.score
     record.fp32, record.artifact, record.drop_pp = found.fp32, found.artifact, found.drop_pp
     record.agreement, record.sqnr_db = found.agreement, found.sqnr_db
     record.fidelity_db = fidelity_db(answers, kit.simulated)

@@ -15,6 +15,7 @@ import numpy as np
 from edgeconvnext.backends import backend_for
 from edgeconvnext.backends.base import KitScript
 from edgeconvnext.backends.block_outputs import LayerOutput, sample
+from edgeconvnext.choices import TaskName
 from edgeconvnext.data.size import Size
 from edgeconvnext.errors import ExportError
 from edgeconvnext.evaluation import turns
@@ -69,7 +70,7 @@ class CheckVectors:
     images: (N, C, H, W) float32, as the artifact takes them. fp32, simulated: logits (N, classes) float32 of the FP32
     network and of the quantised simulation; of a network without classifier the samples of its `outputs`, one behind the other
     (`compared_values`). labels: (N,) class numbers, None where unknown. layers: outputs of single blocks for the first few images,
-    where the runtime can be asked for them.
+    where the runtime can be asked for them. task: what the logits mean.
     """
 
     images: np.ndarray
@@ -78,6 +79,7 @@ class CheckVectors:
     labels: np.ndarray | None = None
     layers: tuple[LayerOutput, ...] = ()
     outputs: tuple[KitOutput, ...] = ()
+    task: TaskName | None = None
 
     def __post_init__(self) -> None:
         count = len(self.images)
@@ -168,6 +170,7 @@ def write_device_kit(
         "image_shape": list(kept.images.shape[1:]),
         "sizes": [list(size) for size in networks.sizes or (kept.images.shape[2:],) * 3],
         "classes": 0 if kept.outputs else int(kept.fp32.shape[1]),
+        "task": kept.task,
         "outputs": [asdict(output) for output in outputs],
         "labels": None if kept.labels is None else [int(label) for label in kept.labels],
         "batch": list(target.input.batch),

@@ -105,7 +105,7 @@ def planned_grid(network: Network, plan: QuantPlan, layer: str) -> Int8Grid | No
         return None
     found = network.get_submodule(layer)
     channels = found.in_features if isinstance(found, nn.Linear) else cast(nn.Conv2d, found).in_channels
-    return Int8Grid.of(activation.qparams, getattr(found, "input_affine", None), channels)
+    return Int8Grid.of(activation.qparams, getattr(found, "channel_scaling", None), channels)
 
 
 def linear_weights(network: Network, plan: QuantPlan, layer: str, grid: Int8Grid) -> LinearWeights:

@@ -110,7 +110,7 @@ def _note_codes(network: ConvNeXt, plan: QuantPlan, layer: str, codes: Codes) ->
     if grid is None:
         return
     found = network.get_submodule(layer)
-    affine = getattr(found, "input_affine", None)
+    affine = getattr(found, "channel_scaling", None)
 
     def note(values: torch.Tensor) -> None:
         codes[layer] = ((values / grid.scale).round() + grid.zero).to(torch.int8)

@@ -94,7 +94,7 @@ def _analysis_setting(job: Job, fit_images: int, held_out_images: int, sensitivi
         prepares_depthwise=target.quantize.smoothing.depthwise,
         effort=request.effort,
         calibrator=request.calibrator,
-        preparation=request.smoothing,
+        smoothing=request.smoothing,
         calibration_set=job.calibration.name,
         fit_images=fit_images,
         held_out_images=held_out_images,

@@ -44,7 +44,8 @@ def artifact_metadata(job: Job) -> ArtifactMetadata:
     """Return what the artifact says of itself: where it comes from, and how its images are prepared."""
     return ArtifactMetadata(
         model_name=job.model.name,
-        labels=job.class_names,
+        # An artifact with class names answers with one of them, which would be the only one, or one of several that hold.
+        labels=job.class_names if job.task[0].name == "single-label" else None,
         preprocess=job.model.preprocess,
         value_range=job.target.input.value_range,
         edgeconvnext_version=metadata.version("edgeconvnext"),

@@ -146,7 +146,7 @@ def other_sizes(
             positions = np.unique(np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int)).tolist()
             preprocess = replace(job.model.preprocess, input_size=size)
             stream = batches(images, preprocess, indices=positions, description=f"Comparing at {size_text(size)}")
-            records.append(at_size(size, names, networks, stream, labels))
+            records.append(at_size(size, names, networks, stream, labels, job.task[0].name))
         return SizesValues(sizes=records)
 
     inputs = {"model": model_key(job), "sizes": job.sizes, **_evaluation_key(quantized, artifact)}
@@ -193,4 +193,5 @@ def _evaluation_key(quantized: Quantized, artifact: StageResult[ArtifactValues] 
         # What an artifact computes may depend on the processor: int8 products saturate on some.
         "device": None if artifact is None else describe_device(),
         "images": quantized.job.evaluation.images.fingerprint,
+        "task": quantized.job.task[0].name,
     }
