@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
 from edgeconvnext.cli.application import CommandWithPanels, app
+from edgeconvnext.cli.options import QuietOption
 from edgeconvnext.errors import OptionError
 from edgeconvnext.options.declaration import Declared, Options, declared_options
+from edgeconvnext.progress import without_bars
 
 _METAVARS: dict[Any, str] = {bool: "", str: "<name>"}
 _Function = TypeVar("_Function", bound=Callable[..., None])
@@ -23,8 +26,9 @@ def command(
 ) -> Callable[[_Function], _Function]:
     """Add a command that takes the options which `options` declares, and what else its function takes.
 
-    options: a class; the function's first parameter gets one of it, with what the user gave. examples: shown below the help.
-    name: of the command, where it is not the function's.
+    options: a class; the function's first parameter gets one of it, with what the user gave. examples: shown below the
+    help.
+    name: of the command, where it is not the function's. --quiet is every command's.
     """
 
     def decorate(function: _Function) -> _Function:
@@ -33,11 +37,13 @@ def command(
         _, *own = inspect.signature(function).parameters.values()
 
         def run(context: typer.Context, **values: Any) -> None:
+            quiet = values.pop("quiet")
             names = (*(known.name for known in declared), *former)
             given = {name: values[name] for name in names if _is_given(context, name)}
             others = {parameter.name: values[parameter.name] for parameter in own}
             try:
-                function(_read(options, given), **others)
+                with without_bars() if quiet else nullcontext():
+                    function(_read(options, given), **others)
             except OptionError as error:
                 wording = error.wording(_flags(options))
                 raise OptionError(lambda spelled: wording) from error
@@ -51,6 +57,7 @@ def command(
                 parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[parameter.name])
                 for parameter in own
             ),
+            inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=QuietOption),
         ]
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

@@ -20,3 +20,6 @@ JsonOption = Annotated[
         "--json", help="Print the result as JSON on standard output.", metavar="", rich_help_panel=OUTPUT_PANEL
     ),
 ]
+QuietOption = Annotated[
+    bool, typer.Option("--quiet", help="Show no progress.", metavar="", rich_help_panel=OUTPUT_PANEL)
+]
