@@ -10,8 +10,20 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgeconvnext.api import analyze, compress, export, fold, prune, quantize, quantized_program, search, validate
+    from edgeconvnext.api import (
+        analyze,
+        compress,
+        export,
+        fold,
+        predict,
+        prune,
+        quantize,
+        quantized_program,
+        search,
+        validate,
+    )
     from edgeconvnext.model.load import load_model
+    from edgeconvnext.prediction.artifact import load_artifact
     from edgeconvnext.tuning.compress import CompressOptions
 
 __all__ = [
@@ -21,7 +33,9 @@ __all__ = [
     "compress",
     "export",
     "fold",
+    "load_artifact",
     "load_model",
+    "predict",
     "prune",
     "quantize",
     "quantized_program",
@@ -29,8 +43,23 @@ __all__ = [
     "validate",
 ]
 
-_HOMES = {"CompressOptions": "edgeconvnext.tuning.compress", "load_model": "edgeconvnext.model.load"} | dict.fromkeys(
-    ("analyze", "compress", "export", "fold", "prune", "quantize", "quantized_program", "search", "validate"),
+_HOMES = {
+    "CompressOptions": "edgeconvnext.tuning.compress",
+    "load_artifact": "edgeconvnext.prediction.artifact",
+    "load_model": "edgeconvnext.model.load",
+} | dict.fromkeys(
+    (
+        "analyze",
+        "compress",
+        "export",
+        "fold",
+        "predict",
+        "prune",
+        "quantize",
+        "quantized_program",
+        "search",
+        "validate",
+    ),
     "edgeconvnext.api",
 )
 

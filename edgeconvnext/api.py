@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from edgeconvnext.backends import backend_for, load_target, timing_runtime
 from edgeconvnext.data.image_set import ImageSet, split_held_out
@@ -38,6 +38,7 @@ from edgeconvnext.tuning.compress import compress as run_compress
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
+    from edgeconvnext.prediction.networks import Answer
     from edgeconvnext.schema.placement import PlacementFound
 
 DEFAULT_MULTIPLE = 8
@@ -87,6 +88,18 @@ def quantized_program(run: str | Path) -> ExportedProgram:
     run: a run directory. The program is float32 with Q/DQ pairs and int8 weights; `program.module()` runs it on (N, C, H, W).
     """
     return pipeline.quantized_program(Path(run))
+
+
+def predict(subject: Any, images: Any) -> list[Answer]:
+    """Return the most probable classes of images: by FP32 and INT8 for a run, by one network for a model or an artifact.
+
+    subject: a run directory, a model (path, name, module, state dict) or an artifact. images: a file, a folder, a pattern such as
+    photos/*.jpg, a set's name, a picture, prepared tensors, or a list of these. Images that cannot be read are left out where
+    others can.
+    """
+    from edgeconvnext.commands.predict import predict as ask
+
+    return ask(subject, images).answers.images
 
 
 def fold(

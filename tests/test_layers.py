@@ -18,6 +18,7 @@ LAYERS = (
     ("ssh", "tuning", "report"),
     ("options",),
     ("train",),
+    ("prediction",),
     ("backends",),
     ("quantization",),
     ("evaluation",),

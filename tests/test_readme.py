@@ -97,7 +97,7 @@ def test_the_python_example_runs_on_a_smaller_network(
     micro: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     python_example(tmp_path, monkeypatch, micro)
-    assert "report.html" in capsys.readouterr().out
+    assert "top-1" in capsys.readouterr().out
 
 
 @pytest.mark.exhaustive
@@ -106,7 +106,7 @@ def test_the_python_example_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     python_example(tmp_path, monkeypatch)
-    assert "report.html" in capsys.readouterr().out
+    assert "top-1" in capsys.readouterr().out
 
 
 def few_of(photographs: Path, folder: Path) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from edgeconvnext.errors import RuntimeMissingError
+from edgeconvnext.errors import ExportError, RuntimeMissingError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -233,6 +233,10 @@ class Backend(Protocol):
         Raises ExportError for a file that is missing or broken.
         """
         raise RuntimeMissingError(f"{path} does not run on this machine: {self.not_run}.")
+
+    def metadata_of(self, path: Path) -> ArtifactMetadata:
+        """Return what an artifact says of its labels and preprocessing. Raises ExportError for one that says nothing."""
+        raise ExportError(f"{path} does not say how images are prepared for it. Name the run directory it was made in.")
 
     def timed_runner(self, path: Path, threads: int) -> TimedRunner:
         """Open an artifact or a float form to be timed; errors as `runner`, with `not_timed`."""

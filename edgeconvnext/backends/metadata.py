@@ -15,6 +15,13 @@ from edgeconvnext.errors import EdgeConvNextError, ExportError
 from edgeconvnext.escape import for_terminal
 from edgeconvnext.received import parse_json
 
+NORMALIZATION, UNKNOWN = "normalization", "unknown"
+"""A note on artifacts whose input is a tensor that was prepared in a way nobody said."""
+UNKNOWN_NORMALIZATION = (
+    "How the images in memory were normalised is not known, so the artifact takes tensors that are prepared in the same way. Give "
+    "mean and std, and it takes photographs as well."
+)
+"""The note on a report of such an artifact."""
 MOST_TEXT_BYTES = 16 * 2**20
 _Side = Annotated[StrictInt, Field(ge=1, le=2**16)]
 _Number = StrictFloat | StrictInt

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgeconvnext.cli import artifacts, environment, measuring, networks, roadmap, searching, training  # noqa: F401 - each adds its commands
+from edgeconvnext.cli import artifacts, environment, measuring, networks, predicting, roadmap, searching, training  # noqa: F401 - each adds its commands
 from edgeconvnext.cli.application import app
 from edgeconvnext.cli.ending import run_to_its_end
 

@@ -55,7 +55,7 @@ class ImageSet:
     """Images in a fixed order, with their classes where these are known.
 
     ids: one per image, the same on every machine (relative paths for folders).
-    labels: index into class_names for each image, or None.
+    labels: index into class_names for each image, or None. Without class_names they are the model's outputs.
     class_names: folder names, synsets or what a labels file says. descriptions: readable names of the classes, where
     known.
     remarks: what a reader of the results should know about how the set was put together.
@@ -113,8 +113,10 @@ class ImageSet:
         return self.reader.read(self.ids[index], shorter_side)
 
     def class_of(self, index: int) -> str | None:
-        """Return the class name of an image, None where the set has no labels."""
-        return None if self.labels is None else self.class_names[self.labels[index]]
+        """Return the class name of an image, its number where classes have no names, None where the set has no labels."""
+        if self.labels is None:
+            return None
+        return self.class_names[self.labels[index]] if self.class_names else str(self.labels[index])
 
     def select(self, indices: list[int]) -> ImageSet:
         """Return the set of these images, in this order; classes keep their indices."""

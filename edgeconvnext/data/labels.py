@@ -148,6 +148,21 @@ def _advice(image_set: ImageSet, num_classes: int) -> str:
     return "Rename the folders to the model's class names or synsets"
 
 
+def output_labels(image_set: ImageSet, num_classes: int) -> np.ndarray:
+    """Return the model's class index of each class number of a set whose classes are the outputs themselves, int64.
+
+    Raises LabelMismatchError for numbers that the model has no output for.
+    """
+    assert image_set.labels is not None
+    largest = max(image_set.labels)
+    if largest >= num_classes:
+        raise LabelMismatchError(
+            f"The labels of {for_terminal(image_set.name)} go up to {largest}, and the model has outputs 0 to {num_classes - 1}. "
+            "Give labels that number the model's outputs."
+        )
+    return np.arange(num_classes, dtype=np.int64)
+
+
 def assumes_imagenet_order(labels: Labels | None, num_classes: int) -> bool:
     """Tell whether `match_labels` has to assume ImageNet-1k's standard order, which IMAGENET_ORDER_NOTE says in words.
 

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from edgeconvnext.data.image_set import ImageSet
 from edgeconvnext.data.images import BrokenImage
+from edgeconvnext.data.prepared import PreparedReader
 from edgeconvnext.data.preprocess import Preprocess
 from edgeconvnext.data.size import Size
 from edgeconvnext.errors import ImageSetError
@@ -81,10 +82,17 @@ class BatchStream:
                 if len(self.skipped) >= _NAMED_BEFORE_GIVING_UP:
                     check_broken(self.image_set, self.skipped)
                 if decoded.pixels is not None:
-                    values = self.preprocess.normalize(decoded.pixels)
+                    values = self._normalize(decoded.pixels)
                     yield Batch(torch.from_numpy(values).permute(0, 3, 1, 2), decoded.indices)
                 advance(len(decoded.indices) + len(decoded.broken))
         check_broken(self.image_set, self.skipped, len(self.indices))
+
+    def _normalize(self, pixels: np.ndarray) -> np.ndarray:
+        """Return the network's values for pixels (N, H, W, C), or for values that were prepared before."""
+        reader = self.image_set.reader
+        if isinstance(reader, PreparedReader):
+            return reader.normalize(pixels, self.preprocess)
+        return self.preprocess.normalize(pixels)
 
     def _decoded_batches(self) -> Iterator[_Decoded]:
         loader = DataLoader(
@@ -200,7 +208,7 @@ def default_workers(image_set: ImageSet, count: int) -> int:
 class _Decoded:
     """A batch on its way from a worker. Arrays travel through a pipe; tensors would need /dev/shm, small in containers.
 
-    pixels: uint8 (N, H, W, C), a quarter of the bytes of float32; None where all images were broken.
+    pixels: uint8 (N, H, W, C), a quarter of the bytes of float32; float32 of prepared images; None where all images were broken.
     """
 
     pixels: np.ndarray | None
@@ -221,6 +229,9 @@ class _Decoder(Dataset):
 
     def __getitem__(self, position: int) -> tuple[int, np.ndarray | str]:
         index = self.indices[position]
+        reader = self.image_set.reader
+        if isinstance(reader, PreparedReader):
+            return index, reader.values(self.image_set.ids[index])
         try:
             return index, self.preprocess.pixels(self.image_set.read(index))
         except BrokenImage as broken:

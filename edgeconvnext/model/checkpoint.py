@@ -184,6 +184,15 @@ def _is_safetensors(path: Path, head: bytes) -> bool:
     return head[8:9] == b"{" or path.suffix.lower() == ".safetensors"
 
 
+def checkpoint_of(tensors: Mapping[str, torch.Tensor], source: str) -> Checkpoint:
+    """Return the tensors of a state dict as those of a file: float32 copies on the CPU, under names without prefixes.
+
+    source: what errors call it. Raises CheckpointError where it holds no tensors, too many, or NaN or infinite weights.
+    """
+    _check_names(Path(source), tensors)
+    return _checkpoint({str(name): tensor.detach().cpu() for name, tensor in tensors.items()}, {}, Path(source), None)
+
+
 def prepare_output(path: Path, model: LoadedModel) -> None:
     """Check, before any work is done, that a checkpoint can be written to `path`, and make its folder.
 

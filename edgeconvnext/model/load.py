@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -59,12 +59,14 @@ def load_model(
     interpolation: Interpolation | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> LoadedModel:
     """Load a trained ConvNeXt, ResNet or ResNeXt from a weights file, a folder, a hub or preset name, or a shipped model.
 
     head: what the network ends with; all but "classifier" make a backbone of it (`heads.with_head`). weights_from: which of
     several networks in a file, by its key; None takes averaged weights first. resolution: side of a square
     input in pixels, or (height, width); crop_pct, interpolation, mean, std: as in Preprocess. They override the checkpoint.
+    defaults: fields of Preprocess where neither says anything.
 
     Raises CheckpointError for weights that cannot be read as a ConvNeXt, ConfigFileError for a JSON that does not hold,
     and ModelConfigError for an input size the network cannot take.
@@ -72,15 +74,49 @@ def load_model(
     files = find_model(path_or_name)
     checkpoint = read_checkpoint(files.weights, weights_from)
     pretrained = read_config(files.config, files.preprocessor) if files.config else PretrainedConfig({})
-    built = built_network(checkpoint, pretrained, files.source, head)
-    module, layout = built.module, built.layout
+    pretrained = with_defaults(pretrained, defaults)
+    overrides = preprocess_overrides(resolution, crop_pct, mean, std, interpolation)
+    sha256 = _weights_sha256(files.weights, weights_from)
+    loaded = assembled(checkpoint, pretrained, overrides, files, sha256, head)
+    return replace(loaded, weights_from=weights_from)
+
+
+def with_defaults(pretrained: PretrainedConfig, defaults: Mapping[str, Any] | None) -> PretrainedConfig:
+    """Return what a JSON says with `defaults`, fields of Preprocess, for what it does not say."""
+    return replace(pretrained, preprocess={**(defaults or {}), **pretrained.preprocess})
+
+
+def preprocess_overrides(
+    resolution: int | Size | None,
+    crop_pct: float | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    interpolation: Interpolation | None,
+) -> dict[str, Any]:
+    """Return the fields of Preprocess that a user named, as `load_model` takes them."""
     overrides: dict[str, Any] = {
         **{"crop_pct": crop_pct, "interpolation": interpolation},
         **{"mean": mean and tuple(mean), "std": std and tuple(std)},
     }
     if resolution is not None:
         overrides["input_size"] = (resolution, resolution) if isinstance(resolution, int) else resolution
-    overrides = {name: value for name, value in overrides.items() if value is not None}
+    return {name: value for name, value in overrides.items() if value is not None}
+
+
+def assembled(
+    checkpoint: Checkpoint,
+    pretrained: PretrainedConfig,
+    overrides: dict[str, Any],
+    files: ModelFiles,
+    sha256: str,
+    head: Head = "classifier",
+) -> LoadedModel:
+    """Make a model of tensors, of what a JSON says beside them, and of what the user says. Raises as `load_model` does.
+
+    overrides: fields of Preprocess. files: where the tensors come from, for names and errors. sha256: of the weights.
+    """
+    built = built_network(checkpoint, pretrained, files.source, head)
+    module, layout = built.module, built.layout
     preprocess, notes = preprocess_of(pretrained, overrides, module.config, layout, files)
     loaded = LoadedModel(
         module=module,
@@ -90,9 +126,8 @@ def load_model(
         name=files.name,
         layout=layout,
         source=files.source,
-        sha256=_weights_sha256(files.weights, weights_from),
+        sha256=sha256,
         notes=(*checkpoint.notes, *built.notes, *notes),
-        weights_from=weights_from,
     )
     return loaded if built.headless else with_head(loaded, head)
 
@@ -128,7 +163,7 @@ def find_model(path_or_name: str | Path) -> ModelFiles:
     if hub_name is not None and (preset or not path.parent.is_dir()):
         repository, revision = hub_name
         found = fetch(repository, revision)
-        short = _safe(repository.split("/")[1])
+        short = safe_name(repository.split("/")[1])
         return ModelFiles(found.weights, found.config, found.preprocessor, short, f"{repository}@{found.commit[:12]}")
     known, shown = [*shipped, *(known for known in architectures() if architecture_hub_name(known))], name[:_SHOWN]
     raise CheckpointError(
@@ -142,7 +177,7 @@ def _weights_file(path: Path) -> ModelFiles:
     while Path(stem).suffix.lower() in WEIGHTS_SUFFIXES:
         stem = Path(stem).stem
     beside = path.with_name(f"{stem}.json")
-    return ModelFiles(path, beside if beside.exists() else None, None, _safe(stem), str(path))
+    return ModelFiles(path, beside if beside.exists() else None, None, safe_name(stem), str(path))
 
 
 def _shards(index: Path) -> ModelFiles:
@@ -173,7 +208,7 @@ def _beside(folder: Path, weights: Path, source: str) -> ModelFiles:
         weights,
         config if config.exists() else None,
         preprocessor if preprocessor.exists() else None,
-        _safe(folder.resolve().name),
+        safe_name(folder.resolve().name),
         source,
     )
 
@@ -197,7 +232,7 @@ def _weights_sha256(path: Path, weights_from: str | None) -> str:
     return hashlib.sha256(json.dumps([parts, weights_from]).encode()).hexdigest()
 
 
-def _safe(name: str) -> str:
+def safe_name(name: str) -> str:
     """Keep letters, digits, dots, dashes and underscores, so that a name can be part of a path."""
     return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._-") or "model"
 
@@ -217,7 +252,7 @@ def built_network(checkpoint: Checkpoint, pretrained: PretrainedConfig, source: 
 
     Raises CheckpointError for tensors that make no network, and for a file without a head where `head` needs one.
     """
-    family, whole = _recognised(checkpoint, source)
+    family, whole = recognised(checkpoint, source)
     renamed, notes = _without_others(whole, checkpoint, head, source)
     stored = checkpoint.config
     config = family.canonical(family.infer(renamed, source) if stored is None else stored)
@@ -267,7 +302,7 @@ def _without_others(renamed: Renamed, checkpoint: Checkpoint, head: Head, source
     return replace(renamed, unexpected=inside), [note]
 
 
-def _recognised(checkpoint: Checkpoint, source: str) -> tuple[Family, Renamed]:
+def recognised(checkpoint: Checkpoint, source: str) -> tuple[Family, Renamed]:
     """Return the family of a checkpoint and its tensors under our names. Raises CheckpointError where no family knows it."""
     tensors = checkpoint.tensors
     if checkpoint.config is not None:

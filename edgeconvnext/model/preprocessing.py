@@ -27,13 +27,14 @@ _BESIDE = ("config.json", "preprocessor_config.json")
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Where the parts of a model lie. preprocessor: transformers' second JSON."""
+    """Where the parts of a model lie. preprocessor: transformers' second JSON. silent: why there is no config."""
 
     weights: Path
     config: Path | None
     preprocessor: Path | None
     name: str
     source: str
+    silent: str = "no JSON lies beside the weights"
 
 
 def preprocess_of(
@@ -116,7 +117,7 @@ def _assumptions(preprocess: Preprocess, assumed: list[str], library: str | None
         "mean": "ImageNet's",
         "std": "ImageNet's",
     }
-    where = f"{files.config.name} does not say" if files.config else "no JSON lies beside the weights"
+    where = f"{files.config.name} does not say" if files.config else files.silent
     listed = ", ".join(f"{field} {values[field]}" for field in assumed)
     whose = f" as in {library}, whose names the tensors have" if library else ""
     return [
@@ -128,7 +129,7 @@ def _assumptions(preprocess: Preprocess, assumed: list[str], library: str | None
 def _not_followed(pretrained: PretrainedConfig, files: ModelFiles) -> list[str]:
     """Name what a JSON says of the preprocessing and is not done, and JSON files beside the weights that were not read."""
     notes = [f"Preprocessing that is not followed: {text}." for text in pretrained.not_followed]
-    if files.config is None:
+    if files.config is None and files.weights.exists():
         unread = [name for name in _BESIDE if (files.weights.parent / name).is_file()]
         if unread:
             notes.append(

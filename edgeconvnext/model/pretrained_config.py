@@ -129,13 +129,17 @@ def read_config(config: Path, preprocessor: Path | None = None) -> PretrainedCon
 
     Raises ConfigFileError for JSON that is malformed or mistyped, CheckpointError for a variant that is not supported.
     """
-    document = _read_json(config)
+    return config_of(_read_json(config), config, preprocessor)
+
+
+def config_of(document: Values, source: Path, preprocessor: Path | None = None) -> PretrainedConfig:
+    """Return what a document with timm's or transformers' fields says. source: what errors call it. Raises as `read_config`."""
     if "model_type" in document and "pretrained_cfg" not in document and "architecture" not in document:
-        return _read_transformers(document, config, preprocessor)
-    pretrained = _read_timm(document, config)
+        return _read_transformers(document, source, preprocessor)
+    pretrained = _read_timm(document, source)
     if preprocessor is None:
         return pretrained
-    unread = f"{preprocessor.name}, since {config.name} is timm's and says how images are prepared"
+    unread = f"{preprocessor.name}, since {source.name} is timm's and says how images are prepared"
     return replace(pretrained, not_followed=(*pretrained.not_followed, unread))
 
 

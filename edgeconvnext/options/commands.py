@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from edgeconvnext.choices import Effort, Score
 from edgeconvnext.errors import OptionError
@@ -54,7 +54,7 @@ class Validate(Measuring):
     """Options of validate."""
 
     PANEL = "Input"
-    data: str | Path | None = option(None, "Evaluation images: a set's name or a folder.", metavar="<set>")
+    data: str | Path | Any | None = option(None, "Evaluation images: a set's name or a folder.", metavar="<set>")
     labels: str | Path | None = option(
         None, "File with the class of each of these images.", needs="data", parse=parsers.path, metavar="<path>"
     )

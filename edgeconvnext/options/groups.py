@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from edgeconvnext.backends import DEFAULT_TARGET
 from edgeconvnext.choices import (
@@ -31,7 +32,7 @@ class CalibrationImages(Options):
     """Images that a network is calibrated on."""
 
     PANEL = "Input"
-    calib: str | Path | None = option(None, "Calibration images: a set's name or a folder.", metavar="<set>")
+    calib: str | Path | Any | None = option(None, "Calibration images: a set's name or a folder.", metavar="<set>")
     num_images: int = option(256, "Calibration images in all; a third is held out.")
     skip_broken: bool = option(
         False, "Leave out images that cannot be read, however many. Default: more than 1 % of a set are an error."
@@ -68,7 +69,7 @@ class ModelChoice(WeightsChoice):
     """The network."""
 
     PANEL = "Input"
-    model: str | Path | None = field(
+    model: str | Path | Any | None = field(
         default=None,
         kw_only=False,
         metadata=about(
@@ -87,7 +88,7 @@ class EvaluationImages(Options):
     """Images that accuracy is measured on."""
 
     PANEL = "Input"
-    eval: str | Path | None = option(
+    eval: str | Path | Any | None = option(
         None, "Evaluation images, labelled for a classifier: a set's name or a folder.", metavar="<set>"
     )
     labels: str | Path | None = option(

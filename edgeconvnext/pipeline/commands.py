@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeconvnext.backends import backend_for
+from edgeconvnext.backends import backend_for, load_target
 from edgeconvnext.errors import GATE_MISSED_EXIT_CODE, CheckpointError, RunDirectoryError
+from edgeconvnext.escape import for_html, for_terminal
 from edgeconvnext.model.heads import require_answers
 from edgeconvnext.options.commands import Validate
 from edgeconvnext.pipeline import stages
+from edgeconvnext.pipeline.artifact_copy import check_copy, copy_artifact
 from edgeconvnext.pipeline.assemble import assemble
 from edgeconvnext.pipeline.device_results import require_kit, store_results, with_results, with_stored_results
 from edgeconvnext.pipeline.job import Job, Request, named_target, resolve
@@ -27,18 +30,25 @@ from edgeconvnext.schema.report import Report
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
+    from edgeconvnext.pipeline.simulated import SimulatedNetwork
+    from edgeconvnext.prediction.artifact import Artifact
+
 RUNS = Path("runs")
 # Stages whose result changes from one moment to the next, and stages that run networks over images.
 MEASURED = frozenset({"latency"})
 ANSWERED = frozenset({"reference", "accuracy", "outputs", "sizes"})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Outcome:
-    """A finished run: where it lies and what it measured."""
+    """A finished run: where it lies and what it measured.
+
+    request: what was asked, with what a program held; None where the run was only read.
+    """
 
     path: Path
     report: Report
+    request: Request | None = field(default=None, compare=False)
 
     @property
     def exit_code(self) -> int:
@@ -53,6 +63,27 @@ class Outcome:
     def reused(self) -> list[str]:
         """Stages that were finished before and are reused."""
         return [cost.stage for cost in self.report.stages if cost.reused]
+
+    @cached_property
+    def module(self) -> SimulatedNetwork:
+        """The simulated INT8 network, from prepared images (N, C, H, W) to logits."""
+        from edgeconvnext.pipeline.simulated import simulated_network
+
+        return simulated_network(self.path)
+
+    def export(self, path: str | Path | None = None, *, target: str | None = None, latency: bool = True) -> Artifact:
+        """Write the artifact of the run's target, or of another one, and return it; stages that are done are reused.
+
+        path: a copy of the artifact, beside the one in the run; None makes no copy. The new report is in `report.json` beside the
+        artifact. Raises ExportError for a path that ends in another way than the target's artifacts do.
+        """
+        return export_outcome(self, None if path is None else Path(path), target, latency=latency)
+
+    def __repr__(self) -> str:
+        return f"<Outcome {for_terminal(self.path)}: {self.report!r}>"
+
+    def _repr_html_(self) -> str:
+        return f"{self.report._repr_html_()}<p>Run: <code>{for_html(self.path)}</code></p>"
 
 
 @dataclass(frozen=True)
@@ -86,6 +117,30 @@ def export(request: Request) -> Outcome:
         latency = stages.time_artifact(run, quantized, artifact)
         kit = stages.write_kit(run, quantized, artifact, measured)
         return _report(run, job, stages.Finished(planned, quantized, measured, artifact, latency, kit))
+
+
+def export_outcome(outcome: Outcome, copy: Path | None, target: str | None, *, latency: bool) -> Artifact:
+    """Do what `Outcome.export` says."""
+    from edgeconvnext.prediction.artifact import load_artifact
+
+    finished = load_run(outcome.path)
+    own = stored_target(finished)
+    chosen = own if target is None else load_target(target)
+    backend = backend_for(chosen)
+    if copy is not None:
+        check_copy(copy, backend.artifact)
+    if "stages/artifact.json" in finished.files and chosen.sha256 == own.sha256:
+        path = outcome.path
+    else:
+        beside = (
+            outcome.path
+            if chosen.sha256 == own.sha256
+            else outcome.path.with_name(f"{outcome.path.name}-{chosen.name}")
+        )
+        request = outcome.request or Request(from_run=outcome.path)
+        path = export(request.changed(stored_target=chosen, output=beside, latency=latency)).path
+    artifact = path / backend.artifact
+    return load_artifact(artifact if copy is None else copy_artifact(artifact, copy))
 
 
 def validate(path: Path, options: Validate | None = None) -> Outcome:
@@ -191,12 +246,9 @@ def quantized_program(path: Path) -> ExportedProgram:
 
     Raises RunDirectoryError where `path` is no finished run, its files have changed, or it has no plan.
     """
-    finished = load_run(path)
-    target = stored_target(finished)
-    job = resolve(Request(stored_target=target, output=path, from_run=path))
-    with RunDirectory.open(path, finished.config) as run:
-        planned = stages.stored_plan(run, job)
-        return stages.QuantizedGraph(planned.network, planned.plan).program
+    from edgeconvnext.pipeline.simulated import quantized_graph
+
+    return quantized_graph(path).program
 
 
 def _open_run(job: Job, command: str) -> AbstractContextManager[RunDirectory]:
@@ -222,7 +274,7 @@ def _report(run: RunDirectory, job: Job, finished: stages.Finished) -> Outcome:
             report = with_stored_results(run, report, job.target)
         write_report_stage(run, report, job.class_names)
     _finish(run, job)
-    return Outcome(run.path, report)
+    return Outcome(run.path, report, job.request)
 
 
 def _finish(run: RunDirectory, job: Job) -> None:

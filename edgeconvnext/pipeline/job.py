@@ -10,22 +10,33 @@ from typing import Any
 import numpy as np
 
 from edgeconvnext.backends import backend_for, load_target
+from edgeconvnext.backends.metadata import NORMALIZATION, UNKNOWN, UNKNOWN_NORMALIZATION
 from edgeconvnext.data.decided_labels import decided_labels
-from edgeconvnext.data.image_set import ImageSet, split_held_out
-from edgeconvnext.data.labels import match_labels, matching_note
-from edgeconvnext.data.sets import resolve_image_set, set_files
+from edgeconvnext.data.image_set import FolderReader, ImageSet, split_held_out
+from edgeconvnext.data.in_memory import IN_MEMORY, classes_are_outputs, prepared, resolve_images
+from edgeconvnext.data.labels import match_labels, matching_note, output_labels
+from edgeconvnext.data.sets import set_files
 from edgeconvnext.data.size import Size
-from edgeconvnext.errors import CheckpointError, LabelMismatchError, QuantizationError, TargetError
+from edgeconvnext.errors import CheckpointError, LabelMismatchError, QuantizationError, RunDirectoryError, TargetError
+from edgeconvnext.escape import for_terminal
 from edgeconvnext.evaluation.tasks import TASKS, Task, infer_task
 from edgeconvnext.model.input_size import SizeRange, check_input_size
 from edgeconvnext.model.load import load_model
 from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.options.declaration import Options, declared_options
 from edgeconvnext.options.groups import Compression, Input, Measuring, Method, Output, Quantization, SourceRun
-from edgeconvnext.pipeline.stored_config import stored_config
+from edgeconvnext.pipeline.inputs import (
+    Inputs,
+    fitted,
+    in_memory,
+    normalization_unknown,
+    read_inputs,
+    read_set,
+)
+from edgeconvnext.pipeline.stored_config import StoredConfig, stored_config
 from edgeconvnext.quantization.candidates import ReconstructionOptions
 from edgeconvnext.quantization.precision import BitPlan, read_plan
-from edgeconvnext.run.manifest import load_run
+from edgeconvnext.run.manifest import FinishedRun, load_run
 from edgeconvnext.targets import Target
 from edgeconvnext.tuning.compress import CompressOptions
 
@@ -60,6 +71,12 @@ class Request(Output, Measuring, Compression, Quantization, SourceRun, Input):
         names = declared_options(cls).keys() & declared_options(type(options)).keys()
         request = cls(**{name: getattr(options, name) for name in names})
         object.__setattr__(request, "given", options.given & names)
+        return request
+
+    def changed(self, **changes: Any) -> Request:
+        """Return the request with other values of some options, which count as given where they did before."""
+        request = replace(self, **changes)
+        object.__setattr__(request, "given", self.given)
         return request
 
     @property
@@ -155,6 +172,7 @@ class Job:
                 "mean": list(self.model.preprocess.mean),
                 "std": list(self.model.preprocess.std),
                 "sizes": [list(size) for size in self.sizes],
+                **({NORMALIZATION: UNKNOWN} if normalization_unknown(self.model) else {}),
             },
             "target": {
                 "name": self.target.name,
@@ -200,10 +218,7 @@ def resolve(request: Request) -> Job:
         )
     target = named_target(request)
     notes: list[str] = []
-    if request.from_run is not None:
-        request, model = _from_run(request, Path(request.from_run), notes)
-    else:
-        model = _named_model(request)
+    request, model = _read(request, notes)
     if request.calib is None:
         raise QuantizationError(
             "No calibration images were named. Give a set's name or a folder with --calib, for example --calib imagenet_1k_subset."
@@ -225,12 +240,13 @@ def resolve(request: Request) -> Job:
                 "Pruning, replacing LayerNorms and recovery use the calibration set beyond --num-images, so none of it is left to "
                 "evaluate on. Name evaluation images with --eval."
             )
-    whole = resolve_image_set(request.calib, skip_broken=request.skip_broken)
+    whole = resolve_images(request.calib, skip_broken=request.skip_broken)
+    _check_prepared(request, model, whole, target)
     calibration = whole.take(request.num_images)
     fit, held_out = split_held_out(calibration)
     evaluation = _evaluation(request, model, whole, calibration, fit)
     notes = [*notes, *model.notes, *calibration.notes, *(evaluation.images.notes if request.eval else ())]
-    if evaluation.labels is not None:
+    if evaluation.labels is not None and not classes_are_outputs(evaluation.images):
         note = matching_note(evaluation.images, model.labels, model.config.num_classes)
         notes += [] if note is None else [note]
     labels = (
@@ -331,17 +347,62 @@ def _calibration_labels(
     return labels
 
 
+def _read(request: Request, notes: list[str]) -> tuple[Request, LoadedModel]:
+    """Load the model; read what a program holds, and put it into the request, which may be resolved again.
+
+    Where all are names and paths, the request stays as it is. notes: gets what a run says of its model.
+    """
+    most = None if request.changes else request.num_images
+    skip = request.skip_broken
+    calibration = read_set(request.calib, most, skip_broken=skip) if in_memory(request.calib) else None
+    evaluation = read_set(request.eval, skip_broken=skip) if in_memory(request.eval) else None
+    sets = {"calib": calibration, "eval": evaluation}
+    held = {name: images for name, images in sets.items() if images is not None}
+    if request.from_run is not None:
+        request, model = _from_run(request.changed(**held), Path(request.from_run), notes)
+        return request.changed(**{name: fitted(images, model) for name, images in held.items()}), model
+    if not held and not in_memory(request.model):
+        return request, _read_inputs(request, None, None).model
+    inputs = _read_inputs(request, calibration or read_set(request.calib), evaluation or read_set(request.eval))
+    model = replace(inputs.model, notes=tuple(dict.fromkeys((*inputs.model.notes, *inputs.notes))))
+    read = {"calib": inputs.calibration, "eval": inputs.evaluation}
+    return request.changed(model=model, **{name: read[name] for name in held}), model
+
+
+def _check_prepared(request: Request, model: LoadedModel, images: ImageSet, target: Target) -> None:
+    """Refuse what prepared images cannot do: other sizes, and targets that take pixels where their mean and std are not known."""
+    if request.sizes and prepared(images) is not None:
+        raise QuantizationError(
+            "Further input sizes need photographs, and the images in memory are prepared for one size."
+        )
+    if not normalization_unknown(model):
+        return
+    evaluated = images if request.eval is None else resolve_images(request.eval)
+    if prepared(images) is None or prepared(evaluated) is None:
+        raise QuantizationError(
+            "Photographs cannot be prepared for this model: how the images in memory were normalised is not known. Give mean and "
+            "std."
+        )
+    if target.input.value_range != "normalized":
+        raise QuantizationError(
+            f"Target {target.name} takes pixels: mean and std are folded into the file, and those of the images in memory are not "
+            "known. Give mean and std."
+        )
+
+
 def named_target(request: Request) -> Target:
     """Look up the target of a request; a run that is measured again brings its own."""
     return request.stored_target or load_target(request.target)
 
 
-def _named_model(request: Request) -> LoadedModel:
-    """Load the model the user named on the command line or in the environment, else the default one from the hub."""
-    named = request.model or os.environ.get(MODEL_VARIABLE)
+def _read_inputs(request: Request, calibration: ImageSet | None, evaluation: ImageSet | None) -> Inputs:
+    """Load the model that the request, the environment or nobody names, and fit prepared images to it."""
+    named = request.model if in_memory(request.model) else request.model or os.environ.get(MODEL_VARIABLE) or None
     try:
-        return load_model(
-            named or DEFAULT_MODEL,
+        return read_inputs(
+            DEFAULT_MODEL if named is None else named,
+            calibration,
+            evaluation,
             head=request.head,
             weights_from=request.weights_from,
             resolution=request.resolution,
@@ -351,7 +412,7 @@ def _named_model(request: Request) -> LoadedModel:
             std=request.std,
         )
     except CheckpointError as error:
-        if named:
+        if named is not None:
             raise
         raise CheckpointError(
             f"No model was named, so {DEFAULT_MODEL} was looked for on the hub. {error} Name a model with --model or "
@@ -371,7 +432,7 @@ def _evaluation(
     if request.task == "multi-label":
         unlabelled = "an image set names one class an image, and task multi-label needs a target for each class"
     if request.eval is not None:
-        images = resolve_image_set(request.eval, labels=request.labels, skip_broken=request.skip_broken)
+        images = resolve_images(request.eval, labels=request.labels, skip_broken=request.skip_broken)
         return Evaluation(images, None if unlabelled else _labels_of(images, model), unlabelled, images.name)
     fitted = {calibration.ids[index] for index in fit}
     rest = [index for index, image_id in enumerate(whole.ids) if image_id not in fitted]
@@ -386,9 +447,12 @@ def _evaluation(
 
 
 def _labels_of(images: ImageSet, model: LoadedModel) -> np.ndarray:
-    if model.config.num_classes == 1:
+    if classes_are_outputs(images):
+        classes = output_labels(images, max(model.config.num_classes, 2))
+    elif model.config.num_classes == 1:
         return decided_labels(images, model.labels)
-    classes = match_labels(images, model.labels, model.config.num_classes, in_sorted_order=True)
+    else:
+        classes = match_labels(images, model.labels, model.config.num_classes, in_sorted_order=True)
     assert images.labels is not None
     return classes[np.array(images.labels, dtype=np.int64)]
 
@@ -397,37 +461,19 @@ def _from_run(request: Request, path: Path, notes: list[str]) -> tuple[Request, 
     """Take model and images from a finished run; what the request names itself comes first."""
     finished = load_run(path)
     config = stored_config(finished)
-    stored = config.model
-    preprocessing: dict[str, Any] = stored.model_dump(include={"crop_pct", "interpolation", "mean", "std"})
-    size, head = stored.input_size, stored.head
+    head = config.model.head
     if request.is_given("head") and request.head != head:
         raise QuantizationError(
             f"{path} was made with --head {head}, and --from takes the head over with the model. Leave out --head "
             f"{request.head}, or name the model with --model."
         )
-    source = stored.source
-    model_from_copy = False
-    try:
-        # A hub source ends in @commit; a path may hold an @ of its own.
-        name = source if Path(source).exists() else source.partition("@")[0]
-        model = load_model(name, head=head, weights_from=stored.weights_from, resolution=size, **preprocessing)
-        if model.sha256 != stored.sha256:
-            raise CheckpointError(f"{source} has changed since {path} was made")
-    except CheckpointError as error:
-        if "folded.safetensors" not in finished.files:
-            raise
-        copy = load_model(path / "folded.safetensors", resolution=size, **preprocessing)
-        model = replace(copy, name=stored.name, source=source, sha256=stored.sha256, weights_from=stored.weights_from)
-        model_from_copy = True
-        notes.append(
-            f"The checkpoint that {path.name} was made from is not available ({error}); FP32 figures are those of its exactly "
-            "folded copy in the run."
-        )
+    _check_images_named(request, config, path)
+    stored = stored_model(finished)
+    notes += stored.notes
     stored_options = {"num_images": config.calibration.images, **config.method}
-    merged = replace(
-        request,
+    merged = request.changed(
         head=head,
-        sizes=request.sizes or stored.sizes,
+        sizes=request.sizes or config.model.sizes,
         task=request.task if request.is_given("task") else config.task,
         calib=request.calib or config.calibration.set,
         eval=request.eval or config.evaluation.set,
@@ -435,14 +481,79 @@ def _from_run(request: Request, path: Path, notes: list[str]) -> tuple[Request, 
         skip_broken=request.skip_broken or config.skip_broken,
         stored_bits=config.bits,
         stored_compression=config.compress,
-        model_from_copy=model_from_copy,
+        model_from_copy=stored.is_copy,
         **{name: value for name, value in stored_options.items() if not request.is_given(name)},
     )
-    return merged, model
+    return merged, stored.model
 
 
-def _from_anywhere(name: str | Path | None) -> str | None:
+def _check_images_named(request: Request, config: StoredConfig, path: Path) -> None:
+    """Raise RunDirectoryError where a run's images were held by a program, and the request names no others."""
+    sets = ((request.calib, config.calibration.set, "calib"), (request.eval, config.evaluation.set, "data"))
+    for mine, stored, option in sets:
+        if mine is None and stored is not None and stored.endswith(IN_MEMORY):
+            raise RunDirectoryError(
+                f"{path} was made with images that a program held ({for_terminal(stored, 80)}), and a run does not store them. "
+                f"Give images with {option}, or go on from the result in Python."
+            )
+
+
+@dataclass(frozen=True)
+class StoredNetwork:
+    """The FP32 network of a finished run. is_copy: whether it is the folded copy in the run; notes say why then."""
+
+    model: LoadedModel
+    is_copy: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def stored_model(finished: FinishedRun) -> StoredNetwork:
+    """Load the network a finished run was made from, else its exactly folded copy. Raises CheckpointError where neither loads."""
+    path, stored = finished.path, stored_config(finished).model
+    preprocessing: dict[str, Any] = stored.model_dump(include={"crop_pct", "interpolation", "mean", "std"})
+    size, source = stored.input_size, stored.source
+    unknown = (UNKNOWN_NORMALIZATION,) if stored.normalization == UNKNOWN else ()
+    try:
+        # A hub source ends in @commit; a path may hold an @ of its own.
+        name = source if Path(source).exists() else source.partition("@")[0]
+        model = load_model(name, head=stored.head, weights_from=stored.weights_from, resolution=size, **preprocessing)
+        if model.sha256 != stored.sha256:
+            raise CheckpointError(f"{source} has changed since {path} was made")
+        return StoredNetwork(replace(model, notes=(*model.notes, *unknown)))
+    except CheckpointError as error:
+        if "folded.safetensors" not in finished.files:
+            raise
+        copy = load_model(path / "folded.safetensors", resolution=size, **preprocessing)
+        why = "it was a module in memory" if source.endswith(IN_MEMORY) else str(error)
+        return StoredNetwork(
+            replace(
+                copy,
+                name=stored.name,
+                source=source,
+                sha256=stored.sha256,
+                weights_from=stored.weights_from,
+                notes=unknown,
+            ),
+            is_copy=True,
+            notes=(
+                f"The checkpoint that {path.name} was made from is not available ({why}); FP32 figures are those of its exactly "
+                "folded copy in the run.",
+            ),
+        )
+
+
+def network_job(finished: FinishedRun, target: Target, model: LoadedModel) -> Job:
+    """Return the job of a finished run for what reads none of its images: they are not looked up."""
+    config = stored_config(finished)
+    request = Request(stored_target=target, head=config.model.head, sizes=config.model.sizes, output=finished.path)
+    nothing = ImageSet("images that were not looked up", ("none",), FolderReader(finished.path))
+    return Job(request, model, target, nothing, [], [], Evaluation(nothing, None, None, nothing.name))
+
+
+def _from_anywhere(name: str | Path | ImageSet | None) -> str | None:
     """Return a path as an absolute one, so that the run can be taken up from another folder; names stay as they are."""
+    if isinstance(name, ImageSet):
+        return name.name
     if name is None or name in set_files() or not Path(name).expanduser().exists():
         return None if name is None else str(name)
     return str(Path(name).expanduser().absolute())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
 
@@ -30,7 +30,8 @@ class _Stored(BaseModel):
 class StoredModel(_Stored):
     """The network: where it came from and how its images are prepared. input_size: (height, width).
 
-    interpolation: None, in runs of older versions, is the checkpoint's own.
+    interpolation: None, in runs of older versions, is the checkpoint's own. normalization: "unknown" where its images came as
+    tensors that nobody said the mean and std of.
     """
 
     name: _Name
@@ -44,6 +45,7 @@ class StoredModel(_Stored):
     mean: _Statistic
     std: _Statistic
     sizes: tuple[Size, ...] = Field(default=(), max_length=64)
+    normalization: Literal["unknown"] | None = None
 
 
 class StoredTarget(_Stored):

@@ -8,6 +8,7 @@ from pathlib import Path
 from jinja2 import ChoiceLoader, DictLoader, Environment, PackageLoader, StrictUndefined
 
 from edgeconvnext import backends
+from edgeconvnext.backends.metadata import UNKNOWN_NORMALIZATION
 from edgeconvnext.data.preprocess import Preprocess
 from edgeconvnext.escape import for_markdown, for_terminal
 from edgeconvnext.report.device import device_facts
@@ -38,6 +39,7 @@ def render_card(report: Report) -> str:
     text = environment.get_template("MODEL_CARD.md.jinja").render(
         report=report,
         runs=runs is not None,
+        predicts=_predicts(report),
         resized=pre and resized(pre, report.model.input_size),
         verdict=verdict(report),
         place=place(report.accuracy),
@@ -51,6 +53,14 @@ def render_card(report: Report) -> str:
         reason=lambda key: reason(report, key) or "no reason was recorded",
     )
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def _predicts(report: Report) -> bool:
+    """Say whether `predict` asks the artifact on a machine like this one for the classes of photographs."""
+    if report.artifact is None or report.outputs or UNKNOWN_NORMALIZATION in report.notes:
+        return False
+    opens = backends.backend_of(Path(report.artifact))
+    return opens is not None and opens.not_run is None
 
 
 def exporter(report: Report) -> str | None:

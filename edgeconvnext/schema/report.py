@@ -5,12 +5,14 @@ What was not measured is null, and listed with its reason in `not_measured` unde
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from edgeconvnext.choices import CropOffset, Interpolation, TaskName
 from edgeconvnext.data.preprocess import ValueRange
+from edgeconvnext.escape import for_html, for_terminal
+from edgeconvnext.schema import format
 
 RunVerdict = Literal["passed", "failed", "not_measured"]
 """failed: a gate is missed or a check failed. passed: a gate was measured, and all that were are met. Else not_measured."""
@@ -498,7 +500,30 @@ class StageCost(Record):
     reused: bool = False
 
 
-class Report(Record):
+class ReportText:
+    """A report in a few lines, for prompts, prints and notebooks; the pages say all of it."""
+
+    def __repr__(self) -> str:
+        report = cast("Report", self)
+        figures = ", ".join(f"{name} {value}" for name, value in figures_of(report)[:3])
+        return f"<Report of {_named(report)}: {_outcome(report)}; {figures}>"
+
+    def __str__(self) -> str:
+        report = cast("Report", self)
+        rows = [f"{name:<22} {value}" for name, value in figures_of(report)]
+        return "\n".join([f"{_named(report)}: {_outcome(report)}", *rows, *map(for_terminal, report.notes)])
+
+    def _repr_html_(self) -> str:
+        report = cast("Report", self)
+        rows = "".join(
+            f"<tr><td>{for_html(name)}</td><td>{for_html(value)}</td></tr>" for name, value in figures_of(report)
+        )
+        notes = "".join(f"<li>{for_html(note)}</li>" for note in report.notes)
+        title = f"<caption><b>{for_html(_named(report))}</b>: {_outcome(report)}</caption>"
+        return f"<table>{title}{rows}</table>" + (f"<ul>{notes}</ul>" if notes else "")
+
+
+class Report(ReportText, Record):
     """One run: what was done to which model, for which target, and what was measured."""
 
     format: Literal[2] = 2
@@ -525,6 +550,38 @@ class Report(Record):
     environment: dict[str, str] = {}
     notes: list[str] = []
     not_measured: dict[str, str] = {}
+
+
+def _named(report: Report) -> str:
+    return f"{for_terminal(report.model.name, 80)} for {for_terminal(report.target, 80)}"
+
+
+def _outcome(report: Report) -> str:
+    return {"passed": "passed", "failed": "missed a gate", "not_measured": "no gate measured"}[report.verdict]
+
+
+def figures_of(report: Report) -> list[tuple[str, str]]:
+    """Return the figures that were measured, each with its name, the most telling first."""
+    accuracy, on = report.accuracy, "simulation"
+    if accuracy.measured_on == "artifact":
+        on = REFERENCE_EVALUATOR if accuracy.evaluated else "artifact"
+    drop, sizes = accuracy.drop_pp, report.size_bytes
+    tops = {"FP32": accuracy.fp32, "simulated": accuracy.simulated, "artifact": accuracy.artifact}
+    figures = {
+        f"{accuracy.score} drop ({on})": drop
+        and f"{format.points(drop.value)} ({format.points(drop.low)} to {format.points(drop.high)})",
+        f"agreement ({on})": None if accuracy.agreement is None else format.percent(accuracy.agreement),
+        f"SQNR ({on})": None if accuracy.sqnr_db is None else format.decibel(accuracy.sqnr_db),
+        **{
+            f"{accuracy.score} {name}": scores and f"{format.percent(scores.value)} of {scores.n} images"
+            for name, scores in tops.items()
+        },
+        "fidelity": None if report.fidelity_db is None else format.decibel(report.fidelity_db),
+        "speed-up": None if report.speedup is None else format.ratio(report.speedup),
+        "size": None if sizes.artifact is None else format.size(sizes.artifact),
+        "size of FP32": None if sizes.fp32 is None else format.size(sizes.fp32),
+    }
+    return [(name, value) for name, value in figures.items() if value]
 
 
 def machine_name(device: DeviceRecord) -> str:

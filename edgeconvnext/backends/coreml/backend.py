@@ -100,6 +100,11 @@ class CoreML(Backend):
 
         return CoreMLRunner(path)
 
+    def metadata_of(self, path: Path) -> ArtifactMetadata:
+        from edgeconvnext.backends.coreml.package import package_metadata
+
+        return package_metadata(path)
+
     def input_of(self, path: Path) -> InputShape:
         raise RuntimeMissingError(f"{path} cannot be timed on this machine: Core ML runs on macOS and iOS only.")
 

@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 
 from edgeconvnext.backends.coreml.graph import LayerWeight, graph_module, layer_weights
 from edgeconvnext.backends.coreml.runtime import import_coremltools
+from edgeconvnext.backends.metadata import ArtifactMetadata
 from edgeconvnext.errors import ExportError
 
 _COMPRESSED = {"constexpr_affine_dequantize": "quantized_data", "constexpr_blockwise_shift_scale": "data"}
@@ -85,6 +86,14 @@ class WeightCheck:
     int8_layers: int
     largest_scale_error: float
     largest_float_error: float
+
+
+def package_metadata(path: Path) -> ArtifactMetadata:
+    """Return what an .mlpackage says of its labels and preprocessing. Raises ExportError for one that says nothing."""
+    properties = inspect_mlpackage(path).metadata
+    if "preprocess" not in properties:
+        raise ExportError(f"{path} does not say how images are prepared for it. Export the model again.")
+    return ArtifactMetadata.from_properties(properties)
 
 
 def inspect_mlpackage(path: Path) -> PackageInfo:

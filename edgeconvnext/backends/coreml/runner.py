@@ -8,9 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from edgeconvnext.backends.metadata import ArtifactMetadata
 from edgeconvnext.data.preprocess import to_value_range
-from edgeconvnext.errors import ExportError
 from edgeconvnext.evaluation.runner import Outputs, in_fixed_batches
 from edgeconvnext.schema.report import REFERENCE_EVALUATOR
 
@@ -23,14 +21,11 @@ class CoreMLRunner:
     """
 
     def __init__(self, path: Path) -> None:
-        from edgeconvnext.backends.coreml.package import inspect_mlpackage
+        from edgeconvnext.backends.coreml.package import package_metadata
         from edgeconvnext.backends.coreml.runtime import CoreMLModel, runs_here
 
         self.name = path.name
-        properties = inspect_mlpackage(path).metadata
-        if "preprocess" not in properties:
-            raise ExportError(f"{path} does not say how images are prepared for it. Export the model again.")
-        metadata = ArtifactMetadata.from_properties(properties)
+        metadata = package_metadata(path)
         self._preprocess = metadata.preprocess
         self._predict: Callable[[np.ndarray], Outputs]
         if runs_here():

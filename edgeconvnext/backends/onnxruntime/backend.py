@@ -89,6 +89,11 @@ class OnnxRuntime(Backend):
 
         return OnnxRunner(path)
 
+    def metadata_of(self, path: Path) -> ArtifactMetadata:
+        from edgeconvnext.backends.onnx.write import read_metadata
+
+        return read_metadata(path)
+
     def timed_runner(self, path: Path, threads: int) -> OnnxRunner:
         from edgeconvnext.backends.onnxruntime.runner import OnnxRunner
 

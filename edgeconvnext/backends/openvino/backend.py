@@ -89,6 +89,11 @@ class OpenVino(Backend):
 
         return OpenVinoRunner(path)
 
+    def metadata_of(self, path: Path) -> ArtifactMetadata:
+        from edgeconvnext.backends.openvino.ir import read_ir
+
+        return read_ir(path)[1]
+
     def timed_runner(self, path: Path, threads: int) -> OpenVinoRunner:
         from edgeconvnext.backends.openvino.runner import OpenVinoRunner
 

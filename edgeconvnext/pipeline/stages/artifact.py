@@ -7,9 +7,10 @@ from pathlib import Path
 
 from edgeconvnext.backends import backend_for
 from edgeconvnext.backends.base import Programs
-from edgeconvnext.backends.metadata import ArtifactMetadata
+from edgeconvnext.backends.metadata import NORMALIZATION, UNKNOWN, ArtifactMetadata
 from edgeconvnext.data.preprocess import to_value_range
 from edgeconvnext.model.two_of_four import sparse_layers
+from edgeconvnext.pipeline.inputs import normalization_unknown
 from edgeconvnext.pipeline.job import Job
 from edgeconvnext.pipeline.stages.images import proof_images
 from edgeconvnext.pipeline.stages.quantized_graph import Quantized
@@ -54,6 +55,7 @@ def artifact_metadata(job: Job) -> ArtifactMetadata:
             "calibration_set": job.calibration.name,
             "calibration_images": str(len(job.calibration)),
             "model_sha256": job.model.sha256,
+            **({NORMALIZATION: UNKNOWN} if normalization_unknown(job.model) else {}),
         },
     )
 

@@ -82,15 +82,22 @@ class TargetNetwork:
 
     It is loaded where it is first asked for, and again only after `release`.
     job: what the run was asked for. folded: the fold stage. stream_exponents: by stage, of the residual streams that the plan has
-    scaled by 2^-k; () scales none.
+    scaled by 2^-k; () scales none. input_error: of the fold of the input normalisation, where it was proven before; None proves it
+    on images.
     """
 
-    def __init__(self, job: Job, folded: StageResult[FoldValues], stream_exponents: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        job: Job,
+        folded: StageResult[FoldValues],
+        stream_exponents: Sequence[int] = (),
+        input_error: float | None = None,
+    ) -> None:
         self.job = job
         self.folded = folded
         self.stream_exponents = tuple(stream_exponents)
         self._module: Network | None = None
-        self._input_error: float | None = None
+        self._input_error = input_error
 
     @property
     def module(self) -> Network:
@@ -135,7 +142,7 @@ class TargetNetwork:
 
     def with_streams(self, exponents: Sequence[int]) -> TargetNetwork:
         """Return the network with its residual streams scaled as a plan has them; itself where none is."""
-        return TargetNetwork(self.job, self.folded, exponents) if any(exponents) else self
+        return TargetNetwork(self.job, self.folded, exponents, self._input_error) if any(exponents) else self
 
     def _scaled(self, module: Network) -> Network:
         from edgeconvnext.rewrite.residual_streams import scale_streams

@@ -82,7 +82,7 @@ def stored_plan(run: RunDirectory, job: Job) -> Planned:
             f"{run.path} holds no {'plan' if folded else 'folded network'} to work on; another version made it. Make it again "
             f"with the same command and --output {run.path}."
         )
-    return Planned(_as_planned(TargetNetwork(job, folded), plan), plan)
+    return Planned(_as_planned(TargetNetwork(job, folded, input_error=plan.values.input_error), plan), plan)
 
 
 def _as_planned(network: TargetNetwork, plan: StageResult[PlanValues]) -> TargetNetwork:

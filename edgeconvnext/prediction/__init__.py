@@ -1,0 +1,1 @@
+"""What networks answer for single images: classes with names and probabilities."""
