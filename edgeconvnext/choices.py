@@ -43,4 +43,7 @@ CropOffset = Literal["nearest", "floor"]
 ClassifierTask = Literal["single-label", "binary", "multi-label"]
 """Tasks of networks that end with logits."""
 
+JudgedBy = Literal["top-1", "accuracy", "agreement"]
+"""What points are counted in on held-out images: the score where they have labels, accuracy being that of one logit."""
+
 TaskName = Literal["single-label", "binary", "multi-label", "embedding", "features", "segmentation", "detection"]

@@ -151,12 +151,12 @@ class RuntimeSection(Section):
 class GateSection(Section):
     """What the artifact must reach; a gate that is absent is not applied.
 
-    top1_drop_pp: largest loss of top-1 against FP32, percentage points. min_feature_sqnr_db: in its place where there is no
-    classifier, least SQNR of any output against FP32. min_speedup: against the best float form in the same runtime.
-    min_fidelity_db: artifact in its runtime against the simulated graph, its worst output.
+    score_drop_pp: largest loss of the task's score, such as top-1, against FP32, percentage points. min_feature_sqnr_db: in its
+    place where there is no classifier, least SQNR of any output against FP32. min_speedup: against the best float form in the
+    same runtime. min_fidelity_db: artifact in its runtime against the simulated graph, its worst output.
     """
 
-    top1_drop_pp: float | None = Field(default=None, ge=0)
+    score_drop_pp: float | None = Field(default=None, ge=0)
     min_feature_sqnr_db: float | None = None
     min_speedup: float | None = Field(default=None, gt=0)
     min_fidelity_db: float | None = None

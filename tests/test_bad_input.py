@@ -406,7 +406,7 @@ def test_unknown_names_are_refused_with_the_nearest_ones(
     ("old", "new", "words"),
     [
         ('exporter = "onnx"', 'exporter = "onx"', ("Did you mean onnx?",)),
-        ("top1_drop_pp", "top1_drop", ("unknown key gates.top1_drop.", "Did you mean top1_drop_pp?")),
+        ("score_drop_pp", "top1_drop_pp", ("unknown key gates.top1_drop_pp.", "Did you mean score_drop_pp?")),
         ("opset = 21", 'opset = "21"', ("opset", "valid integer")),
         ('name = "onnxruntime"', 'name = "coreml"', ("runtime",)),
         ('name = "onnx"', 'name = "../../onnx"', ("name", "part of a folder's name")),
@@ -655,9 +655,9 @@ def test_a_run_for_a_target_of_the_users_own_is_measured_again_without_its_file(
     from edgeconvnext.targets import target_files
 
     text = target_files()["onnx"].read_text().replace('name = "onnx"', 'name = "mine"', 1)
-    (tmp_path / "mine.toml").write_text(text.replace("top1_drop_pp = 1.0", "top1_drop_pp = 7.0"))
+    (tmp_path / "mine.toml").write_text(text.replace("score_drop_pp = 1.0", "score_drop_pp = 7.0"))
     assert command("quantize", *EMBEDDED, "--target", "mine.toml", "--output", "run").code == 0
     (tmp_path / "mine.toml").unlink()
     ended = command("validate", "run", "--no-latency", "--json")
     assert ended.code == 0, ended.err
-    assert {gate["name"]: gate["limit"] for gate in json.loads(ended.out)["gates"]}["top1_drop_pp"] == 7.0
+    assert {gate["name"]: gate["limit"] for gate in json.loads(ended.out)["gates"]}["score_drop_pp"] == 7.0

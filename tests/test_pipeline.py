@@ -134,7 +134,7 @@ def test_onnx_artifact_is_measured_in_its_runtime(onnx: Outcome) -> None:
     assert report["accuracy"]["agreement"] > 99
     assert report["fidelity_db"] > 30
     assert {gate["name"]: gate["passed"] for gate in report["gates"]} == {
-        "top1_drop_pp": True,
+        "score_drop_pp": True,
         "min_speedup": None,
         "min_fidelity_db": True,
     }

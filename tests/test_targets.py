@@ -105,7 +105,7 @@ def test_a_shipped_target_loads_under_its_file_name_with_its_gates(name: str) ->
     target = load_target(name)
     assert target.name == name
     assert target.description
-    assert target.gates.top1_drop_pp == 1.0
+    assert target.gates.score_drop_pp == 1.0
     assert target.gates.min_speedup == 1.0
 
 
@@ -123,8 +123,12 @@ def test_the_jetson_target_is_symmetric_int8_beside_float16_at_the_first_opset_w
 
 
 def test_a_file_of_the_users_own_works_by_path_and_keeps_the_defaults(tmp_path: Path) -> None:
-    target = load_target(write(tmp_path, more="\n[gates]\ntop1_drop_pp = 2\n"))
-    assert (target.name, target.quantize.operators, target.gates.top1_drop_pp) == ("board", ["pointwise1", "head"], 2.0)
+    target = load_target(write(tmp_path, more="\n[gates]\nscore_drop_pp = 2\n"))
+    assert (target.name, target.quantize.operators, target.gates.score_drop_pp) == (
+        "board",
+        ["pointwise1", "head"],
+        2.0,
+    )
     assert target.gates.min_speedup is None
     assert target.input.batch == [1, 8, 32]
 
@@ -185,7 +189,7 @@ def test_a_mistake_is_named_with_its_key_and_the_nearest_right_one(
             "unknown key quantize.activations.schema. Did you mean scheme?",
         ),
         ("[quantize.activations]\nsigned = false\n", "needs signed = true"),
-        ("[gates]\ntop1_drop_pp = -1.0\n", "gates.top1_drop_pp: input should be greater than or equal to 0"),
+        ("[gates]\nscore_drop_pp = -1.0\n", "gates.score_drop_pp: input should be greater than or equal to 0"),
         ("[input]\nbatch = [8, 1, 32]\n", "batch [8, 1, 32] must read smallest <= typical <= largest"),
         ("[input\n", "is not valid TOML"),
     ],

@@ -42,8 +42,8 @@ def judge(
         everywhere = [*outputs, *_named_by_size(sizes)]
         why = _reason(reasons, "min_feature_sqnr_db")
         gates.append(_feature_gate(limits.min_feature_sqnr_db, everywhere, accuracy, why))
-    if not outputs and limits.top1_drop_pp is not None:
-        gate = _drop_gate(limits.top1_drop_pp, accuracy, _reason(reasons, "top1_drop_pp"))
+    if not outputs and limits.score_drop_pp is not None:
+        gate = _drop_gate(limits.score_drop_pp, accuracy, _reason(reasons, "score_drop_pp"))
         gates.append(gate.model_copy(update={"score": None if accuracy is None else accuracy.score}))
     if limits.min_speedup is not None:
         gates.append(_speedup_gate(limits.min_speedup, speedup, _reason(reasons, "min_speedup"), noise))
@@ -70,7 +70,7 @@ def _named_by_size(sizes: Sequence[SizeRecord]) -> list[OutputRecord]:
 def gate_reasons(not_measured: Mapping[str, str]) -> dict[str, str]:
     """Translate a report's reasons, by its keys, to reasons by gate."""
     causes = {
-        "top1_drop_pp": "accuracy.artifact",
+        "score_drop_pp": "accuracy.artifact",
         "min_feature_sqnr_db": "fidelity_db",
         "min_speedup": "speedup",
         "min_fidelity_db": "fidelity_db",
@@ -87,7 +87,7 @@ def verdict(gates: Sequence[Gate], checks: Sequence[ExportCheck]) -> RunVerdict:
 
 def _drop_gate(limit: float, accuracy: Accuracy | None, reason: str) -> Gate:
     """Judge the artifact's drop. A simulation that misses the limit is a miss; one that meets it proves nothing yet."""
-    name = "top1_drop_pp"
+    name = "score_drop_pp"
     if accuracy is None or accuracy.drop_pp is None:
         return _expected_drop_gate(Gate(name=name, limit=limit, measured=None, passed=None, reason=reason), accuracy)
     drop = accuracy.drop_pp

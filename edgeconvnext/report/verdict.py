@@ -155,7 +155,7 @@ def capitalized(words: str) -> str:
 def gate_text(gate: Gate) -> GateText:
     """Put a gate in words, with the unit that its name implies."""
     outcome: Outcome = "open" if gate.passed is None else "passed" if gate.passed else "missed"
-    if gate.name == "top1_drop_pp":
+    if gate.name == "score_drop_pp":
         promise, show = f"at most {gate.limit:.2f} points of {gate.score or 'top-1'} lost", format.points
     elif gate.name == "min_feature_sqnr_db":
         promise, show = f"at least {format.decibel(gate.limit)} SQNR of every output against FP32", format.decibel

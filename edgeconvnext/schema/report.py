@@ -9,7 +9,7 @@ from typing import Annotated, Literal, cast
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from edgeconvnext.choices import CropOffset, Interpolation, TaskName
+from edgeconvnext.choices import CropOffset, Interpolation, JudgedBy, TaskName
 from edgeconvnext.data.preprocess import ValueRange
 from edgeconvnext.escape import for_html, for_terminal
 from edgeconvnext.schema import format
@@ -286,11 +286,11 @@ class BudgetMove(Record):
 class BudgetRecord(Record):
     """--max-drop: what was lost on held-out calibration images before and after, points, and what was given back for it.
 
-    judged_by: "top-1", or "agreement" where calibration images have no labels of the model's classes.
+    judged_by: the score, or "agreement" where calibration images have no labels of the model's classes.
     """
 
     max_drop: float
-    judged_by: Literal["top-1", "agreement"]
+    judged_by: JudgedBy
     images: int
     before_pp: float
     before_kl: float
@@ -392,7 +392,7 @@ class CompressionRecord(Record):
 
     images: int
     held_out: int
-    judged_by: Literal["top-1", "agreement"]
+    judged_by: JudgedBy
     max_drop: float | None = None
     macs_before: int
     macs_after: int

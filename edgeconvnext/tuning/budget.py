@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from edgeconvnext.choices import JudgedBy
 from edgeconvnext.errors import QuantizationError
 from edgeconvnext.evaluation.accuracy import agreement, paired_drop
 from edgeconvnext.model.macs import layer_macs
@@ -61,7 +62,7 @@ class BudgetOutcome:
     first: Reconstructed
     bits: BitPlan
     max_drop: float
-    labelled: bool
+    judged_by: JudgedBy
     images: int
     before: HeldOut
     after: HeldOut
@@ -72,7 +73,7 @@ class BudgetOutcome:
         return {
             "bits": self.bits.model_dump(),
             "max_drop": self.max_drop,
-            "judged_by": "top-1" if self.labelled else "agreement",
+            "judged_by": self.judged_by,
             "images": self.images,
             "before": asdict(self.before),
             "after": asdict(self.after),
@@ -101,6 +102,7 @@ def within_budget(
     """
     logits = _logits(module, batches)
     labelled = labels is not None
+    judged_by: JudgedBy = "agreement" if labels is None else "accuracy" if logits.shape[1] == 1 else "top-1"
     first = result = with_bits(bits)
     module = scale_streams(module, first.plan.stream_exponents)  # layers of both are exchanged
     before = after = _measure(result, logits, batches, labels)
@@ -108,7 +110,7 @@ def within_budget(
     moves: list[Move] = []
     for _ in range(ROUNDS):
         if after.within(max_drop, labelled):
-            return BudgetOutcome(result, first, bits, max_drop, labelled, len(logits), before, after, tuple(moves))
+            return BudgetOutcome(result, first, bits, max_drop, judged_by, len(logits), before, after, tuple(moves))
         ranked = sorted(sensitivities(module, result.module, result.plan, batches), key=lambda entry: -entry.kl_alone)
         chosen = _enough(module, result, ranked, logits, batches, labels, max_drop)
         moves += [
@@ -119,7 +121,7 @@ def within_budget(
         result = with_bits(bits)
         after = _measure(result, logits, batches, labels)
     if after.within(max_drop, labelled):
-        return BudgetOutcome(result, first, bits, max_drop, labelled, len(logits), before, after, tuple(moves))
+        return BudgetOutcome(result, first, bits, max_drop, judged_by, len(logits), before, after, tuple(moves))
     raise QuantizationError(
         f"--max-drop {max_drop:g} was not reached: after {ROUNDS} rounds {len(moves)} layers have more bits or are float, and "
         f"{after.loss_pp:.2f} points are still lost on {len(logits)} held-out calibration images. Allow a larger drop, use 8-bit "

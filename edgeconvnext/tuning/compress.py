@@ -14,6 +14,7 @@ import torch
 
 from edgeconvnext.backends import backend_for
 from edgeconvnext.choices import NormScope
+from edgeconvnext.data.decided_labels import decided_labels
 from edgeconvnext.data.image_set import ImageSet, split_held_out
 from edgeconvnext.data.labels import match_labels
 from edgeconvnext.data.loader import batches, check_broken
@@ -260,7 +261,11 @@ class _Work:
         return CompressionRecord(
             images=self.stored.fit_images + self.stored.held_out_images,
             held_out=self.stored.held_out_images,
-            judged_by="agreement" if self.labels is None else "top-1",
+            judged_by="agreement"
+            if self.labels is None
+            else "accuracy"
+            if self.original.config.num_classes == 1
+            else "top-1",
             max_drop=self.options.max_drop if self.options.replace_norms else None,
             macs_before=count_macs(self.original, size),
             macs_after=count_macs(module, size),
@@ -306,6 +311,8 @@ def _record(loss: Loss) -> HeldOutLoss:
 def _labels(images: ImageSet, model: LoadedModel, held_out: list[int]) -> np.ndarray | None:
     """Return the model's classes of the held-out images, or None where they are not known."""
     try:
+        if model.config.num_classes == 1:
+            return decided_labels(images, model.labels)[held_out]
         classes = match_labels(images, model.labels, model.config.num_classes)
     except LabelMismatchError:
         return None

@@ -9,7 +9,7 @@ from edgeconvnext.evaluation.gates import judge, verdict
 from edgeconvnext.schema.report import Accuracy, Gate, Interval, OutputRecord
 from edgeconvnext.targets import GateSection, Target
 
-REASONS = {"top1_drop_pp": "no labels", "min_speedup": "--no-latency", "min_fidelity_db": "no board"}
+REASONS = {"score_drop_pp": "no labels", "min_speedup": "--no-latency", "min_fidelity_db": "no board"}
 
 
 def with_gates(**limits: float) -> Target:
@@ -41,13 +41,13 @@ def only(gates: list[Gate]) -> Gate:
 
 @pytest.mark.parametrize(("value", "met"), [(-0.3, True), (1.0, True), (1.01, False)])
 def test_the_drop_is_judged_by_its_point_estimate(value: float, met: bool) -> None:
-    gate = only(judge(with_gates(top1_drop_pp=1.0), drop(value), None, None, REASONS))
+    gate = only(judge(with_gates(score_drop_pp=1.0), drop(value), None, None, REASONS))
     assert (gate.passed, gate.measured, gate.low, gate.high) == (met, value, value - 0.5, value + 0.5)
 
 
 def test_a_simulation_can_miss_the_drop_gate_but_not_meet_it() -> None:
-    target = with_gates(top1_drop_pp=1.0)
-    met = only(judge(target, drop(0.2, "simulation"), None, None, {"top1_drop_pp": "needs a Jetson"}))
+    target = with_gates(score_drop_pp=1.0)
+    met = only(judge(target, drop(0.2, "simulation"), None, None, {"score_drop_pp": "needs a Jetson"}))
     assert (met.passed, met.measured) == (None, None)
     assert met.reason == "needs a Jetson; the simulated graph loses 0.20 points (-0.30 to 0.70)"
     missed = only(judge(target, drop(9.0, "simulation"), None, None, REASONS))
@@ -72,7 +72,7 @@ def test_fidelity_is_judged_by_its_value(value: float, met: bool) -> None:
 
 def test_gates_say_where_a_figure_is_the_reference_evaluators() -> None:
     accuracy = drop(0.2).model_copy(update={"runtime": "reference evaluator on torch 2.13.0"})
-    gates = judge(with_gates(top1_drop_pp=1.0, min_fidelity_db=30.0), accuracy, 60.0, None, REASONS)
+    gates = judge(with_gates(score_drop_pp=1.0, min_fidelity_db=30.0), accuracy, 60.0, None, REASONS)
     assert [gate.passed for gate in gates] == [True, True]
     assert all(gate.reason is not None and "reference evaluator" in gate.reason for gate in gates)
     own = judge(with_gates(min_fidelity_db=30.0), drop(0.2), 60.0, None, REASONS)
@@ -99,7 +99,7 @@ def test_a_target_without_gates_is_never_missed() -> None:
 
 @pytest.mark.parametrize(("worst", "met"), [(20.0, True), (19.9, False)])
 def test_a_backbone_is_judged_by_its_worst_output_in_place_of_top1(worst: float, met: bool) -> None:
-    target = with_gates(top1_drop_pp=1.0, min_feature_sqnr_db=20.0)
+    target = with_gates(score_drop_pp=1.0, min_feature_sqnr_db=20.0)
     gate = only(judge(target, Accuracy(measured_on="artifact"), None, None, REASONS, stages(30.0, worst, 40.0)))
     assert (gate.name, gate.measured, gate.passed) == ("min_feature_sqnr_db", worst, met)
     assert gate.reason == "worst in stage2"

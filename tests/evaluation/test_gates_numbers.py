@@ -13,7 +13,7 @@ from edgeconvnext.schema.report import Accuracy, ExportCheck, Gate, Interval, Ou
 from edgeconvnext.targets import GateSection, Target
 
 EVALUATOR = "computed from the artifact by the reference evaluator, not by the runtime of the device"
-ALL_LIMITS = {"top1_drop_pp": 1.0, "min_feature_sqnr_db": 20.0, "min_speedup": 1.5, "min_fidelity_db": 30.0}
+ALL_LIMITS = {"score_drop_pp": 1.0, "min_feature_sqnr_db": 20.0, "min_speedup": 1.5, "min_fidelity_db": 30.0}
 
 
 def with_gates(**limits: float) -> Target:
@@ -55,16 +55,16 @@ def figures(gate: Gate) -> tuple[str, float, float | None, float | None, float |
 
 @pytest.mark.parametrize(("value", "met"), [(below(1.0), True), (1.0, True), (above(1.0), False)])
 def test_a_drop_may_reach_its_limit(value: float, met: bool) -> None:
-    gate = judged({"top1_drop_pp": 1.0}, drop(value))
-    assert figures(gate) == ("top1_drop_pp", 1.0, value, value - 0.5, value + 0.25, met)
+    gate = judged({"score_drop_pp": 1.0}, drop(value))
+    assert figures(gate) == ("score_drop_pp", 1.0, value, value - 0.5, value + 0.25, met)
     assert gate.reason is None
 
 
 @pytest.mark.parametrize(("value", "missed"), [(below(1.0), False), (1.0, False), (above(1.0), True)])
 def test_a_simulated_drop_is_a_miss_above_its_limit_and_open_below(value: float, missed: bool) -> None:
-    gate = judged({"top1_drop_pp": 1.0}, drop(value, "simulation"), reasons={"top1_drop_pp": "no board"})
+    gate = judged({"score_drop_pp": 1.0}, drop(value, "simulation"), reasons={"score_drop_pp": "no board"})
     measured = (value, value - 0.5, value + 0.25, False) if missed else (None, None, None, None)
-    assert figures(gate) == ("top1_drop_pp", 1.0, *measured)
+    assert figures(gate) == ("score_drop_pp", 1.0, *measured)
     told = "the simulated graph loses 1.00 points (0.50 to 1.25)"
     assert gate.reason == (
         f"measured on the simulation, the artifact did not run here: {told}" if missed else f"no board; {told}"
@@ -73,8 +73,8 @@ def test_a_simulated_drop_is_a_miss_above_its_limit_and_open_below(value: float,
 
 @pytest.mark.parametrize("accuracy", [None, Accuracy(), Accuracy(measured_on="artifact")])
 def test_a_drop_that_was_not_measured_is_open(accuracy: Accuracy | None) -> None:
-    gate = judged({"top1_drop_pp": 1.0}, accuracy)
-    assert figures(gate) == ("top1_drop_pp", 1.0, None, None, None, None)
+    gate = judged({"score_drop_pp": 1.0}, accuracy)
+    assert figures(gate) == ("score_drop_pp", 1.0, None, None, None, None)
     assert gate.reason == "not measured"
 
 
@@ -121,7 +121,7 @@ def test_fidelity_says_where_it_is_worst_and_who_computed_it() -> None:
     assert (gate.measured, gate.passed, gate.reason) == (35.0, True, f"worst at 64, {EVALUATOR}")
     assert judged({"min_fidelity_db": 30.0}, accuracy, fidelity_db=40.0).reason == EVALUATOR
     assert judged({"min_fidelity_db": 30.0}, accuracy).reason == "not measured"
-    assert judged({"top1_drop_pp": 1.0}, accuracy).reason == EVALUATOR
+    assert judged({"score_drop_pp": 1.0}, accuracy).reason == EVALUATOR
 
 
 @pytest.mark.parametrize(("value", "met"), [(below(20.0), False), (20.0, True), (above(20.0), True)])
@@ -155,7 +155,7 @@ def test_outputs_of_other_sizes_count_under_their_own_names() -> None:
 def test_a_classifier_has_its_drop_and_a_backbone_its_outputs_in_the_order_of_the_file() -> None:
     target, fast = with_gates(**ALL_LIMITS), Interval(value=2.0, low=1.9, high=2.1)
     classifier = gates.judge(target, drop(0.5), 40.0, fast, {})
-    assert [gate.name for gate in classifier] == ["top1_drop_pp", "min_speedup", "min_fidelity_db"]
+    assert [gate.name for gate in classifier] == ["score_drop_pp", "min_speedup", "min_fidelity_db"]
     backbone = gates.judge(target, drop(0.5), 40.0, fast, {}, [output("stage1", 30.0)])
     assert [gate.name for gate in backbone] == ["min_feature_sqnr_db", "min_speedup", "min_fidelity_db"]
     assert [gate.limit for gate in backbone] == [20.0, 1.5, 30.0]
@@ -181,7 +181,7 @@ def test_a_limit_of_zero_is_a_limit(name: str) -> None:
 def test_reasons_of_a_report_reach_the_gates_they_concern() -> None:
     reasons = {"accuracy.artifact": "no board", "fidelity_db": "no engine", "speedup": "--no-latency", "sizes": "none"}
     assert gates.gate_reasons(reasons) == {
-        "top1_drop_pp": "no board",
+        "score_drop_pp": "no board",
         "min_feature_sqnr_db": "no engine",
         "min_speedup": "--no-latency",
         "min_fidelity_db": "no engine",
@@ -220,7 +220,7 @@ def test_without_labels_a_drop_is_missed_where_its_whole_expected_interval_is_ab
 ) -> None:
     expected = Interval(value=3.0, low=low, high=5.0)
     accuracy = Accuracy.model_validate({"expected_drop_pp": expected, "measured_on": measured_on})
-    gate = judged({"top1_drop_pp": 1.0}, accuracy, reasons={"top1_drop_pp": "no labels"})
+    gate = judged({"score_drop_pp": 1.0}, accuracy, reasons={"score_drop_pp": "no labels"})
     assert figures(gate)[2:] == ((3.0, low, 5.0, False) if missed else (None, None, None, None))
     simulated = measured_on == "simulation"
     assert (gate.simulated, gate.simulated_passed) == ((3.0, False) if simulated else (None, None))
@@ -230,9 +230,9 @@ def test_without_labels_a_drop_is_missed_where_its_whole_expected_interval_is_ab
 
 
 def test_the_simulations_figure_is_beside_a_gate_that_only_the_artifact_can_meet() -> None:
-    open_ = judged({"top1_drop_pp": 1.0}, drop(0.5, "simulation"))
-    missed = judged({"top1_drop_pp": 1.0}, drop(1.5, "simulation"))
-    own = judged({"top1_drop_pp": 1.0}, drop(0.5))
+    open_ = judged({"score_drop_pp": 1.0}, drop(0.5, "simulation"))
+    missed = judged({"score_drop_pp": 1.0}, drop(1.5, "simulation"))
+    own = judged({"score_drop_pp": 1.0}, drop(0.5))
     assert [(gate.passed, gate.simulated, gate.simulated_passed) for gate in (open_, missed, own)] == [
         (None, 0.5, True),
         (False, 1.5, False),

@@ -313,12 +313,12 @@ def dropped(report: Report, low: float, value: float = 9.0) -> Report:
     exported = kit()
     record = recorded(told(exported.simulated), exported)
     record = record.model_copy(update={"drop_pp": Interval(value=value, low=low, high=12.0), "images": 8})
-    return merge(report, record, limited(top1_drop_pp=1.0))
+    return merge(report, record, limited(score_drop_pp=1.0))
 
 
 def test_a_few_vectors_do_not_settle_a_drop_of_one_point(report: Report) -> None:
     merged = dropped(report, low=1.0)
-    drop = gate(merged, "top1_drop_pp")
+    drop = gate(merged, "score_drop_pp")
     assert (drop.passed, drop.measured) == (None, None) and merged.verdict == "passed"
     assert "the simulated graph loses 0.10 points" in drop.reason
     assert drop.reason.endswith(
@@ -328,21 +328,21 @@ def test_a_few_vectors_do_not_settle_a_drop_of_one_point(report: Report) -> None
 
 def test_an_interval_wholly_above_the_limit_misses_the_drop(report: Report) -> None:
     merged = dropped(report, low=1.01)
-    drop = gate(merged, "top1_drop_pp")
+    drop = gate(merged, "score_drop_pp")
     assert (drop.measured, drop.low, drop.high, drop.passed) == (9.0, 1.01, 12.0, False) and merged.verdict == "failed"
     assert drop.reason == "+9.00 points (+1.01 to +12.00) on 8 check vectors, measured on the device (Jetson)"
 
 
 def test_a_drop_that_was_judged_here_stays_as_it_was(report: Report) -> None:
     report.accuracy.measured_on = "artifact"
-    drop = gate(dropped(report, low=5.0), "top1_drop_pp")
+    drop = gate(dropped(report, low=5.0), "score_drop_pp")
     assert (drop.measured, drop.passed) == (0.1, True)
 
 
 def test_an_artifact_that_answers_something_else_misses_the_drop_and_the_fidelity(report: Report) -> None:
     exported = kit()
     merged = judged(told(np.roll(exported.simulated, 1, axis=1)), exported, report)
-    assert gate(merged, "top1_drop_pp").passed is False and gate(merged, "min_fidelity_db").passed is False
+    assert gate(merged, "score_drop_pp").passed is False and gate(merged, "min_fidelity_db").passed is False
     assert merged.verdict == "failed"
 
 
@@ -390,7 +390,7 @@ def test_outputs_of_a_backbone_are_judged_one_by_one(features: Report) -> None:
     feature = gate(merged, "min_feature_sqnr_db")
     assert (feature.measured, feature.passed) == (second.sqnr_db, False)
     assert feature.reason == "measured on the device (Jetson), 32 check vectors, worst in stage2"
-    assert not [gate for gate in merged.gates if gate.name == "top1_drop_pp"]
+    assert not [gate for gate in merged.gates if gate.name == "score_drop_pp"]
     for limit, met in ((second.sqnr_db, True), (float(np.nextafter(second.sqnr_db, 1e9)), False)):
         assert gate(merge(features, device, limited(min_feature_sqnr_db=limit)), "min_feature_sqnr_db").passed is met
 

@@ -165,7 +165,7 @@ def test_what_is_no_json_of_one_meaning_is_refused(path: Path, content: str | by
         ("clocks_before", {"cpu": 5}),
         ("saved", [3]),
         ("gates.0.passed", 1),
-        ("gates.0.name", "top1_drop_pp"),
+        ("gates.0.name", "score_drop_pp"),
         ("passed", "yes"),
         ("check.images", 1.5),
         ("model", "\udcff"),

@@ -14,6 +14,7 @@ TENSORS: dict[str, str] = {r"(.*)\binput_affine\b(.*)": r"\1channel_scaling\2"}
 """Patterns of names of tensors and arrays, with their replacements as in `re.sub`; the whole name must match."""
 
 KEYS: dict[str, str] = {
+    "top1_drop_pp": "score_drop_pp",
     "fp32_top1": "fp32_score",
     "preparation": "smoothing",
     "top1": "value",

@@ -223,7 +223,7 @@ def sample_report(depths: tuple[int, ...] = (2, 2, 6, 2)) -> Report:
         speedup_interval=Interval(value=fp32.median_ms / artifact.median_ms, low=1.45, high=1.5),
         size_bytes=Sizes(fp32=13_612_334, artifact=3_741_822),
         gates=[
-            Gate(name="top1_drop_pp", limit=1.0, measured=0.21, low=-0.16, high=0.57, passed=True),
+            Gate(name="score_drop_pp", limit=1.0, measured=0.21, low=-0.16, high=0.57, passed=True),
             Gate(name="min_speedup", limit=1.0, measured=1.48, low=1.45, high=1.5, passed=True),
             Gate(name="min_fidelity_db", limit=30.0, measured=46.8, passed=True),
         ],
@@ -259,7 +259,7 @@ def unmeasured_report() -> Report:
             "size_bytes": Sizes(),
             "gates": [
                 Gate(name=name, limit=limit, measured=None, passed=None, reason=board)
-                for name, limit in (("top1_drop_pp", 1.0), ("min_speedup", 1.0), ("min_fidelity_db", 30.0))
+                for name, limit in (("score_drop_pp", 1.0), ("min_speedup", 1.0), ("min_fidelity_db", 30.0))
             ],
             "stages": [],
             "environment": {},

@@ -117,11 +117,11 @@ def test_gate_of_an_unknown_name_keeps_its_name() -> None:
 
 
 def test_a_gate_missed_by_less_than_a_shown_digit_says_so() -> None:
-    text = gate_text(Gate(name="top1_drop_pp", limit=1.0, measured=100 * 6 / 599, low=0.08, high=1.92, passed=False))
+    text = gate_text(Gate(name="score_drop_pp", limit=1.0, measured=100 * 6 / 599, low=0.08, high=1.92, passed=False))
     assert text.measured == "just above +1.00 (+0.08 to +1.92)"
     slow = gate_text(Gate(name="min_speedup", limit=1.0, measured=0.998, low=0.997, high=0.999, passed=False))
     assert slow.measured == "just below 1.00x (1.00x to 1.00x)"
-    met = gate_text(Gate(name="top1_drop_pp", limit=1.0, measured=1.0, passed=True))
+    met = gate_text(Gate(name="score_drop_pp", limit=1.0, measured=1.0, passed=True))
     assert met.measured == "+1.00"
 
 

@@ -123,7 +123,7 @@ def test_without_labels_agreement_and_divergence_are_judged(network: ConvNeXt) -
     outcome = within_budget(
         network, BitPlan(), quantizer(network, []), HELD_OUT, None, max_drop=5.0, input_size=(32, 32)
     )
-    assert not outcome.labelled
+    assert outcome.judged_by == "agreement"
     assert outcome.after.loss_pp <= 5.0
     assert outcome.after.kl <= search.LARGEST_KL
     record = outcome.record()

@@ -148,7 +148,7 @@ def _on_device(gate: Gate, record: DeviceRecord) -> Gate:
                 "reason": f"{place}, against {record.baseline_form}{below if doubt is None else doubt}",
             }
         )
-    if gate.name == "top1_drop_pp" and gate.passed is None and record.drop_pp is not None:
+    if gate.name == "score_drop_pp" and gate.passed is None and record.drop_pp is not None:
         drop, step = record.drop_pp, 100 / record.images
         found = (
             f"{drop.value:+.2f} points ({drop.low:+.2f} to {drop.high:+.2f}) on {record.images} check vectors, {place}"

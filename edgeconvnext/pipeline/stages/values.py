@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field
 
+from edgeconvnext.choices import JudgedBy
 from edgeconvnext.quantization.precision import BitPlan
 from edgeconvnext.run.stage_record import StageValues
 from edgeconvnext.schema.report import (
@@ -52,7 +51,7 @@ class BudgetValues(StageValues):
 
     bits: BitPlan
     max_drop: float
-    judged_by: Literal["top-1", "agreement"]
+    judged_by: JudgedBy
     images: int
     before: HeldOutLoss
     after: HeldOutLoss

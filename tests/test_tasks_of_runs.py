@@ -1,0 +1,86 @@
+"""A run knows its task: inferred, said, set with --task, kept, and refused where it does not fit the head."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from in_process import fails, run_command
+from micro import micro_model
+
+from edgeconvnext.data.digits import digits_set
+from edgeconvnext.model.checkpoint import save_checkpoint
+
+HIGH = 5
+
+
+@pytest.fixture(scope="module")
+def one_logit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network that says whether a digit is 5 or more, and 120 digits in folders 0 and 1."""
+    root, model = tmp_path_factory.mktemp("one-logit"), micro_model()
+    module = type(model.module)(replace(model.config, num_classes=1)).eval()
+    state = model.module.state_dict()
+    signs = torch.tensor([1.0 if digit >= HIGH else -1.0 for digit in range(10)])
+    for name in ("head.weight", "head.bias"):  # the sum of high digits' scores minus that of low ones
+        state[name] = torch.tensordot(signs, state[name], dims=1)[None]
+    module.load_state_dict(state)
+    save_checkpoint(replace(model, module=module, config=module.config, labels=None), root / "model.safetensors")
+    digits = digits_set("train")
+    assert digits.labels is not None
+    for index in range(120):
+        folder = root / "images" / str(int(digits.labels[index] >= HIGH))
+        folder.mkdir(parents=True, exist_ok=True)
+        digits.read(index).save(folder / f"{index:03}.png")
+    return root
+
+
+def quantized(one_logit: Path, output: Path, *more: str) -> dict:
+    result = run_command(
+        *("quantize", "--target", "onnx", "--model", one_logit / "model.safetensors", "--calib", one_logit / "images"),
+        *("--num-images", "30", "--weights", "4", "--output", output, *more),
+    )
+    assert result.returncode in (0, 3), result.stderr
+    assert "top-1" not in result.stdout.lower()
+    return json.loads((output / "report.json").read_text())
+
+
+def test_one_logit_is_judged_by_sign_from_the_plan_to_the_gate(one_logit: Path, tmp_path: Path) -> None:
+    report = quantized(one_logit, tmp_path / "run", "--max-drop", "4")
+    fp32 = np.load(tmp_path / "run/reference.npz")["fp32"]
+    simulated = np.load(tmp_path / "run/logits.npz")["simulated"]
+    accuracy, budget = report["accuracy"], report["quantization"]["budget"]
+    assert (accuracy["task"], accuracy["score"]) == ("binary", "accuracy")
+    assert accuracy["task_reason"] == "the network has one logit, which decides by its sign"
+    assert accuracy["agreement"] == pytest.approx(100 * float(((fp32 > 0) == (simulated > 0)).mean()))
+    assert 60 < accuracy["fp32"]["value"] < 100 and accuracy["fp32"]["n"] == len(fp32)
+    assert budget["judged_by"] == "accuracy" and budget["before_kl"] > 0, "the softmax of one logit has no divergence"
+    assert report["gates"][0]["score"] == "accuracy"
+
+
+def test_a_task_that_the_head_does_not_have_is_refused(one_logit: Path, micro: Path, tmp_path: Path) -> None:
+    images = ("--calib", one_logit / "images", "--target", "onnx", "--output", tmp_path / "run")
+    single = run_command("quantize", "--model", one_logit / "model.safetensors", *images, "--task", "single-label")
+    fails(single, 1, "--task single-label does not fit", "1 logit.", "take binary")
+    binary = run_command("quantize", "--model", micro, *images, "--task", "binary")
+    fails(binary, 1, "10 logits", "single-label or multi-label")
+    backbone = run_command("quantize", "--model", micro, *images, "--head", "gap", "--task", "multi-label")
+    fails(backbone, 1, "no logits")
+    dropped = run_command("quantize", "--model", micro, *images, "--task", "multi-label", "--max-drop", "1")
+    fails(dropped, 1, "one class an image")
+
+
+def test_a_task_is_kept_with_the_run(micro: Path, one_logit: Path, tmp_path: Path) -> None:
+    arguments = ("--num-images", "30", "--effort", "quick", "--target", "onnx")
+    images = ("--model", micro, "--calib", one_logit / "images")
+    first = run_command("quantize", *images, *arguments, "--task", "multi-label", "--output", tmp_path / "first")
+    assert first.returncode in (0, 3), first.stderr
+    assert "decisions, by sign" in first.stdout
+    again = run_command("validate", tmp_path / "first")
+    assert again.returncode in (0, 3), again.stderr
+    report = json.loads((tmp_path / "first/report.json").read_text())
+    assert (report["accuracy"]["task"], report["accuracy"]["task_reason"]) == ("multi-label", "as asked with --task")
+    assert report["accuracy"]["fp32"] is None and "target for each class" in report["not_measured"]["accuracy.fp32"]
