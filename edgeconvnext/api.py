@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-from edgeconvnext.backends import backend_for, load_target, timing_runtime
+from edgeconvnext.backends import DEFAULT_TARGET, backend_for, load_target, timing_runtime
 from edgeconvnext.data.image_set import ImageSet, split_held_out
+from edgeconvnext.data.in_memory import prepared, resolve_images
 from edgeconvnext.data.loader import batches
+from edgeconvnext.data.preprocess import Preprocess
 from edgeconvnext.data.sets import resolve_image_set
 from edgeconvnext.data.size import Size
 from edgeconvnext.errors import OptionError, RewriteError, UnusablePathError
@@ -36,10 +38,12 @@ from edgeconvnext.tuning.compress import Compressed, compressed_model, read_imag
 from edgeconvnext.tuning.compress import compress as run_compress
 
 if TYPE_CHECKING:
+    from torch import nn
     from torch.export import ExportedProgram
 
     from edgeconvnext.prediction.networks import Answer
     from edgeconvnext.schema.placement import PlacementFound
+    from edgeconvnext.tuning.larger_module import QuantizedModule
 
 DEFAULT_MULTIPLE = 8
 
@@ -88,6 +92,49 @@ def quantized_program(run: str | Path) -> ExportedProgram:
     run: a run directory. The program is float32 with Q/DQ pairs and int8 weights; `program.module()` runs it on (N, C, H, W).
     """
     return pipeline.quantized_program(Path(run))
+
+
+def quantize_within(
+    module: nn.Module,
+    *,
+    calib: Any,
+    backbone: str | None = None,
+    target: str = DEFAULT_TARGET,
+    num_images: int = 256,
+    effort: Literal["default", "best"] = "default",
+    preprocess: Preprocess | None = None,
+) -> QuantizedModule:
+    """Quantise the ConvNeXt inside a larger module in place, and leave the rest float; `module` stays as it is.
+
+    backbone: path of the ConvNeXt, "model.encoder"; None searches for it. calib: images as the module takes them, in any form that
+    `quantize` takes. preprocess: how photographs of a set or folder become these; tensors are prepared already.
+    Returns the quantised module: its `module`, `measure`, and `export`. Raises CheckpointError where the ConvNeXt is not there,
+    RewriteError where it computes something else than its tensors say, OptionError for photographs without `preprocess`.
+    """
+    from edgeconvnext.quantization.candidates import ReconstructionOptions
+    from edgeconvnext.tuning.larger_module import quantize_module
+
+    images = resolve_images(calib, num_images).take(num_images)
+    reader = prepared(images)
+    if preprocess is None:
+        if reader is None:
+            raise OptionError(
+                lambda _: (
+                    f"{images.name} holds photographs, and nothing says how the module takes them. Give preprocess, such as "
+                    "edgeconvnext.load_model(weights).preprocess, or prepared tensors."
+                )
+            )
+        nothing = ((0.0,) * reader.channels, (1.0,) * reader.channels)
+        preprocess = Preprocess(input_size=reader.size, mean=nothing[0], std=nothing[1])
+    stream = batches(images, preprocess)
+    return quantize_module(
+        module,
+        load_target(target),
+        (batch.images for batch in stream),
+        preprocess=preprocess,
+        backbone=backbone,
+        options=ReconstructionOptions(effort=effort),
+    )
 
 
 def predict(subject: Any, images: Any) -> list[Answer]:

@@ -19,13 +19,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import edgeconvnext
-from edgeconvnext.backends import load_target
 from edgeconvnext.data.image_set import ImageSet
 from edgeconvnext.data.preprocess import Preprocess
 from edgeconvnext.data.sets import resolve_image_set
 from edgeconvnext.model.blocks import LayerNorm2d
 from edgeconvnext.model.loaded import LoadedModel
-from edgeconvnext.tuning.larger_module import quantize_module
 
 SIDE = 256
 """Pixels of a mosaic's side."""
@@ -207,7 +205,7 @@ def main() -> None:
         train(segmenter, backbone, data, -(-options.mosaics // BATCH))
         torch.save(segmenter.state_dict(), options.save)
     calibration = (images for images, _ in mosaics(training, model.preprocess, 128, seed=1))
-    quantized = quantize_module(segmenter, load_target(options.target), calibration, preprocess=model.preprocess)
+    quantized = edgeconvnext.quantize_within(segmenter, calib=calibration, target=options.target)
     artifact = quantized.export(options.save.with_suffix(""))
     runner = artifact.runner()
     counts: list[list[np.ndarray]] = [[], []]

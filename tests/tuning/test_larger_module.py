@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+import edgeconvnext
 from edgeconvnext.backends import load_target
 from edgeconvnext.data.preprocess import Preprocess
 from edgeconvnext.errors import CheckpointError, OptionError, QuantizationError, RewriteError
@@ -95,6 +96,18 @@ def test_another_forward_than_the_tensors_say_is_refused() -> None:
         RewriteError, match=r"computes another network .* first part that differs is encoder.stages.0.blocks.0"
     ):
         quantized(whole)
+
+
+def test_the_function_takes_loaders(whole: nn.Module) -> None:
+    loader = torch.utils.data.DataLoader(list(smooth_images(24)), batch_size=8)
+    result = edgeconvnext.quantize_within(whole, calib=loader, backbone="encoder", num_images=24)
+    assert result.names == ("mask", "score")
+    assert result.preprocess.std == (1.0, 1.0, 1.0)
+
+
+def test_photographs_need_their_preprocessing(whole: nn.Module) -> None:
+    with pytest.raises(OptionError, match="Give preprocess"):
+        edgeconvnext.quantize_within(whole, calib="digits")
 
 
 def test_raw_pixels_are_refused(whole: nn.Module) -> None:
