@@ -44,9 +44,9 @@ def test_what_the_makefile_installs_is_pinned_inside_the_declared_range(requirem
     assert pins()[normalised(requirement.name)] in requirement.specifier
 
 
-def test_the_demo_extra_is_coreml_and_rtx_together() -> None:
+def test_the_demo_extra_is_the_runtimes_of_any_machine_together() -> None:
     assert {requirement.name for requirement in declared("demo")} == {
-        requirement.name for requirement in declared("coreml", "rtx")
+        requirement.name for requirement in declared("coreml", "openvino", "rtx")
     }
 
 
@@ -219,7 +219,8 @@ def test_ci_runs_the_two_commands_of_the_readme_and_the_checks() -> None:
     script = ROOT / ".ci/run"
     assert os.access(script, os.X_OK)
     commands = [line for line in script.read_text().splitlines() if line.startswith("make ")]
-    assert sorted(commands) == ["make check", "make export TARGET=jetson", "make test"]
+    assert commands == ["make setup", "make check &", "make export TARGET=jetson", "make test"]
+    assert 'wait "$check"' in script.read_text(), "a failed check fails the whole"
     readme = (ROOT / "README.md").read_text()
     for command in ("make export TARGET=jetson", "make test"):
         assert command in readme
