@@ -44,7 +44,7 @@ def fp32_top1(
     result = run_command(*QUICK, "--model", weights, *images, "--output", output, *options)
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)
-    return report["accuracy"]["fp32"]["top1"], report["notes"]
+    return report["accuracy"]["fp32"]["value"], report["notes"]
 
 
 def test_18_avif_is_read_and_heic_is_read_or_named(cases: Path) -> None:

@@ -86,7 +86,7 @@ def test_logits(tmp_path: Path) -> None:
 
 
 REPORT = {
-    "accuracy": {"fp32": {"top1": 99.5}, "classes": [{"n": 3}, {"n": 4}]},
+    "accuracy": {"fp32": {"share": 99.5}, "classes": [{"n": 3}, {"n": 4}]},
     "passed": True,
     "stages": [{"seconds": 1.5}],
     "environment": {"torch": "2.13"},
@@ -106,11 +106,11 @@ def _json(path: Path, value: Any) -> Path:
         ({"stages": [{"seconds": 2.5}], "environment": {}, "size_bytes": {"fp32": 101}, "notes": ["new"]}, []),
         ({"passed": False}, ["passed: true -> false"]),
         (
-            {"accuracy": {"fp32": {"top1": 99.4}, "classes": [{"n": 3}, {"n": 4}]}},
-            ["accuracy/fp32/top1: 99.5 -> 99.4"],
+            {"accuracy": {"fp32": {"share": 99.4}, "classes": [{"n": 3}, {"n": 4}]}},
+            ["accuracy/fp32/share: 99.5 -> 99.4"],
         ),
         (
-            {"accuracy": {"fp32": {"top1": 99.5}, "classes": [{"n": 3}]}},
+            {"accuracy": {"fp32": {"share": 99.5}, "classes": [{"n": 3}]}},
             ["classes/n 4 only in the first"],
         ),
     ],
@@ -121,14 +121,14 @@ def test_reports(tmp_path: Path, changes: dict[str, Any], expected: list[str]) -
 
 
 def test_figures_that_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = _json(tmp_path / "a", {"accuracy": {"fp32": {"top1": 99.5}}})
-    moved = _json(tmp_path / "b", {"results": {"logits": {"fp32": {"top1": 99.5}}}})
-    changed = _json(tmp_path / "c", {"results": {"logits": {"fp32": {"top1": 99.4}}}})
-    other_key = _json(tmp_path / "d", {"accuracy": {"fp32": {"top_1": 99.5}}})
+    first = _json(tmp_path / "a", {"accuracy": {"fp32": {"share": 99.5}}})
+    moved = _json(tmp_path / "b", {"results": {"logits": {"fp32": {"share": 99.5}}}})
+    changed = _json(tmp_path / "c", {"results": {"logits": {"fp32": {"share": 99.4}}}})
+    other_key = _json(tmp_path / "d", {"accuracy": {"fp32": {"portion": 99.5}}})
     assert report_differences(first, moved) == []
     assert len(report_differences(first, changed)) == 2
     assert len(report_differences(first, other_key)) == 2
-    monkeypatch.setitem(renamed.KEYS, "top1", "top_1")
+    monkeypatch.setitem(renamed.KEYS, "share", "portion")
     assert report_differences(first, other_key) == []
 
 
