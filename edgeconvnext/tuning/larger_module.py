@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
+import shutil
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -150,11 +151,10 @@ class QuantizedModule:
     def export(self, folder: Path, name: str = "model") -> ExportedModule:
         """Write the artifact of the whole, and its float form, and prove that it computes what was simulated.
 
-        folder: made where it is missing. Raises what the target's backend raises.
+        folder: made where it is missing; an earlier artifact in it is replaced. Raises what the target's backend raises.
         """
         backend = backend_for(self.target)
         backend.require(self.target)
-        folder.mkdir(parents=True, exist_ok=True)
         simulation = simulator(self.quantized, self.target.float_type)
         images = self.examples.numpy()
         with torch.inference_mode():
@@ -169,7 +169,12 @@ class QuantizedModule:
             outputs=self.names,
             notes={"backbone": self.backbone.path},
         )
-        return ExportedModule(self, folder, backend.export(self.target, programs, folder, description))
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            exported = backend.export(self.target, programs, Path(scratch), description)
+            for written in Path(scratch).iterdir():
+                _replace(written, folder / written.name)
+        return ExportedModule(self, folder, exported)
 
 
 @dataclass(frozen=True)
@@ -380,6 +385,13 @@ def _renamed(plan: QuantPlan, names: dict[str, str]) -> QuantPlan:
     weights = {names[layer]: qparams for layer, qparams in plan.weights.items()}
     decisions = {names[layer]: decision for layer, decision in plan.decisions.items()}
     return QuantPlan(activations, weights, decisions)
+
+
+def _replace(source: Path, place: Path) -> None:
+    """Move a file or folder to where there may be one already."""
+    if place.is_dir():
+        shutil.rmtree(place)
+    source.replace(place)
 
 
 def _is_output(value: object, images: int) -> bool:
