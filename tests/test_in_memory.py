@@ -62,8 +62,8 @@ def test_accuracy_is_that_of_the_modules_own_forward(result: Outcome) -> None:
         simulated = (result.module(images).argmax(1) == labels).float().mean()
     accuracy = result.report.accuracy
     assert accuracy.fp32 is not None and accuracy.simulated is not None
-    assert accuracy.fp32.top1 == pytest.approx(100 * float(right))
-    assert accuracy.simulated.top1 == pytest.approx(100 * float(simulated))
+    assert accuracy.fp32.value == pytest.approx(100 * float(right))
+    assert accuracy.simulated.value == pytest.approx(100 * float(simulated))
     assert isinstance(result.module, nn.Module) and result.module.train().training is not None
     notes = " ".join(result.report.notes)
     assert "timm layout" in notes and "8-bit levels" in notes
