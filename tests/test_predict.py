@@ -13,6 +13,9 @@ from in_process import fails, run_command
 import edgeconvnext
 from edgeconvnext.data.digits import digits_set
 from edgeconvnext.model.load import load_model
+from edgeconvnext.pipeline.job import Request, resolve
+from edgeconvnext.pipeline.stages.artifact import artifact_metadata
+from edgeconvnext.prediction.artifact import Artifact
 from edgeconvnext.prediction.classes import prediction
 
 TITLES = ("FP32", "INT8")
@@ -109,6 +112,21 @@ def test_one_logit_decides_by_its_sign() -> None:
     # 1 / (1 + exp(-2))
     assert yes.top.probability == pytest.approx(0.8807970779778823)
     assert no.top.probability == pytest.approx(0.8807970779778823)
+
+
+def test_classes_of_several_labels_are_decisions_of_their_own() -> None:
+    answer = prediction("image", np.array([2.0, -2.0, 0.0], np.float32), None, independent=True)
+    assert [one.index for one in answer.classes] == [0, 2, 1]
+    # 1 / (1 + exp(-2)), 1 / 2, 1 / (1 + exp(2))
+    assert [one.probability for one in answer.classes] == pytest.approx([0.8807970779778823, 0.5, 0.11920292202211755])
+
+
+def test_an_artifact_says_whether_its_classes_are_decisions(micro: str) -> None:
+    job = resolve(Request(model=micro, calib="digits", num_images=12, task="multi-label"))
+    artifact = Artifact(Path("model.onnx"), artifact_metadata(job))
+    assert artifact.independent
+    single = resolve(Request(model=micro, calib="digits", num_images=12))
+    assert not Artifact(Path("model.onnx"), artifact_metadata(single)).independent
 
 
 def test_the_snippet_of_the_model_card_prints_names_and_probabilities(

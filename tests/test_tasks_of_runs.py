@@ -83,4 +83,10 @@ def test_a_task_is_kept_with_the_run(micro: Path, one_logit: Path, tmp_path: Pat
     assert again.returncode in (0, 3), again.stderr
     report = json.loads((tmp_path / "first/report.json").read_text())
     assert (report["accuracy"]["task"], report["accuracy"]["task_reason"]) == ("multi-label", "as asked with --task")
+    image = one_logit / "images" / "1"
+    predicted = json.loads(run_command("predict", tmp_path / "first", image, "--json", "--quiet").stdout)
+    assert set(predicted["networks"]) == {"FP32", "INT8"}
+    for answer in predicted["images"]:
+        for one in (*answer["predictions"]["FP32"], *answer["predictions"]["INT8"]):
+            assert one["probability"] == pytest.approx(1 / (1 + np.exp(-one["logit"])))
     assert report["accuracy"]["fp32"] is None and "target for each class" in report["not_measured"]["accuracy.fp32"]

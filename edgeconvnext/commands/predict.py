@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.pipeline.inputs import normalization_unknown
 from edgeconvnext.pipeline.job import stored_model
 from edgeconvnext.pipeline.simulated import simulated_network
-from edgeconvnext.pipeline.stored_config import stored_target
+from edgeconvnext.pipeline.stored_config import stored_config, stored_target
 from edgeconvnext.prediction.artifact import Artifact, load_artifact
 from edgeconvnext.prediction.networks import Answering, Answers, ask
 from edgeconvnext.received import user_path
@@ -62,11 +62,9 @@ def _networks(subject: Any) -> tuple[list[Answering], tuple[str, ...]]:
 def _run_networks(path: Path) -> tuple[list[Answering], tuple[str, ...]]:
     finished = load_run(path)
     stored = stored_model(finished)
-    floating = _float_network(stored.model)
+    floating = replace(_float_network(stored.model), independent=stored_config(finished).task == "multi-label")
     quantized, notes = _quantized_runner(path, "stages/artifact.json" in finished.files)
-    network = Answering(
-        "INT8", quantized, floating.preprocess, floating.labels, floating.names, prepares=floating.prepares
-    )
+    network = replace(floating, title="INT8", runner=quantized)
     return [floating, network], (*stored.notes, *notes)
 
 

@@ -48,8 +48,7 @@ def resolve_images(
     data set or any other iterable of images or batches, with labels or without. Tensors are prepared already. uint8 tensors are
     pixels, resized and cropped already. Pictures (Pillow) and paths are prepared as photographs of a folder are.
     most: how many images are read of what a program holds; None reads all. They are spread evenly over what has a length, and the
-    first ones of what has none. labels: a file with their classes, for a
-    set or folder. skip_broken: leave images out that cannot be read, however many.
+    first ones of what has none. labels, skip_broken: as in `resolve_image_set`.
 
     Labels that are whole numbers are the model's outputs. Raises ImageSetError for what holds no images.
     """
@@ -57,6 +56,10 @@ def resolve_images(
         return source
     if isinstance(source, str | Path):
         return resolve_image_set(source, labels=labels, skip_broken=skip_broken)
+    if labels is not None:
+        raise ImageSetError(
+            "A label file belongs to a set or folder; give images in memory together with their labels."
+        )
     return replace(_held_images(source, most), skip_broken=skip_broken)
 
 

@@ -545,7 +545,9 @@ def stored_model(finished: FinishedRun) -> StoredNetwork:
 def network_job(finished: FinishedRun, target: Target, model: LoadedModel) -> Job:
     """Return the job of a finished run for what reads none of its images: they are not looked up."""
     config = stored_config(finished)
-    request = Request(stored_target=target, head=config.model.head, sizes=config.model.sizes, output=finished.path)
+    request = Request(
+        stored_target=target, head=config.model.head, task=config.task, sizes=config.model.sizes, output=finished.path
+    )
     nothing = ImageSet("images that were not looked up", ("none",), FolderReader(finished.path))
     return Job(request, model, target, nothing, [], [], Evaluation(nothing, None, None, nothing.name))
 

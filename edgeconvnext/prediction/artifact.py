@@ -51,7 +51,13 @@ class Artifact:
             self.metadata.labels,
             self.metadata.outputs,
             prepares=self.metadata.notes.get(NORMALIZATION) != UNKNOWN,
+            independent=self.independent,
         )
+
+    @property
+    def independent(self) -> bool:
+        """Whether each class is a decision of its own, as the run's task says."""
+        return self.metadata.notes.get("task") == "multi-label"
 
     def __repr__(self) -> str:
         return f"<Artifact {for_terminal(self.path)}: {for_terminal(self.metadata.model_name, 80)}>"

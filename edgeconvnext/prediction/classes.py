@@ -15,7 +15,7 @@ MOST_SHOWN = 5
 
 @dataclass(frozen=True)
 class ClassScore:
-    """A class with its share of the softmax over all classes. name: its number where classes have no names."""
+    """A class with its share of the softmax over all classes, or its own sigmoid. name: its number where classes have no names."""
 
     index: int
     name: str
@@ -52,8 +52,12 @@ class Prediction:
         return [vars(one) for one in self.classes]
 
 
-def prediction(image: str, logits: np.ndarray, labels: Sequence[str] | None) -> Prediction:
+def prediction(
+    image: str, logits: np.ndarray, labels: Sequence[str] | None, *, independent: bool = False
+) -> Prediction:
     """Return the answer that logits (num_classes,) give. labels: names of the classes, None where they have none.
+
+    independent: each class is a decision of its own (multi-label), with the probability sigmoid(logit).
 
     One logit decides by its sign: its class has the probability sigmoid(logit), and is the last of two labels.
     """
@@ -66,8 +70,11 @@ def prediction(image: str, logits: np.ndarray, labels: Sequence[str] | None) -> 
             ClassScore(0, names[0], 1 - yes, float(-logits[0])),
         )
         return Prediction(image, both if yes >= 0.5 else both[::-1])
-    shares = np.exp(logits - logits.max())
-    shares /= shares.sum()
+    if independent:
+        shares = 1 / (1 + np.exp(-logits))
+    else:
+        shares = np.exp(logits - logits.max())
+        shares /= shares.sum()
     order = np.argsort(-logits, kind="stable")[:MOST_SHOWN]
     return Prediction(
         image,

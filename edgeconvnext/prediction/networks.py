@@ -30,7 +30,8 @@ _GLOB = frozenset("*?[")
 class Answering:
     """A network with what it takes to ask it. title: "FP32" or "INT8". labels: names of its classes, None where they have none.
 
-    names: of its outputs. prepares: False where it is not known how photographs are prepared for it.
+    names: of its outputs. prepares: False where it is not known how photographs are prepared for it. independent: each class is a
+    decision of its own (multi-label).
     """
 
     title: str
@@ -39,6 +40,7 @@ class Answering:
     labels: tuple[str, ...] | None
     names: tuple[str, ...] = ("logits",)
     prepares: bool = True
+    independent: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,10 @@ def ask(networks: Sequence[Answering], source: Any) -> Answers:
             logits = {network.title: network.runner(images) for network in networks}
             for row, name in enumerate(names):
                 by_network = {
-                    network.title: prediction(name, logits[network.title][row], network.labels) for network in networks
+                    network.title: prediction(
+                        name, logits[network.title][row], network.labels, independent=network.independent
+                    )
+                    for network in networks
                 }
                 answers.append(Answer(name, by_network))
     if not answers:

@@ -565,16 +565,16 @@ def figures_of(report: Report) -> list[tuple[str, str]]:
     accuracy, on = report.accuracy, "simulation"
     if accuracy.measured_on == "artifact":
         on = REFERENCE_EVALUATOR if accuracy.evaluated else "artifact"
-    drop, sizes = accuracy.drop_pp, report.size_bytes
+    drop, sizes, score = accuracy.drop_pp, report.size_bytes, accuracy.score or "score"
     tops = {"FP32": accuracy.fp32, "simulated": accuracy.simulated, "artifact": accuracy.artifact}
     figures = {
-        f"{accuracy.score} drop ({on})": drop
+        f"{score} drop ({on})": drop
         and f"{format.points(drop.value)} ({format.points(drop.low)} to {format.points(drop.high)})",
         f"agreement ({on})": None if accuracy.agreement is None else format.percent(accuracy.agreement),
         f"SQNR ({on})": None if accuracy.sqnr_db is None else format.decibel(accuracy.sqnr_db),
         **{
-            f"{accuracy.score} {name}": scores and f"{format.percent(scores.value)} of {scores.n} images"
-            for name, scores in tops.items()
+            f"{score} {name}": record and f"{format.percent(record.value)} of {record.n} images"
+            for name, record in tops.items()
         },
         "fidelity": None if report.fidelity_db is None else format.decibel(report.fidelity_db),
         "speed-up": None if report.speedup is None else format.ratio(report.speedup),

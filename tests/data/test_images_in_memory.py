@@ -142,6 +142,11 @@ def test_what_is_no_image_is_refused_by_name(form: Any, words: str) -> None:
         resolve_images(form)
 
 
+def test_a_label_file_of_images_in_memory_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ImageSetError, match="together with their labels"):
+        resolve_images(VALUES, labels=tmp_path / "labels.csv")
+
+
 def test_mean_and_std_are_read_off_eight_bit_levels_and_off_nothing_else() -> None:
     assert recognised_normalization(VALUES) == (IMAGENET_MEAN, IMAGENET_STD)
     assert recognised_normalization(PIXELS / np.float32(255)) == ((0.0,) * 3, (1.0,) * 3)

@@ -229,6 +229,13 @@ def test_card_sample_prepares_an_image_as_the_toolkit_does(
     np.testing.assert_allclose(names["x"], expected, rtol=1e-5, atol=1e-6 * scale)
 
 
+@pytest.mark.parametrize("task", ["binary", "multi-label"])
+def test_card_sample_shows_decisions_where_no_class_excludes_another(report: Report, task: str) -> None:
+    assert "shares" in sample_code(report)
+    report.accuracy.task = task  # type: ignore[assignment]
+    assert " > 0" in sample_code(report) and "shares" not in sample_code(report)
+
+
 def sample_code(report: Report) -> str:
     *_, without_this_package = re.findall(r"```python\n(.*?)```", render_card(report), re.DOTALL)
     return str(without_this_package)

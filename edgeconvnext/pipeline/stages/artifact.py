@@ -55,6 +55,7 @@ def artifact_metadata(job: Job) -> ArtifactMetadata:
             "calibration_set": job.calibration.name,
             "calibration_images": str(len(job.calibration)),
             "model_sha256": job.model.sha256,
+            "task": job.task[0].name,
             **({NORMALIZATION: UNKNOWN} if normalization_unknown(job.model) else {}),
         },
     )
