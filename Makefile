@@ -10,8 +10,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 CONSTRAINTS := $(if $(TORCH),$(VENV)/constraints.txt,constraints.txt)
 # Test files are shared out to as many processes as there are cores, the longest first (tests/conftest.py); with threads of their own
-# processes would wait for each other.
-ON_ALL_CORES := -n auto --dist loadfile --no-loadscope-reorder
+# processes would wait for each other. A process that dies ends the run, instead of a wait for tests that never come.
+ON_ALL_CORES := -n auto --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 ONE_THREAD := OMP_NUM_THREADS=1
 
 # Without MODEL the network that ships in the package is exported: handwritten digits, with their own images.

@@ -119,6 +119,26 @@ def test_latency_is_measured_in_turns(tmp_path: Path) -> None:
     assert result.comparison.runtime.startswith("OpenVINO ")
 
 
+def test_a_signal_after_another_thread_dropped_a_runner_does_no_harm(tmp_path: Path) -> None:
+    code = f"""
+import faulthandler, signal, subprocess, threading
+from pathlib import Path
+import numpy as np
+from edgeconvnext.backends import backend
+faulthandler.enable()
+runners = [backend("openvino").runner(Path({str(float_file(tmp_path))!r}))]
+runners[0].run(np.zeros((1, 3, 16, 16), np.float32))
+thread = threading.Thread(target=runners.clear)
+thread.start()
+thread.join()
+signal.signal(signal.SIGCHLD, lambda number, frame: None)
+subprocess.run(["true"])
+print("alive")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
+
+
 @pytest.mark.parametrize(("option", "value"), [("--weights", "4"), ("--activations", "16")])
 def test_what_it_cannot_do_is_refused(tmp_path: Path, option: str, value: str) -> None:
     model = write_micro(tmp_path / "micro.safetensors")

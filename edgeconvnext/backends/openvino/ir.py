@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edgeconvnext.backends.metadata import ArtifactMetadata
 from edgeconvnext.backends.onnx.write import refuse_too_large
 from edgeconvnext.backends.onnxruntime.write import build_laid_out
-from edgeconvnext.backends.openvino.package import import_openvino
+from edgeconvnext.backends.openvino.package import core, import_openvino
 from edgeconvnext.errors import ExportError
 from edgeconvnext.received import require_regular_file
 from edgeconvnext.targets import LayoutSection
@@ -34,7 +34,7 @@ def export_ir(program: ExportedProgram, path: Path, *, metadata: ArtifactMetadat
     openvino = import_openvino()
     model = build_laid_out(program, opset=OPSET, outputs=metadata.outputs, layout=layout)
     refuse_too_large(model, path.name)
-    converted = openvino.Core().read_model(onnx_ir.to_proto(model).SerializeToString())
+    converted = core().read_model(onnx_ir.to_proto(model).SerializeToString())
     _number_names(converted)
     for key, text in metadata.properties().items():
         converted.set_rt_info(text, [SECTION, key])
@@ -54,7 +54,7 @@ def read_ir(path: Path) -> tuple[Any, ArtifactMetadata]:
     for file in (graph, graph.with_suffix(".bin")):
         require_regular_file(file, ExportError)
     try:
-        model = openvino.Core().read_model(graph)
+        model = core().read_model(graph)
     except RuntimeError as error:
         raise ExportError(
             f"{graph} cannot be read by OpenVINO {openvino.__version__}: {_last_line(error)}. Export the model again."

@@ -9,7 +9,7 @@ import numpy as np
 
 from edgeconvnext.backends.base import InputShape, NodeTime, Profile
 from edgeconvnext.backends.openvino.ir import read_ir
-from edgeconvnext.backends.openvino.package import import_openvino
+from edgeconvnext.backends.openvino.package import core, import_openvino
 from edgeconvnext.data.preprocess import to_value_range
 from edgeconvnext.errors import ExportError
 from edgeconvnext.evaluation.runner import Outputs
@@ -32,7 +32,6 @@ class OpenVinoRunner:
         self.name = path.name
         self.runtime = f"OpenVINO {openvino.__version__.partition('-')[0]}"
         self._model, self._metadata = read_ir(path)
-        self._core = openvino.Core()
         self._settings = SETTINGS | ({} if threads is None else {"INFERENCE_NUM_THREADS": str(threads)})
         if profile:
             self._settings["PERF_COUNT"] = "YES"
@@ -81,7 +80,7 @@ class OpenVinoRunner:
         try:
             model = self._model.clone()
             model.reshape(list(shape))
-            self._request = self._core.compile_model(model, "CPU", self._settings).create_infer_request()
+            self._request = core().compile_model(model, "CPU", self._settings).create_infer_request()
         except RuntimeError as error:
             raise ExportError(
                 f"{self.name} takes inputs of shape {self._model.inputs[0].partial_shape} and does not run on {list(shape)}. Give "
