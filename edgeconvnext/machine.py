@@ -10,16 +10,20 @@ from functools import cache
 from pathlib import Path
 
 RECORDED_PACKAGES = (
+    "edgeconvnext",
     "torch",
     "torchao",
-    "onnx",
-    "onnxruntime",
     "numpy",
+    "pillow",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
     "openvino",
     "coremltools",
     "tensorrt",
     "tensorrt-rtx-cu13",
 )
+"""Distributions that shape a result."""
 
 
 @cache
@@ -42,14 +46,19 @@ def describe_device() -> dict[str, str]:
         "architecture": platform.machine(),
         "instruction_sets": " ".join(relevant),
         "os": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
     }
+    return device | package_versions()
+
+
+def package_versions() -> dict[str, str]:
+    """Return Python's version and those of RECORDED_PACKAGES, where they are installed."""
+    versions = {"python": platform.python_version()}
     for package in RECORDED_PACKAGES:
         try:
-            device[package] = importlib.metadata.version(package)
+            versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return device
+    return versions
 
 
 def cpu_name() -> str:

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 import edgeconvnext
-from edgeconvnext.machine import RECORDED_PACKAGES, describe_device
-from edgeconvnext.run.manifest import _PACKAGES, package_versions
+from edgeconvnext.machine import describe_device
 
 
 def test_import_loads_no_framework() -> None:
@@ -29,10 +28,9 @@ def test_the_options_of_compress_are_at_hand() -> None:
 
 
 def test_every_package_is_recorded_under_one_name() -> None:
-    """A report lists both: TensorRT-RTX was there as tensorrt-rtx-cu13 and as tensorrt_rtx_cu13."""
-    names = {*describe_device(), *package_versions()}
+    """TensorRT-RTX was there as tensorrt-rtx-cu13 and as tensorrt_rtx_cu13."""
+    names = describe_device()
     assert len({name.replace("_", "-") for name in names}) == len(names)
-    assert set(RECORDED_PACKAGES) <= {*_PACKAGES}
 
 
 def test_unknown_names_are_attribute_errors() -> None:

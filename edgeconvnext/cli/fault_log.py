@@ -36,7 +36,7 @@ def write_fault_log(error: BaseException) -> Path | None:
 
 def _text(error: BaseException, now: datetime) -> str:
     try:
-        from edgeconvnext.run.manifest import package_versions
+        from edgeconvnext.machine import package_versions
 
         versions = "\n".join(f"{name} {version}" for name, version in package_versions().items())
     except Exception as failure:  # the fault may be that a package cannot be imported

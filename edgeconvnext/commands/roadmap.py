@@ -35,7 +35,6 @@ from edgeconvnext.pipeline import commands as pipeline
 from edgeconvnext.pipeline.job import Request
 from edgeconvnext.received import read_json
 from edgeconvnext.report.roadmap_page import write_roadmap
-from edgeconvnext.run.manifest import package_versions
 from edgeconvnext.run.stage_record import code_version, json_sha256
 from edgeconvnext.schema.report import Record, Report
 from edgeconvnext.schema.roadmap import Roadmap, RoadmapStep
@@ -113,7 +112,7 @@ def roadmap(request: RoadmapRequest, said: Callable[[str], None] = lambda _line:
         threads=request.threads,
         calibration_set=request.calibration or EMBEDDED_IMAGES,
         calibration_images=min(request.num_images, len(_calibration(request))),
-        environment=describe_device() | package_versions(),
+        environment=describe_device(),
         notes=notes,
         steps=steps,
     )
@@ -156,7 +155,6 @@ def _measured_step(step: Step, request: RoadmapRequest, target: Target, folder: 
             "evaluation": request.evaluation and resolve_image_set(request.evaluation).fingerprint,
             "asked": [request.num_images, request.effort, request.resolution, request.measure_latency, request.threads],
             "device": describe_device(),
-            "versions": package_versions(),
             "code": code_version(),
         }
     )

@@ -20,7 +20,6 @@ from edgeconvnext.pipeline.stages import Finished
 from edgeconvnext.pipeline.stages.evaluation import ClassifierStages
 from edgeconvnext.pipeline.stages.network import FOLDED
 from edgeconvnext.pipeline.stages.values import BudgetValues, OutputsValues
-from edgeconvnext.run.manifest import package_versions
 from edgeconvnext.schema.report import (
     Accuracy,
     BudgetRecord,
@@ -75,7 +74,7 @@ def assemble(job: Job, finished: Finished) -> Report:
         gates=gates,
         verdict=verdict(gates, checks),
         stages=finished.costs,
-        environment=describe_device() | package_versions(),
+        environment=describe_device(),
         notes=[
             *job.notes,
             *float16_notes(finished.planned.plan.values.float16),

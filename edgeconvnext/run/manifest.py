@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import platform
 import subprocess
 from datetime import UTC, datetime
@@ -15,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from edgeconvnext.errors import RunDirectoryError
 from edgeconvnext.escape import for_terminal
 from edgeconvnext.files import atomic_write
+from edgeconvnext.machine import package_versions
 from edgeconvnext.received import parse_json, read_bytes
 from edgeconvnext.run.stage_record import (
     CONFIG_FILE,
@@ -31,20 +31,6 @@ from edgeconvnext.run.stage_record import (
 from edgeconvnext.schema.report import StageCost
 
 MOST_STAGES = 1000
-_PACKAGES = (
-    "edgeconvnext",
-    "torch",
-    "torchao",
-    "numpy",
-    "pillow",
-    "onnx",
-    "onnxscript",
-    "onnxruntime",
-    "openvino",
-    "coremltools",
-    "tensorrt",
-    "tensorrt-rtx-cu13",
-)
 
 
 class _Manifest(BaseModel):
@@ -136,17 +122,6 @@ def _why_no_manifest(path: Path) -> str:
             "its finished stages are reused."
         )
     return f"{path} is not a run directory: it holds no {MANIFEST_FILE}. A run is what quantize or export wrote."
-
-
-def package_versions() -> dict[str, str]:
-    """Return Python's version and those of the packages that shape a result, where they are installed."""
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 def git_revision(folder: Path) -> dict[str, Any] | None:

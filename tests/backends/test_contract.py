@@ -48,7 +48,7 @@ from edgeconvnext.targets import Target
 PACKAGE = Path(edgeconvnext.__file__).parent
 RUNTIMES = {"onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "coremltools", "triton"}
 # Whose versions are recorded beside every figure: distributions, some of which are called as a backend is.
-RECORDED = {"machine.py": "RECORDED_PACKAGES", "run/manifest.py": "_PACKAGES"}
+RECORDED = {"machine.py": "RECORDED_PACKAGES"}
 
 TARGET = """
 name = "desk"

@@ -9,6 +9,7 @@ from edgeconvnext.backends import backend_for
 from edgeconvnext.backends.base import Programs
 from edgeconvnext.backends.metadata import NORMALIZATION, UNKNOWN, ArtifactMetadata
 from edgeconvnext.data.preprocess import to_value_range
+from edgeconvnext.machine import package_versions
 from edgeconvnext.model.two_of_four import sparse_layers
 from edgeconvnext.pipeline.inputs import normalization_unknown
 from edgeconvnext.pipeline.job import Job
@@ -17,7 +18,6 @@ from edgeconvnext.pipeline.stages.quantized_graph import Quantized
 from edgeconvnext.pipeline.stages.values import ArtifactValues
 from edgeconvnext.progress import progress_bar
 from edgeconvnext.run.directory import RunDirectory, StageResult
-from edgeconvnext.run.manifest import package_versions
 
 
 def export_artifact(run: RunDirectory, quantized: Quantized) -> StageResult[ArtifactValues]:
