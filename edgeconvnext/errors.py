@@ -32,6 +32,10 @@ class CheckpointError(EdgeConvNextError):
     """The weights file, directory or hub name cannot be read as a ConvNeXt."""
 
 
+class HubUnreachableError(CheckpointError):
+    """The hub does not answer, and the file is not in the local cache."""
+
+
 class ModelConfigError(EdgeConvNextError):
     """An architecture that cannot be built: sizes, version, stem or input size."""
 

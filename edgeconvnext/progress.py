@@ -40,6 +40,13 @@ def progress_bar(description: str, total: int | None, unit: Unit = "items") -> I
         _bar_is_shown = False
 
 
+def announce(line: str) -> None:
+    """Say one thing at once on standard error, where progress shows."""
+    if not _bar_is_shown:
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
+
+
 @contextmanager
 def without_bars() -> Iterator[None]:
     """Show no progress inside: of several processes on one terminal, one draws, and --quiet wants none."""

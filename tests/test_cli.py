@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from in_process import fails, run_command
+from PIL import Image
 from short_turns import EDGECONVNEXT
 
 COMMANDS = (
@@ -126,18 +128,27 @@ def test_wrong_input_gets_one_paragraph(
     assert not (tmp_path / "runs").exists() or not any((tmp_path / "runs").iterdir())
 
 
-def test_the_hub_default_offline_says_the_way_out(tmp_path: Path) -> None:
+def test_without_model_and_hub_the_shipped_network_is_taken_and_named_first(tmp_path: Path) -> None:
     """Nothing listens on port 9 of this machine."""
+    for number in range(12):
+        folder = tmp_path / "photos" / f"kind{number % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 40), (20 * number, 90, 250 - 20 * number)).save(folder / f"{number}.png")
     environment = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hub"), "EDGECONVNEXT_MODEL": ""}
     result = subprocess.run(
-        [*EDGECONVNEXT, "quantize", "--calib", "digits"],
+        [*EDGECONVNEXT, "quantize", "--calib", "photos", "--effort", "quick"],
         cwd=tmp_path,
         env=os.environ | environment,  # the hub's library reads them when it is imported
         capture_output=True,
         text=True,
         timeout=300,
     )
-    fails(result, 1, "--model")
+    assert result.returncode == 0, result.stderr
+    first = result.stderr.splitlines()[0]
+    assert "the shipped atto_imagenette is taken" in first and "Name another model with --model" in first
+    told = next(part for part in result.stdout.split("\n\n") if "agreement" in part.lower())
+    assert re.match(r"Agreement .* of images.*logit SQNR .* dB", told)
+    assert "edgeconvnext quantize --calib photos --eval imagenette_val" in " ".join(told.split())
 
 
 def test_ctrl_c_leaves_no_half_artifact_and_a_second_run_resumes(micro: str, tmp_path: Path) -> None:

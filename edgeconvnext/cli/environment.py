@@ -70,8 +70,14 @@ def data_get(
     destination: Annotated[
         Path | None, typer.Option("--destination", help="Folder to unpack into.", parser=path_value, metavar="<path>")
     ] = None,
+    accept_terms: Annotated[bool, typer.Option("--accept-terms", help="Agree to the set's terms of use.")] = False,
 ) -> None:
     """Fetch a public image set: checked, resumable, unpacked safely."""
-    from edgeconvnext.data.fetch import fetch
+    from edgeconvnext.data.fetch import fetch, terms_of
 
-    typer.echo(f"ready: {fetch(name, destination)}")
+    terms = terms_of(name)
+    if terms is not None:
+        typer.echo(terms, err=True)
+        if not accept_terms and sys.stdin.isatty():
+            accept_terms = typer.confirm("Do you agree to these terms?", err=True)
+    typer.echo(f"ready: {fetch(name, destination, accept_terms=accept_terms)}")

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import shutil
-import stat
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from io import BufferedRandom
 from pathlib import Path
 
-import filelock
-
 from edgeconvnext.data.download import download
+from edgeconvnext.data.fetch_files import fetch_files
+from edgeconvnext.data.part_files import disk_errors, locked, opened, require_space
 from edgeconvnext.data.sets import ArchiveSection, cache_dir, load_set_file
 from edgeconvnext.data.unpack import unpack
 from edgeconvnext.errors import DownloadError
@@ -25,21 +21,42 @@ from edgeconvnext.received import user_path
 _UNPACKED_SHARE = 1.2
 
 
-def fetch(name: str, destination: Path | None = None, url: str | None = None) -> Path:
-    """Download and unpack a public image set; returns its folder, at once where it is there already.
+def fetch(
+    name: str,
+    destination: Path | None = None,
+    url: str | None = None,
+    *,
+    accept_terms: bool = False,
+) -> Path:
+    """Download a public image set; returns its folder, at once where it is there already.
 
-    destination: data folder to unpack into; EDGECONVNEXT_DATA where that is a writable folder, else
+    destination: data folder that the set's folder goes into; EDGECONVNEXT_DATA where that is a writable folder, else
     ~/.cache/edgeconvnext.
-    url: a mirror of the same archive; its checksum has to be the published one all the same.
-    Raises DownloadError for sets that cannot be fetched (ImageNet, embedded ones), a failed download, a wrong checksum,
-    an archive with unsafe members, or a full disk.
+    url: a mirror of the same files; checksums have to be the published ones all the same.
+    accept_terms: the user agrees to the set's terms, where it has some (`terms_of`).
+    Raises DownloadError for sets that cannot be fetched (embedded ones), for terms that nobody agreed to, a failed download, a
+    wrong checksum, an archive with unsafe members, or a full disk.
     """
     description = load_set_file(name)
+    place = destination or default_destination()
+    if description.files is not None:
+        if not accept_terms:
+            raise DownloadError(
+                f"{terms_of(name)} Agree to them with --accept-terms (accept_terms=True), and {name} is fetched."
+            )
+        files = description.files if url is None else description.files.model_copy(update={"url": url})
+        return fetch_files(files, place)
     if description.archive is None:
         reason = description.how_to_get or "It is part of the package: use it by its name."
         raise DownloadError(f"The image set {name} cannot be downloaded. {reason}")
     archive = description.archive if url is None else description.archive.model_copy(update={"url": url})
-    return fetch_archive(archive, destination or default_destination())
+    return fetch_archive(archive, place)
+
+
+def terms_of(name: str) -> str | None:
+    """Return the terms of a shipped set that its user has to agree to; None where there are none."""
+    files = load_set_file(name).files
+    return None if files is None else files.terms.strip()
 
 
 def default_destination() -> Path:
@@ -55,13 +72,13 @@ def fetch_archive(archive: ArchiveSection, destination: Path) -> Path:
     if folder.is_dir():
         return folder
     part = destination / f".{archive.folder}.part"
-    with _disk_errors(destination):
+    with disk_errors(destination):
         destination.mkdir(parents=True, exist_ok=True)
-        with _locked(part):
+        with locked(part):
             if folder.is_dir():  # another process has finished since the first look
                 part.unlink(missing_ok=True)
                 return folder
-            with _opened(part) as stream:
+            with opened(part) as stream:
                 _remove_leftovers(archive, destination)
                 _check_space(archive, destination, stream)
                 download(
@@ -78,47 +95,6 @@ def fetch_archive(archive: ArchiveSection, destination: Path) -> Path:
     return folder
 
 
-@contextmanager
-def _locked(part: Path) -> Iterator[None]:
-    """Hold the lock file beside `part`, and delete it at the end; raises DownloadError where another process holds it."""
-    path = part.with_suffix(".lock")
-    _refuse_what_is_no_file(path)
-    lock = filelock.FileLock(path, blocking=False)
-    try:
-        lock.acquire()
-    except filelock.Timeout as error:
-        raise DownloadError(
-            f"Another process is downloading into {for_terminal(part)}. Wait for it to end, then run again."
-        ) from error
-    try:
-        yield
-    finally:
-        # A process that waits for this very file sees that it has no name any more. Windows deletes no open file.
-        with suppress(OSError):
-            path.unlink()
-        lock.release()
-
-
-def _opened(part: Path) -> BufferedRandom:
-    """Open the file that a download goes to, made where there is none; never through a link."""
-    _refuse_what_is_no_file(part)
-    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-    return os.fdopen(os.open(part, flags, 0o666), "r+b")
-
-
-def _refuse_what_is_no_file(path: Path) -> None:
-    """Raise DownloadError where there is something at `path` that is no regular file: a link would lead writing elsewhere."""
-    try:
-        mode = path.lstat().st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISREG(mode):
-        raise DownloadError(
-            f"{for_terminal(path)} is a link, a folder, a pipe or a device, and the download needs a file there. Look at what it "
-            "is and remove it."
-        )
-
-
 def _remove_leftovers(archive: ArchiveSection, destination: Path) -> None:
     """Remove what a process that was killed while unpacking left behind; the lock says that none is at work."""
     for leftover in destination.glob(f".{archive.folder}-*"):
@@ -127,13 +103,7 @@ def _remove_leftovers(archive: ArchiveSection, destination: Path) -> None:
 
 def _check_space(archive: ArchiveSection, destination: Path, stream: BufferedRandom) -> None:
     needed = int(archive.size_bytes * (1 + _UNPACKED_SHARE)) - stream.seek(0, os.SEEK_END)
-    free = shutil.disk_usage(destination).free
-    if free < needed:
-        place = for_terminal(destination)
-        raise DownloadError(
-            f"{place} has {free / 1e6:.0f} MB free; {archive.folder} needs {needed / 1e6:.0f} MB. Free some "
-            "space, or set EDGECONVNEXT_DATA to a folder on another disk."
-        )
+    require_space(needed, destination, archive.folder)
 
 
 def _check_sum(archive: ArchiveSection, stream: BufferedRandom, part: Path) -> None:
@@ -145,21 +115,3 @@ def _check_sum(archive: ArchiveSection, stream: BufferedRandom, part: Path) -> N
             f"What arrived from {for_terminal(archive.url)} has sha256 {digest}, the published archive has {archive.sha256}. It "
             "was deleted; run the command again, and if it happens twice, do not trust that server."
         )
-
-
-@contextmanager
-def _disk_errors(destination: Path) -> Iterator[None]:
-    """Say a full or read-only disk in one sentence."""
-    place = for_terminal(destination)
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DownloadError(
-                f"The disk of {place} is full. Free some space, or set EDGECONVNEXT_DATA to a folder on another "
-                "disk; what was downloaded is kept."
-            ) from error
-        raise DownloadError(
-            f"{for_terminal(error.filename) if error.filename else place} cannot be written: {error.strerror}. Set "
-            "EDGECONVNEXT_DATA to a folder you can write to."
-        ) from error

@@ -55,6 +55,19 @@ class ArchiveSection(Section):
     folder: str
 
 
+class FilesSection(Section):
+    """Public files, fetched one by one.
+
+    url: what a file's name is appended to. list: a file beside the TOML file with a line for each file: name, bytes, sha256.
+    folder: where the files go, each into a subfolder named as its name begins, up to the first "_". terms: of use, to agree to.
+    """
+
+    url: str
+    list: str
+    folder: str
+    terms: str
+
+
 class SetFile(Section):
     """An image set, as its TOML file says.
 
@@ -75,6 +88,7 @@ class SetFile(Section):
     how_to_get: str = ""
     expected: ExpectedSection | None = None
     archive: ArchiveSection | None = None
+    files: FilesSection | None = None
 
     @field_validator("archives")
     @classmethod

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeconvnext.errors import CheckpointError, ConfigFileError
+from edgeconvnext.errors import CheckpointError, ConfigFileError, HubUnreachableError
 from edgeconvnext.escape import for_terminal
 from edgeconvnext.model.pretrained_config import MOST_CONFIG_BYTES
 from edgeconvnext.received import MIB, read_bytes
@@ -111,11 +111,11 @@ def _fetch_file(repository: str, file: str, revision: str | None) -> Path | None
     except HFValidationError as error:
         raise CheckpointError(f"{repository!r} is no hub name: {error}") from error
     except LocalEntryNotFoundError as error:
-        raise CheckpointError(_unreachable(repository, file, endpoint, error.__cause__ or error)) from error
+        raise HubUnreachableError(_unreachable(repository, file, endpoint, error.__cause__ or error)) from error
     except EntryNotFoundError:
         return None
     except OSError as error:  # every HTTP error of huggingface-hub is one, and so is a full disk
-        raise CheckpointError(_unreachable(repository, file, endpoint, error)) from error
+        raise HubUnreachableError(_unreachable(repository, file, endpoint, error)) from error
 
 
 def _bounded_progress(what: str, most: int) -> type[Any]:
@@ -150,7 +150,7 @@ def _check_reachable(repository: str, file: str, revision: str | None, endpoint:
     except (OSError, ValueError):
         return  # an answer (404, 401, ...) or offline mode: the download turns it into the right error
     except Exception as error:  # the HTTP library's own, whose name depends on the version of huggingface-hub
-        raise CheckpointError(_unreachable(repository, file, endpoint, error)) from error
+        raise HubUnreachableError(_unreachable(repository, file, endpoint, error)) from error
     if metadata.size is not None and metadata.size > most:
         raise CheckpointError(_too_large(f"{file} of {repository}", metadata.size, most))
 

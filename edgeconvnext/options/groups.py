@@ -73,7 +73,8 @@ class ModelChoice(WeightsChoice):
         default=None,
         kw_only=False,
         metadata=about(
-            "Weights file, folder, hub name or preset. Default: $EDGECONVNEXT_MODEL, else convnext_tiny.",
+            "Weights file, folder, hub name or preset. Default: $EDGECONVNEXT_MODEL, else convnext_tiny; atto_imagenette "
+            "where no hub answers.",
             metavar="<model>",
         ),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,14 @@ from edgeconvnext.data.in_memory import IN_MEMORY, classes_are_outputs, prepared
 from edgeconvnext.data.labels import match_labels, matching_note, output_labels
 from edgeconvnext.data.sets import set_files
 from edgeconvnext.data.size import Size
-from edgeconvnext.errors import CheckpointError, LabelMismatchError, QuantizationError, RunDirectoryError, TargetError
+from edgeconvnext.errors import (
+    CheckpointError,
+    HubUnreachableError,
+    LabelMismatchError,
+    QuantizationError,
+    RunDirectoryError,
+    TargetError,
+)
 from edgeconvnext.escape import for_terminal
 from edgeconvnext.evaluation.tasks import TASKS, Task, infer_task
 from edgeconvnext.model.input_size import SizeRange, check_input_size
@@ -34,6 +42,7 @@ from edgeconvnext.pipeline.inputs import (
     read_set,
 )
 from edgeconvnext.pipeline.stored_config import StoredConfig, stored_config
+from edgeconvnext.progress import announce
 from edgeconvnext.quantization.candidates import ReconstructionOptions
 from edgeconvnext.quantization.precision import BitPlan, read_plan
 from edgeconvnext.run.manifest import FinishedRun, load_run
@@ -41,6 +50,10 @@ from edgeconvnext.targets import Target
 from edgeconvnext.tuning.compress import CompressOptions
 
 DEFAULT_MODEL = "convnext_tiny"
+SHIPPED_MODEL = "atto_imagenette"
+"""Takes the place of DEFAULT_MODEL where the hub does not answer."""
+SHIPPED_EVAL = {"atto_imagenette": "imagenette_val", "digits": "digits_test"}
+"""Evaluation images of the classes that a shipped model knows."""
 MODEL_VARIABLE = "EDGECONVNEXT_MODEL"
 METHOD = tuple(declared_options(Method))
 """Options that decide how a plan is made: a run stores them, and --from uses them again."""
@@ -52,8 +65,9 @@ EVALUATED_OF_CALIBRATION_SET = 1000
 class Request(Output, Measuring, Compression, Quantization, SourceRun, Input):
     """What the user asked for, before any name is looked up: all options, and what only the pipeline itself sets.
 
-    model: None takes EDGECONVNEXT_MODEL, else the hub's convnext_tiny. head: all but "classifier" make a backbone of the network,
-    which is judged by its outputs and needs no labels. most_evaluated: images that are evaluated where no evaluation set is named.
+    model: None takes EDGECONVNEXT_MODEL, else the hub's convnext_tiny, without a hub SHIPPED_MODEL. head: all but "classifier"
+    make a backbone of the network, which is judged by its outputs and needs no labels. most_evaluated: images that are evaluated
+    where no evaluation set is named.
     stored_target, stored_bits, stored_compression: those of the run that `from_run` names. model_from_copy: its folded copy is the
     model. measured_again: stages that are made again, whatever is stored.
     """
@@ -110,12 +124,16 @@ def compress_options(options: Compression, **more: Any) -> CompressOptions:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The images accuracy is measured on. labels: the model's class of each image, or None with the reason."""
+    """The images accuracy is measured on. labels: the model's class of each image, or None with the reason.
+
+    command: what measures top-1, where these images cannot.
+    """
 
     images: ImageSet
     labels: np.ndarray | None
     unlabelled_reason: str | None
     description: str
+    command: str | None = None
 
 
 @dataclass(frozen=True)
@@ -362,8 +380,8 @@ def _read(request: Request, notes: list[str]) -> tuple[Request, LoadedModel]:
         request, model = _from_run(request.changed(**held), Path(request.from_run), notes)
         return request.changed(**{name: fitted(images, model) for name, images in held.items()}), model
     if not held and not in_memory(request.model):
-        return request, _read_inputs(request, None, None).model
-    inputs = _read_inputs(request, calibration or read_set(request.calib), evaluation or read_set(request.eval))
+        return request, _read_inputs(request, None, None, notes).model
+    inputs = _read_inputs(request, calibration or read_set(request.calib), evaluation or read_set(request.eval), notes)
     model = replace(inputs.model, notes=tuple(dict.fromkeys((*inputs.model.notes, *inputs.notes))))
     read = {"calib": inputs.calibration, "eval": inputs.evaluation}
     return request.changed(model=model, **{name: read[name] for name in held}), model
@@ -395,12 +413,15 @@ def named_target(request: Request) -> Target:
     return request.stored_target or load_target(request.target)
 
 
-def _read_inputs(request: Request, calibration: ImageSet | None, evaluation: ImageSet | None) -> Inputs:
+def _read_inputs(
+    request: Request, calibration: ImageSet | None, evaluation: ImageSet | None, notes: list[str]
+) -> Inputs:
     """Load the model that the request, the environment or nobody names, and fit prepared images to it."""
     named = request.model if in_memory(request.model) else request.model or os.environ.get(MODEL_VARIABLE) or None
-    try:
+
+    def read(model: Any) -> Inputs:
         return read_inputs(
-            DEFAULT_MODEL if named is None else named,
+            model,
             calibration,
             evaluation,
             head=request.head,
@@ -411,13 +432,24 @@ def _read_inputs(request: Request, calibration: ImageSet | None, evaluation: Ima
             mean=request.mean,
             std=request.std,
         )
+
+    if named is not None:
+        return read(named)
+    try:
+        return read(DEFAULT_MODEL)
+    except HubUnreachableError:
+        note = (
+            f"No model was named and the hub does not answer, so the shipped {SHIPPED_MODEL} is taken, which knows ten classes of "
+            f"photographs. Name another model with --model or {MODEL_VARIABLE}."
+        )
     except CheckpointError as error:
-        if named is not None:
-            raise
         raise CheckpointError(
             f"No model was named, so {DEFAULT_MODEL} was looked for on the hub. {error} Name a model with --model or "
             f"{MODEL_VARIABLE}."
         ) from error
+    announce(note)
+    notes.append(note)
+    return read(SHIPPED_MODEL)
 
 
 def _evaluation(
@@ -443,7 +475,16 @@ def _evaluation(
     try:
         return Evaluation(images, _labels_of(images, model), None, description)
     except LabelMismatchError as error:
-        return Evaluation(images, None, str(error), description)
+        return Evaluation(images, None, str(error), description, _eval_command(request, model))
+
+
+def _eval_command(request: Request, model: LoadedModel) -> str | None:
+    """Return the command that measures top-1 on other images than those of the request; None for a program's own objects."""
+    if in_memory(request.model) or in_memory(request.calib) or request.from_run is not None:
+        return None
+    named = "" if request.model is None else f" --model {shlex.quote(str(request.model))}"
+    images = SHIPPED_EVAL.get(model.name, "SET_OR_FOLDER")
+    return f"edgeconvnext quantize{named} --calib {shlex.quote(str(request.calib))} --eval {images}"
 
 
 def _labels_of(images: ImageSet, model: LoadedModel) -> np.ndarray:

@@ -114,6 +114,9 @@ class Accuracy(Record):
     simulated_sqnr_db: Decibel | None = None
     measured_on: Literal["artifact", "simulation"] | None = None
     runtime: str | None = None
+    measure_with: str | None = Field(
+        default=None, description="command that measures the score, where these images cannot"
+    )
     classes: list[ClassChange] = []
     flips: list[Flip] = []
 
