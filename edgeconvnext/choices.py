@@ -47,3 +47,5 @@ JudgedBy = Literal["top-1", "accuracy", "agreement"]
 """What points are counted in on held-out images: the score where they have labels, accuracy being that of one logit."""
 
 TaskName = Literal["single-label", "binary", "multi-label", "embedding", "features", "segmentation", "detection"]
+InputType = Literal["float32", "uint8"]
+"""Element type of an artifact's input."""

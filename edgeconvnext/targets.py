@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from edgeconvnext.choices import Operator
+from edgeconvnext.choices import InputType, Operator
 from edgeconvnext.config_file import Section
 from edgeconvnext.resources import resource_dir
 
@@ -20,11 +20,19 @@ class InputSection(Section):
     """What the artifact takes.
 
     value_range: "normalized" leaves mean and std to the caller; "0..1" and "0..255" fold them into the network.
+    type: "uint8" takes pixels as image files hold them, which needs "0..255".
     batch: smallest, typical and largest batch of a dynamic batch axis; three equal numbers fix it.
     """
 
     value_range: Literal["normalized", "0..1", "0..255"] = "normalized"
+    type: InputType = "float32"
     batch: list[int] = Field(default=[1, 8, 32], min_length=3, max_length=3)
+
+    @model_validator(mode="after")
+    def _bytes_are_pixels(self) -> InputSection:
+        if self.type == "uint8" and self.value_range != "0..255":
+            raise ValueError('type "uint8" takes pixels; set value_range = "0..255"')
+        return self
 
     @model_validator(mode="after")
     def _batches_are_ordered(self) -> InputSection:
@@ -36,6 +44,12 @@ class InputSection(Section):
     @property
     def dynamic_batch(self) -> bool:
         return self.batch[0] != self.batch[2]
+
+
+class OutputSection(Section):
+    """What the artifact gives beside its logits. probabilities: an output of this name, softmax, or sigmoid of each logit."""
+
+    probabilities: bool = False
 
 
 class ActivationSection(Section):
@@ -188,6 +202,7 @@ class Target(Section):
     opset: int | None = Field(default=None, ge=19, le=25)
     minimum_os: str | None = None
     input: InputSection = InputSection()
+    output: OutputSection = OutputSection()
     quantize: QuantizeSection
     layout: LayoutSection = LayoutSection()
     runtime: RuntimeSection
@@ -208,6 +223,13 @@ class Target(Section):
     def sha256(self) -> str:
         """Hash of the resolved target, so that defaults count and comments do not."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+def with_ends(target: Target, input_type: InputType, *, probabilities: bool) -> Target:
+    """Return the target with pixels at its artifact's input, and probabilities beside its logits, where asked for."""
+    pixels = {"type": input_type, "value_range": "0..255"} if input_type == "uint8" else {}
+    output = OutputSection(probabilities=True) if probabilities else target.output
+    return target.model_copy(update={"input": target.input.model_copy(update=pixels), "output": output})
 
 
 def target_files() -> dict[str, Path]:

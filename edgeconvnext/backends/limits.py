@@ -20,6 +20,7 @@ _SENTENCES = {
     "minimum_os": 'exporter "{exporter}" needs minimum_os, such as "{first_system}"',
     "palette_system": 'exporter "{exporter}" has no palettes for {minimum_os}; leave quantize.weights.palette_bits out',
     "value_range": 'exporter "{exporter}" takes no {value_range} values; set input.value_range = "{first_range}"',
+    "ends": 'exporter "{exporter}" writes neither uint8 inputs nor probabilities; leave out --input uint8 and --probabilities',
     "batch": 'exporter "{exporter}" takes {largest_batch} images at most; lower input.batch',
     "opset": 'exporter "{exporter}" needs opset, such as {first_opset}',
     "zero_points": 'exporter "{exporter}" has no zero points; set quantize.activations.scheme = "symmetric"',
@@ -43,7 +44,8 @@ class Limits:
     low_bits_opset: the first ONNX opset with 4-bit weights and 16-bit activations; None where no opset matters.
     zero_points: whether activations may be affine. block_scales: whether a weight may have several scales a row; palettes:
     whether weights may be indices; layouts: whether [layout] offers a choice. outputs_too: operators that are multiplied in
-    integers only where their outputs are quantised as well. largest_batch: None where there is none.
+    integers only where their outputs are quantised as well. ends: whether the input may be uint8, and probabilities beside the
+    logits. largest_batch: None where there is none.
     free_sizes: whether height and width may be free. opsets: () where the format is not ONNX. systems: values of minimum_os that
     are offered, the first as an example; () where the format has none; systems_without_low_bits: those that have neither 4-bit
     weights nor palettes. sentences: in a backend's own words what is refused, by limit, in place of the general ones.
@@ -59,6 +61,7 @@ class Limits:
     palettes: bool = False
     layouts: bool = False
     outputs_too: frozenset[Operator] = frozenset()
+    ends: bool = False
     value_ranges: tuple[ValueRange, ...] = ("normalized", "0..1", "0..255")
     largest_batch: int | None = None
     free_sizes: bool = True
@@ -83,6 +86,7 @@ class Limits:
             "palettes": palette and not self.palettes,
             "minimum_os": bool(self.systems) and target.minimum_os is None,
             "palette_system": palette and target.minimum_os in self.systems_without_low_bits,
+            "ends": (target.input.type == "uint8" or target.output.probabilities) and not self.ends,
             "value_range": target.input.value_range not in self.value_ranges,
             "batch": self.largest_batch is not None and batch[2] > self.largest_batch,
             "opset": bool(self.opsets) and target.opset is None,

@@ -163,3 +163,10 @@ def to_value_range(images: np.ndarray, preprocess: Preprocess, value_range: Valu
     mean, std = (np.array(v, dtype=np.float32)[:, None, None] for v in (preprocess.mean, preprocess.std))
     pixels = images * std + mean
     return pixels * np.float32(255) if value_range == "0..255" else pixels
+
+
+def as_element_type(images: np.ndarray, kind: type[np.generic]) -> np.ndarray:
+    """Return images, (N, C, H, W), as `kind`; as uint8 they are rounded to what an image file holds."""
+    if kind is np.uint8 and images.dtype != np.uint8:
+        images = np.clip(np.rint(images), 0, 255)
+    return np.ascontiguousarray(images, dtype=kind)

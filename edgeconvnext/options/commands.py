@@ -11,6 +11,7 @@ from edgeconvnext.errors import OptionError
 from edgeconvnext.options import parsers
 from edgeconvnext.options.declaration import Options, about, option
 from edgeconvnext.options.groups import (
+    ArtifactEnds,
     Bits,
     CalibrationImages,
     Compression,
@@ -41,7 +42,7 @@ class Quantize(Output, Compression, Quantization, Input):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Export(Output, Measuring, Compression, Quantization, SourceRun, Input):
+class Export(ArtifactEnds, Output, Measuring, Compression, Quantization, SourceRun, Input):
     """Options of export."""
 
     target: str = field(

@@ -15,6 +15,7 @@ from edgeconvnext.choices import (
     ClassifierTask,
     Effort,
     Head,
+    InputType,
     Interpolation,
     NormScope,
     Rounding,
@@ -351,3 +352,14 @@ class Output(Reuse):
     output: str | Path | None = option(
         None, "Run directory. Default: runs/<model>-<target>-<key>.", parse=parsers.path, metavar="<path>"
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArtifactEnds(Options):
+    """What the artifact takes and gives."""
+
+    PANEL = "Output"
+    input: InputType = option(
+        "float32", "What the artifact takes: float32, or uint8 for pixels as image files hold them."
+    )
+    probabilities: bool = option(False, "Add an output with probabilities to the artifact, beside its logits.")

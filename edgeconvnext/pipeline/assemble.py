@@ -59,6 +59,7 @@ def assemble(job: Job, finished: Finished) -> Report:
         target_description=job.target.description,
         artifact=None if finished.artifact is None else backend_for(job.target).artifact,
         exporter=job.target.exporter,
+        probabilities=job.target.output.probabilities,
         model=_model_record(job, finished),
         compression=_compression(finished),
         quantization=_quantization_record(job, finished),
@@ -165,6 +166,7 @@ def _model_record(job: Job, finished: Finished) -> ModelRecord:
             mean=model.preprocess.mean,
             std=model.preprocess.std,
             value_range=job.target.input.value_range,
+            input_type=job.target.input.type,
             crop_offset=model.preprocess.crop_offset,
         ),
     )

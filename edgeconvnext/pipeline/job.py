@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeconvnext.backends import backend_for, load_target
+from edgeconvnext.backends import backend_for, check_target, load_target
 from edgeconvnext.backends.metadata import NORMALIZATION, UNKNOWN, UNKNOWN_NORMALIZATION
 from edgeconvnext.data.decided_labels import decided_labels
 from edgeconvnext.data.image_set import FolderReader, ImageSet, split_held_out
@@ -32,7 +32,16 @@ from edgeconvnext.model.input_size import SizeRange, check_input_size
 from edgeconvnext.model.load import load_model
 from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.options.declaration import Options, declared_options
-from edgeconvnext.options.groups import Compression, Input, Measuring, Method, Output, Quantization, SourceRun
+from edgeconvnext.options.groups import (
+    ArtifactEnds,
+    Compression,
+    Input,
+    Measuring,
+    Method,
+    Output,
+    Quantization,
+    SourceRun,
+)
 from edgeconvnext.pipeline.inputs import (
     Inputs,
     fitted,
@@ -46,7 +55,7 @@ from edgeconvnext.progress import announce
 from edgeconvnext.quantization.candidates import ReconstructionOptions
 from edgeconvnext.quantization.precision import BitPlan, read_plan
 from edgeconvnext.run.manifest import FinishedRun, load_run
-from edgeconvnext.targets import Target
+from edgeconvnext.targets import Target, with_ends
 from edgeconvnext.tuning.compress import CompressOptions
 
 DEFAULT_MODEL = "convnext_tiny"
@@ -62,7 +71,7 @@ EVALUATED_OF_CALIBRATION_SET = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request(Output, Measuring, Compression, Quantization, SourceRun, Input):
+class Request(ArtifactEnds, Output, Measuring, Compression, Quantization, SourceRun, Input):
     """What the user asked for, before any name is looked up: all options, and what only the pipeline itself sets.
 
     model: None takes EDGECONVNEXT_MODEL, else the hub's convnext_tiny, without a hub SHIPPED_MODEL. head: all but "classifier"
@@ -333,6 +342,8 @@ def _check_task(request: Request, model: LoadedModel) -> None:
 def _check_backbone(request: Request, model: LoadedModel) -> None:
     """Refuse what is judged by answers, which a network without classifier does not give."""
     ends = ", ".join(model.module.output_names)
+    if request.probabilities:
+        raise QuantizationError(f"--probabilities are made of logits, and this network ends with {ends}. Leave it out.")
     if request.max_drop is not None:
         raise QuantizationError(
             f"--max-drop counts points of top-1, and this network ends with {ends}. Find the layers that need more bits with the "
@@ -410,7 +421,12 @@ def _check_prepared(request: Request, model: LoadedModel, images: ImageSet, targ
 
 def named_target(request: Request) -> Target:
     """Look up the target of a request; a run that is measured again brings its own."""
-    return request.stored_target or load_target(request.target)
+    target = request.stored_target or load_target(request.target)
+    if request.input == "float32" and not request.probabilities:
+        return target
+    target = with_ends(target, request.input, probabilities=request.probabilities)
+    check_target(target)
+    return target
 
 
 def _read_inputs(

@@ -75,7 +75,7 @@ def exporter(report: Report) -> str | None:
 
 def resized(record: PreprocessRecord, input_size: tuple[int, int]) -> tuple[int, int]:
     """Return (height, width) that an image is resized to before the crop."""
-    return Preprocess(input_size, **record.model_dump(exclude={"value_range"})).resize_size
+    return Preprocess(input_size, **record.model_dump(exclude={"value_range", "input_type"})).resize_size
 
 
 def markdown_code(text: object) -> str:

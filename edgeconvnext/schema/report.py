@@ -9,7 +9,7 @@ from typing import Annotated, Literal, cast
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from edgeconvnext.choices import CropOffset, Interpolation, JudgedBy, TaskName
+from edgeconvnext.choices import CropOffset, InputType, Interpolation, JudgedBy, TaskName
 from edgeconvnext.data.preprocess import ValueRange
 from edgeconvnext.escape import for_html, for_terminal
 from edgeconvnext.schema import format
@@ -257,6 +257,7 @@ class PreprocessRecord(Record):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     value_range: ValueRange
+    input_type: InputType = "float32"
     crop_offset: CropOffset = "nearest"
 
 
@@ -534,6 +535,7 @@ class Report(ReportText, Record):
     target_description: str
     exporter: str | None = None
     artifact: str | None
+    probabilities: bool = Field(default=False, description="whether the artifact gives them beside its logits")
     model: ModelRecord
     compression: CompressionRecord | None = None
     quantization: QuantizationRecord

@@ -222,7 +222,7 @@ def test_card_sample_prepares_an_image_as_the_toolkit_does(
     prepare = code[code.index("image = ") : code.index("x = x.astype")]
     names: dict[str, object] = {"Image": Opener, "np": np}
     exec(prepare, names)
-    preprocess = Preprocess(input_size, **record.model_dump(exclude={"value_range"}))
+    preprocess = Preprocess(input_size, **record.model_dump(exclude={"value_range", "input_type"}))
     expected = preprocess.with_value_range(record.value_range).apply(image)[None]
     # The same pixels; float32 against float64 arithmetic differs in the last bits only.
     scale = 255 if value_range == "0..255" else 1

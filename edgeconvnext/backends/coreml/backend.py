@@ -28,6 +28,9 @@ _SENTENCES = {
         "Core ML has palettes with a scale per channel from iOS18 and macOS15 on; "
         'set minimum_os = "iOS18", or leave quantize.weights.palette_bits out'
     ),
+    "ends": (
+        'exporter "{exporter}" takes images and gives probabilities in any case; leave out --input uint8 and --probabilities'
+    ),
     "value_range": (
         "a Core ML image input has one scale for all channels and cannot be normalised; "
         'set input.value_range = "0..255"'

@@ -49,6 +49,7 @@ class OnnxRuntime(Backend):
         low_bits_opset=21,
         block_scales=True,
         layouts=True,
+        ends=True,
         # Other convs are written as linears over patches.
         outputs_too=frozenset({"depthwise", "projection"}),
         opsets=tuple(range(19, 26)),
@@ -59,12 +60,18 @@ class OnnxRuntime(Backend):
         return (RuntimePackage("onnxruntime", "runs ONNX artifacts on this CPU", "pip install edgeconvnext"),)
 
     def write(self, target: Target, program: ExportedProgram, path: Path, metadata: ArtifactMetadata) -> Path:
+        from edgeconvnext.backends.onnx.file_ends import ends_of
         from edgeconvnext.backends.onnxruntime.write import export_onnx
         from edgeconvnext.backends.programs import for_batch_of
 
         assert target.opset is not None
         return export_onnx(
-            for_batch_of(target, program), path, opset=target.opset, metadata=metadata, layout=target.layout
+            for_batch_of(target, program),
+            path,
+            opset=target.opset,
+            metadata=metadata,
+            layout=target.layout,
+            ends=ends_of(target, metadata),
         )
 
     def export(self, target: Target, programs: Programs, folder: Path, metadata: ArtifactMetadata) -> Exported:

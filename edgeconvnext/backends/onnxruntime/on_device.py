@@ -42,7 +42,7 @@ from edgeconvnext.backends.device.kit import (
 from edgeconvnext.evaluation.turns import quantile, speedup, summaries, time_in_turns
 
 PROFILED_RUNS = 10
-ELEMENT_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
+ELEMENT_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
 
 
 def main(arguments=None):
@@ -129,6 +129,13 @@ def session(runtime, path, threads, profile_prefix=None, added=None):
         raise InputProblem(f"onnxruntime {runtime.__version__} does not open {path.name}: {first}") from error
 
 
+def as_file_takes(numpy, images, source):
+    """Return images as the element type of an input; pixels are rounded to what an image file holds."""
+    kind = ELEMENT_TYPES[source.type]
+    whole = numpy.clip(numpy.rint(images), 0, 255) if kind == "uint8" else images
+    return numpy.ascontiguousarray(whole, dtype=kind)
+
+
 class Network:
     """One ONNX file in onnxruntime on the CPU."""
 
@@ -138,12 +145,12 @@ class Network:
         self.input = self.session.get_inputs()[0]
         self.shape = shape
         if self.input.type not in ELEMENT_TYPES:
-            raise InputProblem(f"{path.name} takes {self.input.type}; check vectors are float32.")
+            raise InputProblem(f"{path.name} takes {self.input.type}; check vectors are float32, or pixels.")
 
     def images(self, values, batch):
         """Return array('f') values as the file takes them, (batch, C, H, W)."""
         pixels = self.numpy.frombuffer(values, dtype="float32").reshape((batch, *self.shape))
-        return self.numpy.ascontiguousarray(pixels, dtype=ELEMENT_TYPES[self.input.type])
+        return as_file_takes(self.numpy, pixels, self.input)
 
     def outputs(self, values):
         batch = len(values) // (self.shape[0] * self.shape[1] * self.shape[2])
@@ -175,7 +182,7 @@ def layer_fidelity(runtime, kit, threads):
     found = {layer["name"]: array.array("f") for layer in layers}
     for first in range(0, images, size):
         batch = numpy.frombuffer(kit.window(first, size), dtype="float32").reshape((size, *kit.shape))
-        feed = {source.name: numpy.ascontiguousarray(batch, dtype=ELEMENT_TYPES[source.type])}
+        feed = {source.name: as_file_takes(numpy, batch, source)}
         for layer, values in zip(layers, opened.run([layer["tensor"] for layer in layers], feed)):
             places = [index * layer["size"] // layer["samples"] for index in range(layer["samples"])]
             rows = values.reshape(size, -1)[: images - first, places].astype("float32")

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgeconvnext.backends.onnxruntime.runner import ELEMENT_TYPES
+from edgeconvnext.data.preprocess import as_element_type
 from edgeconvnext.errors import ExportError
 
 if TYPE_CHECKING:
@@ -121,7 +123,8 @@ def layer_inputs(path: Path, layers: list[IntegerLayer], images: np.ndarray) -> 
         image = session.get_inputs()[0]
         batch = image.shape[0] if isinstance(image.shape[0], int) else IMAGES_AT_ONCE
         for start in range(0, len(images), batch):
-            values = session.run(names, {image.name: images[start : start + batch]})
+            piece = as_element_type(images[start : start + batch], ELEMENT_TYPES[image.type])
+            values = session.run(names, {image.name: piece})
             yield dict(zip(names, values, strict=True))
     except Exception as error:  # onnxruntime's own exceptions share no base class but Exception
         raise ExportError(

@@ -10,7 +10,8 @@ import numpy as np
 from edgeconvnext.backends.base import InputShape
 from edgeconvnext.backends.metadata import ArtifactMetadata
 from edgeconvnext.backends.onnx.file import require_own_files
-from edgeconvnext.data.preprocess import to_value_range
+from edgeconvnext.backends.onnx.file_ends import PROBABILITIES
+from edgeconvnext.data.preprocess import as_element_type, to_value_range
 from edgeconvnext.errors import ExportError
 from edgeconvnext.evaluation.runner import Outputs, in_fixed_batches
 
@@ -18,7 +19,8 @@ from edgeconvnext.evaluation.runner import Outputs, in_fixed_batches
 class OnnxRunner:
     """An ONNX file in onnxruntime on the CPU, all optimisations on.
 
-    Input name, fixed batch, element type and the value range of the pixels are read from the file.
+    Logits or features are its outputs; probabilities beside them are left out. Input name, fixed batch, element type and the value
+    range of the pixels are read from the file.
     threads: intra-op threads; None leaves the choice to onnxruntime. optimised, profile: see `onnx_session`.
     """
 
@@ -31,8 +33,9 @@ class OnnxRunner:
         self.runtime = f"onnxruntime {onnxruntime.__version__}"
         self._session = onnx_session(path, threads, optimised=optimised, profile=profile)
         self._input = self._session.get_inputs()[0]
-        if self._input.type not in _ELEMENT_TYPES:
-            raise ExportError(f"{path} takes {self._input.type}; images can be given as float32 or float16.")
+        if self._input.type not in ELEMENT_TYPES:
+            raise ExportError(f"{path} takes {self._input.type}; images can be given as float32, float16 or uint8.")
+        self._outputs = [output.name for output in self._session.get_outputs() if output.name != PROBABILITIES]
         first = self._input.shape[0]
         self.batch = first if isinstance(first, int) else None
         properties = self._session.get_modelmeta().custom_metadata_map
@@ -45,10 +48,10 @@ class OnnxRunner:
         return in_fixed_batches(lambda piece: self.run(self.prepare(piece)), images, self.batch)
 
     def prepare(self, images: np.ndarray) -> np.ndarray:
-        """Turn normalised images into the values and element type that the file takes."""
+        """Turn normalised images into the values and element type that the file takes: whole numbers where it takes pixels."""
         if self._metadata is not None:
             images = to_value_range(images, self._metadata.preprocess, self._metadata.value_range)
-        return np.ascontiguousarray(images, dtype=_ELEMENT_TYPES[self._input.type])
+        return as_element_type(images, ELEMENT_TYPES[self._input.type])
 
     def run(self, inputs: np.ndarray) -> Outputs:
         """Run prepared `inputs`, a whole batch of the file's own size; return what the file's outputs hold.
@@ -56,7 +59,8 @@ class OnnxRunner:
         Raises ExportError where the file does not take this shape.
         """
         try:
-            found = self._session.run(None, {self._input.name: inputs})
+            inputs = as_element_type(inputs, ELEMENT_TYPES[self._input.type])
+            found = self._session.run(self._outputs, {self._input.name: inputs})
             return tuple(output.astype(np.float32, copy=False) for output in found)
         except Exception as error:  # onnxruntime's own exceptions share no base class but Exception
             raise ExportError(
@@ -69,7 +73,11 @@ class OnnxRunner:
         return Path(self._session.end_profiling())
 
 
-_ELEMENT_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+ELEMENT_TYPES: dict[str, type[np.generic]] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(uint8)": np.uint8,
+}
 
 
 def onnx_session(

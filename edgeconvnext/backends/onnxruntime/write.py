@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeconvnext.backends.metadata import ArtifactMetadata
+from edgeconvnext.backends.onnx.file_ends import FileEnds, add_ends
 from edgeconvnext.backends.onnx.write import build_onnx, save_onnx
 from edgeconvnext.targets import LayoutSection
 
@@ -21,6 +22,7 @@ def export_onnx(
     opset: int,
     metadata: ArtifactMetadata,
     layout: LayoutSection = LayoutSection(),  # noqa: B008  (frozen)
+    ends: FileEnds = FileEnds(),  # noqa: B008  (frozen)
 ) -> Path:
     """Write `program` as one ONNX file for onnxruntime, checked, with labels and preprocessing in its metadata.
 
@@ -28,7 +30,7 @@ def export_onnx(
     opset: from 20 on GELU is one node, below it is x * (1 + erf(x / sqrt 2)) / 2, which TensorRT fuses back.
     Raises ExportError where the file would exceed what a single ONNX file can hold.
     """
-    model = build_laid_out(program, opset=opset, outputs=metadata.outputs, layout=layout)
+    model = build_laid_out(program, opset=opset, outputs=metadata.outputs, layout=layout, ends=ends)
     return save_onnx(model, path, metadata=metadata)
 
 
@@ -38,8 +40,11 @@ def build_laid_out(
     opset: int,
     layout: LayoutSection,
     outputs: tuple[str, ...] = ("logits",),
+    ends: FileEnds = FileEnds(),  # noqa: B008  (frozen)
 ) -> ir.Model:
-    """Translate `program` to an ONNX graph in the forms of `layout`; names as `build_onnx` gives them."""
+    """Translate `program` to an ONNX graph in the forms of `layout`, with `ends`; names as `build_onnx` gives them."""
     from edgeconvnext.backends.onnxruntime.layout import lay_out
 
-    return build_onnx(program, opset=opset, outputs=outputs, rewrite=lambda model: lay_out(model, layout))
+    model = build_onnx(program, opset=opset, outputs=outputs, rewrite=lambda model: lay_out(model, layout))
+    add_ends(model, ends)
+    return model

@@ -45,10 +45,7 @@ class OpenVino(Backend):
         weight_bits=(8,),
         activation_bits=(8,),
         layouts=True,
-        value_ranges=("normalized",),
-        sentences={
-            "value_range": 'exporter "{exporter}" takes normalised images; set input.value_range = "normalized"',
-        },
+        ends=True,
     )
 
     @property
@@ -61,10 +58,17 @@ class OpenVino(Backend):
         import_openvino()
 
     def write(self, target: Target, program: ExportedProgram, path: Path, metadata: ArtifactMetadata) -> Path:
+        from edgeconvnext.backends.onnx.file_ends import ends_of
         from edgeconvnext.backends.openvino.ir import export_ir
         from edgeconvnext.backends.programs import for_batch_of
 
-        return export_ir(for_batch_of(target, program), path, metadata=metadata, layout=target.layout)
+        return export_ir(
+            for_batch_of(target, program),
+            path,
+            metadata=metadata,
+            layout=target.layout,
+            ends=ends_of(target, metadata),
+        )
 
     def export(self, target: Target, programs: Programs, folder: Path, metadata: ArtifactMetadata) -> Exported:
         from edgeconvnext.schema.report import ExportCheck

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeconvnext.backends.metadata import ArtifactMetadata
+from edgeconvnext.backends.onnx.file_ends import FileEnds
 from edgeconvnext.backends.onnx.write import refuse_too_large
 from edgeconvnext.backends.onnxruntime.write import build_laid_out
 from edgeconvnext.backends.openvino.package import core, import_openvino
@@ -24,17 +24,29 @@ SECTION = "edgeconvnext"
 """Where the file holds this package's metadata: rt_info of the model."""
 
 
-def export_ir(program: ExportedProgram, path: Path, *, metadata: ArtifactMetadata, layout: LayoutSection) -> Path:
+def export_ir(
+    program: ExportedProgram,
+    path: Path,
+    *,
+    metadata: ArtifactMetadata,
+    layout: LayoutSection,
+    ends: FileEnds = FileEnds(),  # noqa: B008  (frozen)
+) -> Path:
     """Write a program, float or with Q/DQ, as a folder `path` with an IR file, and return `path`.
 
-    The graph goes through ONNX in the forms of `layout`. Floats stay float32, so that the file computes what was simulated.
+    The graph goes through ONNX in the forms of `layout`, with `ends`. Floats stay float32, so that the file computes what was
+    simulated. Its shape is that of one image, unless its size is free. Reshape the model before it is compiled: with a free axis,
+    the CPU plugin of OpenVINO 2026.4.1 computes quantised networks wrongly.
     """
     import onnx_ir
 
     openvino = import_openvino()
-    model = build_laid_out(program, opset=OPSET, outputs=metadata.outputs, layout=layout)
+    model = build_laid_out(program, opset=OPSET, outputs=metadata.outputs, layout=layout, ends=ends)
     refuse_too_large(model, path.name)
     converted = core().read_model(onnx_ir.to_proto(model).SerializeToString())
+    shape = list(converted.inputs[0].partial_shape)
+    if all(axis.is_static for axis in shape[1:]):
+        converted.reshape([1, *(axis.get_length() for axis in shape[1:])])
     _number_names(converted)
     for key, text in metadata.properties().items():
         converted.set_rt_info(text, [SECTION, key])
@@ -72,8 +84,8 @@ def read_ir(path: Path) -> tuple[Any, ArtifactMetadata]:
 def _number_names(model: Any) -> None:
     """Name operators by their place where OpenVINO numbered them by how many it made before: equal networks are equal bytes."""
     for index, operator in enumerate(model.get_ordered_ops()):
-        kind = operator.get_type_name()
-        if re.fullmatch(rf"{kind}_\d+", operator.get_friendly_name()):
+        kind, _, number = operator.get_friendly_name().rpartition("_")
+        if kind.isalnum() and kind[:1].isupper() and number.isdecimal():
             operator.set_friendly_name(f"{kind}_at_{index}")
 
 

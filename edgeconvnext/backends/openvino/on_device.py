@@ -141,7 +141,10 @@ class Network:
 
     def images(self, values, batch):
         """Return array('f') values as the file takes them, (batch, C, H, W)."""
-        return self.numpy.frombuffer(values, dtype="float32").reshape([batch, *self.shape]).copy()
+        images = self.numpy.frombuffer(values, dtype="float32").reshape([batch, *self.shape])
+        if self.model.inputs[0].element_type.get_type_name() == "u8":
+            return self.numpy.clip(self.numpy.rint(images), 0, 255).astype("uint8")
+        return images.copy()
 
     def outputs(self, values):
         batch = len(values) // (self.shape[0] * self.shape[1] * self.shape[2])

@@ -10,7 +10,7 @@ import numpy as np
 from edgeconvnext.backends.base import InputShape, NodeTime, Profile
 from edgeconvnext.backends.openvino.ir import read_ir
 from edgeconvnext.backends.openvino.package import core, import_openvino
-from edgeconvnext.data.preprocess import to_value_range
+from edgeconvnext.data.preprocess import as_element_type, to_value_range
 from edgeconvnext.errors import ExportError
 from edgeconvnext.evaluation.runner import Outputs
 
@@ -32,6 +32,7 @@ class OpenVinoRunner:
         self.name = path.name
         self.runtime = f"OpenVINO {openvino.__version__.partition('-')[0]}"
         self._model, self._metadata = read_ir(path)
+        self._element_type = np.dtype(self._model.inputs[0].element_type.to_dtype()).type
         self._settings = SETTINGS | ({} if threads is None else {"INFERENCE_NUM_THREADS": str(threads)})
         if profile:
             self._settings["PERF_COUNT"] = "YES"
@@ -47,15 +48,16 @@ class OpenVinoRunner:
     def prepare(self, images: np.ndarray) -> np.ndarray:
         """Turn normalised images into the values that the file takes, and compile it for their shape."""
         pixels = to_value_range(images, self._metadata.preprocess, self._metadata.value_range)
-        prepared = np.ascontiguousarray(pixels, dtype=np.float32)
+        prepared = as_element_type(pixels, self._element_type)
         self._compile(prepared.shape)
         return prepared
 
     def run(self, inputs: np.ndarray) -> Outputs:
         """Run prepared `inputs`, (N, C, H, W); return copies of the outputs, float32."""
         self._compile(inputs.shape)
-        results = self._request.infer([inputs], share_inputs=True)
-        return tuple(np.array(results[index], dtype=np.float32) for index in range(len(results)))
+        results = self._request.infer([as_element_type(inputs, self._element_type)], share_inputs=True)
+        names = self._metadata.outputs  # probabilities, where the file has them, come after these
+        return tuple(np.array(results[index], dtype=np.float32) for index in range(len(names)))
 
     def profile(self, images: np.ndarray) -> Profile:
         """Return the median time of each node over PROFILED_RUNS runs; needs `profile` when opened."""
@@ -92,7 +94,5 @@ class OpenVinoRunner:
 def input_shape(path: Path) -> InputShape:
     """Return what an IR file takes. Raises ExportError as `read_ir`."""
     model, metadata = read_ir(path)
-    shape = model.inputs[0].partial_shape
     height, width = metadata.preprocess.input_size
-    batch = shape[0].get_length() if shape[0].is_static else None
-    return InputShape(batch, shape[1].get_length(), (height, width))
+    return InputShape(None, model.inputs[0].partial_shape[1].get_length(), (height, width))
