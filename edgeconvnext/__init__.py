@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         compress,
         export,
         fold,
+        load_model,
         predict,
         prune,
         quantize,
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
         search,
         validate,
     )
-    from edgeconvnext.model.load import load_model
     from edgeconvnext.prediction.artifact import load_artifact
     from edgeconvnext.tuning.compress import CompressOptions
 
@@ -48,13 +48,13 @@ __all__ = [
 _HOMES = {
     "CompressOptions": "edgeconvnext.tuning.compress",
     "load_artifact": "edgeconvnext.prediction.artifact",
-    "load_model": "edgeconvnext.model.load",
 } | dict.fromkeys(
     (
         "analyze",
         "compress",
         "export",
         "fold",
+        "load_model",
         "predict",
         "prune",
         "quantize",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from edgeconvnext.backends import DEFAULT_TARGET, backend_for, load_target, timing_runtime
+from edgeconvnext.choices import Head, Interpolation
 from edgeconvnext.data.image_set import ImageSet, split_held_out
 from edgeconvnext.data.in_memory import prepared, resolve_images
 from edgeconvnext.data.loader import batches
@@ -15,10 +17,11 @@ from edgeconvnext.data.sets import resolve_image_set
 from edgeconvnext.data.size import Size
 from edgeconvnext.errors import OptionError, RewriteError, UnusablePathError
 from edgeconvnext.files import atomic_write
+from edgeconvnext.model.agreement import checked
 from edgeconvnext.model.checkpoint import check_file, prepare_output, save_checkpoint
 from edgeconvnext.model.convnext.network import ConvNeXt
-from edgeconvnext.model.heads import require_answers
-from edgeconvnext.model.load import load_model
+from edgeconvnext.model.heads import require_answers, with_head
+from edgeconvnext.model.in_memory import model_of, needs_agreement
 from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.model.torch_code import check_torch_code_path, write_torch_code
 from edgeconvnext.options import commands as options
@@ -46,6 +49,42 @@ if TYPE_CHECKING:
     from edgeconvnext.tuning.larger_module import QuantizedModule
 
 DEFAULT_MULTIPLE = 8
+
+
+def load_model(
+    model: Any,
+    *,
+    head: Head = "classifier",
+    weights_from: str | None = None,
+    resolution: int | Size | None = None,
+    crop_pct: float | None = None,
+    interpolation: Interpolation | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> LoadedModel:
+    """Load a trained ConvNeXt, ResNet or ResNeXt: what `quantize` takes as a model, with its preprocessing and class names.
+
+    model: a weights file, a folder, a hub or preset name, a shipped model, a `torch.nn.Module`, a state dict, or a pair of a state
+    dict and its config. A module has to compute what its tensors say, which is tried on noise. head: what the network ends with;
+    all but "classifier" make a backbone of it. weights_from: which of several networks in a file. The others override the
+    checkpoint's preprocessing.
+
+    Raises CheckpointError for what cannot be read as such a network, ConfigFileError for a JSON that does not hold, and
+    ModelConfigError for an input size that the network cannot take.
+    """
+    loaded = model_of(
+        model,
+        head=head,
+        weights_from=weights_from,
+        resolution=resolution,
+        crop_pct=crop_pct,
+        interpolation=interpolation,
+        mean=mean,
+        std=std,
+        whole=needs_agreement(model),
+    )
+    checked(model, loaded)
+    return with_head(loaded, head) if needs_agreement(model) else loaded
 
 
 @takes_options(options.Quantize)

@@ -20,9 +20,7 @@ from edgeconvnext.data.loader import batches
 from edgeconvnext.errors import CheckpointError, ExportError, ImageSetError, QuantizationError, RunDirectoryError
 from edgeconvnext.pipeline.commands import Outcome
 from edgeconvnext.pipeline.job import Request, resolve
-
-sys.path.append(str(Path(__file__).parent / "model"))
-from foreign_classifiers import AuthorsConvNeXt, TimmConvNeXt
+from tests.model.foreign_modules import AuthorsConvNeXt, TimmConvNeXt
 
 MICRO = micro_model()
 

@@ -12,6 +12,7 @@ from edgeconvnext.backends import backend_for, backend_of
 from edgeconvnext.errors import RuntimeMissingError, UnusablePathError
 from edgeconvnext.escape import for_terminal
 from edgeconvnext.evaluation.runner import Runner, TorchRunner
+from edgeconvnext.model.agreement import checked
 from edgeconvnext.model.in_memory import model_of
 from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.pipeline.inputs import normalization_unknown
@@ -49,7 +50,7 @@ def _networks(subject: Any) -> tuple[list[Answering], tuple[str, ...]]:
     if isinstance(subject, Artifact):
         return [subject.network], ()
     if not isinstance(subject, str | Path):
-        return [_float_network(model_of(subject))], ()
+        return [_float_network(checked(subject, model_of(subject)))], ()
     path = user_path(subject, UnusablePathError)
     if is_run(path):
         return _run_networks(path)

@@ -16,7 +16,7 @@ from torch import nn
 from edgeconvnext.errors import CheckpointError
 from edgeconvnext.escape import for_terminal
 from edgeconvnext.model.checkpoint import checkpoint_of
-from edgeconvnext.model.in_memory import module_path
+from edgeconvnext.model.in_memory import module_path, needs_agreement
 from edgeconvnext.model.load import recognised
 from edgeconvnext.model.loaded import LoadedModel
 
@@ -31,11 +31,15 @@ _ACTIVATION = "An activation other than GELU in its exact form (erf), such as it
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far a module's answers are from ours on `images` images. error, tolerance: relative to the answers' size."""
+    """How far a module's answers are from ours on `images` images. error, tolerance: relative to the answers' size.
+
+    by_parts: a backbone ends in a way of its own, such as a norm on each stage; then stem, downsampling and blocks were compared.
+    """
 
     images: int
     error: float
     tolerance: float
+    by_parts: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,14 +72,15 @@ def check_agreement(module: nn.Module, loaded: LoadedModel, images: torch.Tensor
         part: _compare(their_outputs[part.theirs], our_outputs[part.ours], exact_outputs[part.ours]) for part in shared
     }
     compared = _compare_answers(module, loaded, answers, our_answers, exact_answers)
-    if compared is None and shared:  # a backbone that ends in a way of its own is judged by its last block
-        compared = by_part[shared[-1]]
+    by_parts = compared is None
+    if by_parts and shared:
+        compared = max(by_part.values(), key=lambda one: one.error / one.tolerance)
     if compared is None:
         raise CheckpointError(
             f"{_name(module)} gives nothing that can be compared with what its tensors say. Give its state dict instead."
         )
     if not compared.differs:
-        return Agreement(len(images), compared.error, compared.tolerance)
+        return Agreement(len(images), compared.error, compared.tolerance, by_parts)
     first = next((part for part in shared if by_part[part].differs), None)
     if first is not None:
         raise _difference(module, theirs, loaded, first, by_part[first], images)
@@ -84,6 +89,17 @@ def check_agreement(module: nn.Module, loaded: LoadedModel, images: torch.Tensor
         f"({_figures(compared)}). A head with a softmax, another pooling or a scale of its own would do that. Give a module that "
         "ends with logits, or its state dict, if the plain network is what you want."
     )
+
+
+def checked(source: Any, loaded: LoadedModel) -> LoadedModel:
+    """Return the model that was made of `source`; where that is a module, after comparing their forwards on noise.
+
+    For where no images are at hand: noise shows a difference as well. Raises as `check_agreement`.
+    """
+    if needs_agreement(source):
+        shape = (IMAGES, loaded.config.in_channels, *loaded.preprocess.input_size)
+        check_agreement(source, loaded, torch.randn(shape, generator=torch.Generator().manual_seed(0)))
+    return loaded
 
 
 def _copied(module: nn.Module) -> nn.Module:
@@ -136,9 +152,14 @@ def _parts(module: nn.Module, loaded: LoadedModel) -> list[_Part]:
     paths = _paths(module, loaded)
     parts = []
     for ours, title in titles.items():
-        layers = [theirs for layer, theirs in paths.items() if f"{layer}.".startswith(f"{ours}.")]
-        if len(layers) > 1:
-            parts.append(_Part(ours, _common_path(layers), title))
+        layers = {theirs: f"{layer}.".startswith(f"{ours}.") for layer, theirs in paths.items()}
+        own, others = ([path for path, is_own in layers.items() if is_own == wanted] for wanted in (True, False))
+        if len(own) > 1:
+            path = _common_path(own)
+            # Stem and downsampling may lie in a list, which is never called, or beside the blocks: their last layer ends them.
+            in_list = isinstance(module.get_submodule(path), nn.ModuleList | nn.ModuleDict)
+            shared = not path or any(f"{other}.".startswith(f"{path}.") for other in others)
+            parts.append(_Part(ours, own[-1] if in_list or shared else path, title))
     return parts
 
 
@@ -243,19 +264,25 @@ def _compare_answers(
     ours: tuple[torch.Tensor, ...],
     exact: tuple[torch.Tensor, ...],
 ) -> _Compared | None:
-    """Compare the outputs of both networks; of several of one shape, the nearest counts. None: a backbone ends in another way."""
+    """Compare the outputs of both networks; of several of one shape, the nearest counts.
+
+    None: a backbone ends in another way. It has no output of the shape, or, where ours ends with its stages, none of the values.
+    """
     worst: _Compared | None = None
+    stages_alone = loaded.config.ends_with != "head"
     for our_output, exact_output in zip(ours, exact, strict=True):
         candidates = [answer for answer in answers if _forms(answer, exact_output.shape)]
         if not candidates:
             if not loaded.config.num_classes:
-                continue
+                return None
             shapes = ", ".join(str(tuple(answer.shape)) for answer in answers[:4]) or "nothing"
             raise CheckpointError(
                 f"{_name(module)} gives {shapes} for {len(exact_output)} images, and its tensors are those of a classifier that "
                 f"gives {tuple(exact_output.shape)}. Give a module that ends with logits, or its state dict."
             )
         compared = min((_compare(answer, our_output, exact_output) for answer in candidates), key=lambda one: one.error)
+        if compared.differs and stages_alone:
+            return None
         worst = compared if worst is None else max(worst, compared, key=lambda one: one.error)
     return worst
 

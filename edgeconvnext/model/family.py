@@ -63,7 +63,7 @@ class Family:
         """Return the configuration of the same network, with the same tensors, in the family that knows it best."""
         return config  # type: ignore[no-any-return]
 
-    def hint(self, missing: list[str], unexpected: list[str]) -> str:
+    def hint(self, missing: list[str], unexpected: list[str], misshapen: list[str]) -> str:
         """Return a sentence, after a space, on the known variant that explains these tensors; "" where none does."""
         return ""
 

@@ -32,6 +32,7 @@ from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.model.network import Network
 from edgeconvnext.model.preprocessing import ModelFiles
 from edgeconvnext.model.pretrained_config import PretrainedConfig, config_of
+from edgeconvnext.model.renamed import Renamed
 
 _TIMM_FIELDS = (
     "input_size",
@@ -45,6 +46,7 @@ _TIMM_FIELDS = (
 )
 _TRANSFORMERS_FIELDS = ("model_type", "id2label", "layer_norm_eps")
 _EPSILONS = ("eps", "variance_epsilon")
+_STEM = "downsample_layers.0.0.weight"
 _TAKEN = "Give a path, a name, a torch.nn.Module, a state dict, or a pair of a state dict and its config."
 
 
@@ -59,11 +61,13 @@ def model_of(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     defaults: Mapping[str, Any] | None = None,
+    whole: bool = False,
 ) -> LoadedModel:
     """Return the model of a path, a name, a module, a state dict, or a state dict with its config.
 
     A module is recognised by its tensors; whether it computes what they say is `agreement.check_agreement`'s to find out. A config
-    is a mapping with the fields of timm's or transformers' config.json. The other arguments and errors are those of `load_model`.
+    is a mapping with the fields of timm's or transformers' config.json. whole: whether a module or state dict keeps the head that
+    it has, whatever `head` says. The other arguments and errors are those of `load_model`.
     """
     if isinstance(source, str | Path):
         return load_model(
@@ -93,7 +97,7 @@ def model_of(
             pretrained = config_of(_json_fields(dict(document), tuple(document)), Path("the config in memory"))
         name, what = "state_dict", "state dict in memory"
     files = ModelFiles(Path(what), None, None, safe_name(name), what, silent=f"the {what} does not say")
-    loaded = assembled(checkpoint, with_defaults(pretrained, defaults), overrides, files, "", head)
+    loaded = assembled(checkpoint, with_defaults(pretrained, defaults), overrides, files, "", head, whole=whole)
     return replace(loaded, sha256=tensors_sha256(loaded.module.state_dict()))
 
 
@@ -148,8 +152,10 @@ def _module_config(module: nn.Module) -> PretrainedConfig:
         )
     if isinstance(module, Network):
         return pretrained
-    every, head = _epsilons(module)
-    return replace(pretrained, norm_eps=every or pretrained.norm_eps, head_norm_eps=head or pretrained.head_norm_eps)
+    _, renamed = recognised(_module_checkpoint(module), f"{type(module).__name__} in memory")
+    every, head = _epsilons(module, renamed)
+    own = replace(pretrained, norm_eps=every or pretrained.norm_eps, head_norm_eps=head or pretrained.head_norm_eps)
+    return _for_channels(own, renamed)
 
 
 def _json_fields(document: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
@@ -163,9 +169,17 @@ def _json_fields(document: Mapping[str, Any], names: Sequence[str]) -> dict[str,
     return fields
 
 
-def _epsilons(module: nn.Module) -> tuple[float | None, float | None]:
+def _for_channels(pretrained: PretrainedConfig, renamed: Renamed) -> PretrainedConfig:
+    """Leave out mean and std of another number of channels: timm's pretrained_cfg is that of the published three always."""
+    stem = renamed.tensors.get(_STEM)
+    if stem is None or stem.dim() != 4 or pretrained.in_channels in (None, stem.shape[1]):
+        return pretrained
+    fields = {name: value for name, value in pretrained.preprocess.items() if name not in ("mean", "std")}
+    return replace(pretrained, preprocess=fields, in_channels=None)
+
+
+def _epsilons(module: nn.Module, renamed: Renamed) -> tuple[float | None, float | None]:
     """Return the epsilon of a module's norms and of the one in front of its classifier; None where it has no such norm."""
-    _, renamed = recognised(_module_checkpoint(module), f"{type(module).__name__} in memory")
     norms = {ours: _epsilon(module, name) for ours, name in renamed.theirs.items() if ours.endswith("norm.weight")}
     head = norms.pop("norm.weight", None)
     return next((eps for eps in norms.values() if eps is not None), None), head
@@ -181,6 +195,9 @@ def _epsilon(module: nn.Module, tensor: str) -> float | None:
 
 
 def module_path(module: nn.Module, tensor: str) -> str | None:
-    """Return the path of the layer that owns a tensor, named as in its layout, whatever prefix the module's own name has."""
+    """Return the path of the layer that owns a tensor, named as in its layout, whatever prefix the module's own name has.
+
+    The shortest name that ends so is meant: "layernorm.weight" lies beside "embeddings.layernorm.weight".
+    """
     names = [name for name in module.state_dict() if name == tensor or name.endswith(f".{tensor}")]
-    return names[0].rpartition(".")[0] if names else None
+    return min(names, key=len).rpartition(".")[0] if names else None

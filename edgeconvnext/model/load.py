@@ -110,10 +110,13 @@ def assembled(
     files: ModelFiles,
     sha256: str,
     head: Head = "classifier",
+    *,
+    whole: bool = False,
 ) -> LoadedModel:
     """Make a model of tensors, of what a JSON says beside them, and of what the user says. Raises as `load_model` does.
 
     overrides: fields of Preprocess. files: where the tensors come from, for names and errors. sha256: of the weights.
+    whole: whether a network that has a head keeps it, whatever `head` says.
     """
     built = built_network(checkpoint, pretrained, files.source, head)
     module, layout = built.module, built.layout
@@ -129,7 +132,7 @@ def assembled(
         sha256=sha256,
         notes=(*checkpoint.notes, *built.notes, *notes),
     )
-    return loaded if built.headless else with_head(loaded, head)
+    return loaded if built.headless or whole else with_head(loaded, head)
 
 
 def shipped_models() -> dict[str, Path]:

@@ -87,8 +87,7 @@ def _cast_ends(module: GraphModule) -> None:
     """Cast the image to float16 at the entrance and the outputs back to float32."""
     graph = module.graph
     image = next(node for node in graph.nodes if node.op == "placeholder")
-    last = next(iter(image.users))
-    with graph.inserting_before(last):
+    with graph.inserting_after(image):
         half = graph.call_function(torch.ops.aten.to.dtype, (image, torch.float16))
     image.replace_all_uses_with(half, delete_user_cb=lambda user: user is not half)
     output = next(node for node in graph.nodes if node.op == "output")

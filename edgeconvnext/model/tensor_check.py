@@ -19,11 +19,8 @@ def check_tensors(renamed: Renamed, config: NetworkConfig, source: str) -> None:
     theirs = renamed.theirs
     missing = [theirs.get(name, name) for name in expected if name not in found]
     unexpected = [*renamed.unexpected, *(theirs.get(name, name) for name in found if name not in expected)]
-    misshapen = [
-        f"{theirs.get(name, name)} is {found[name]}, expected {shape}"
-        for name, shape in expected.items()
-        if name in found and found[name] != shape
-    ]
+    of_other_shape = [name for name, shape in expected.items() if found.get(name, shape) != shape]
+    misshapen = [f"{theirs.get(name, name)} is {found[name]}, expected {expected[name]}" for name in of_other_shape]
     floats = {
         name
         for name, tensor in renamed.tensors.items()
@@ -48,5 +45,5 @@ def check_tensors(renamed: Renamed, config: NetworkConfig, source: str) -> None:
         raise CheckpointError(
             f"{source} does not fit the {family.title} its tensors describe (read as {renamed.layout} layout{variant}"
             f", depths {list(config.depths)}, dims {list(config.dims)}). Tensors {'; '.join(problems)}."
-            f"{family.hint(missing, unexpected)}"
+            f"{family.hint(missing, unexpected, [theirs.get(name, name) for name in of_other_shape])}"
         )

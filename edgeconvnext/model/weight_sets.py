@@ -25,9 +25,10 @@ MOST_NETWORKS = 64
 # The first conv of each layout: a network begins there.
 _STEM = re.compile(
     r"(?:^|\.)(stem\.0|stem_0|downsample_layers\.0\.0|features\.0\.0|embeddings\.patch_embeddings|stages\.0\.downsample_layers\.0|"
-    r"conv1)\.weight$"
+    r"conv1|0\.0)\.weight$"
 )
-_RESNET_BLOCK = "layer1.0.conv1.weight"
+# Names that other networks have as well: what else has to lie beside them.
+_BESIDE_STEM = {"conv1": "layer1.0.conv1.weight", "0.0": "1.0.block.0.weight"}
 # Averaged weights first: they are the ones papers report. Then what trainers call the weights.
 _AVERAGED = re.compile(r"(?:^|[._])(?:ema|averaged|swa|teacher)(?:$|[._])")
 _USUAL = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights")
@@ -147,7 +148,8 @@ def _stem_places(names: Iterable[str]) -> Iterator[str]:
         if match is None:
             continue
         place = name[: match.start(1)]
-        if match[1] != "conv1" or f"{place}{_RESNET_BLOCK}" in names:
+        beside = _BESIDE_STEM.get(match[1])
+        if beside is None or f"{place}{beside}" in names:
             yield place
 
 

@@ -79,8 +79,8 @@ def read_inputs(
             defaults = dict(zip(("mean", "std"), seen or nothing, strict=True))
     loaded = model_of(
         model,
-        # A module is compared whole; what a file ends with may be all there is of it.
-        head="classifier" if needs_agreement(model) else head,
+        head=head,
+        whole=needs_agreement(model),  # a module is compared with all that it has
         weights_from=weights_from,
         resolution=resolution,
         crop_pct=crop_pct,
@@ -170,7 +170,9 @@ def _agreement_note(module: torch.nn.Module, model: LoadedModel, calibration: Im
     indices = spread(len(calibration), min(IMAGES, len(calibration)))
     stream = batches(calibration, model.preprocess, indices=indices, description="Comparing with the module")
     agreement = check_agreement(module, model, torch.cat([batch.images for batch in stream]))
+    own_end = " What the module makes of its stages' outputs is not part of the network." if agreement.by_parts else ""
     return (
         f"The module was recognised by its tensors ({model.layout} layout). On {agreement.images} images its own forward and the "
         f"network made of them agree within {error_text(agreement.error)} (float32 explains {error_text(agreement.tolerance)})."
+        f"{own_end}"
     )

@@ -78,7 +78,7 @@ def test_a_backbone_may_be_the_module_itself() -> None:
 
 
 def test_the_first_part_that_differs_is_named() -> None:
-    whole = drawn(Segmenter(TimmBackbone(approximate="tanh")))
+    whole = drawn(Segmenter(TimmBackbone(nn.GELU(approximate="tanh"))))
     backbone = find_backbone(whole)
     replaced = backbone.within(whole, backbone.module)
     assert first_difference(whole, replaced, backbone, smooth_images(4), ROUNDING) == "encoder.stages.0.blocks.0"

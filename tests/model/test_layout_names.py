@@ -86,6 +86,21 @@ MMPRETRAIN = (
     "stages.2.1.gamma",
     "norm3.weight",
 )
+DINOV3 = (
+    "stages.0.downsample_layers.0.weight",
+    "stages.0.downsample_layers.1.bias",
+    "stages.2.downsample_layers.0.weight",
+    "stages.2.downsample_layers.1.bias",
+    "stages.2.layers.1.depthwise_conv.weight",
+    "stages.2.layers.1.layer_norm.bias",
+    "stages.2.layers.1.pointwise_conv1.weight",
+    "stages.2.layers.1.pointwise_conv2.bias",
+    None,
+    None,
+    "stages.2.layers.1.gamma",
+    "layer_norm.weight",
+    None,
+)
 EXPECTED: dict[int, tuple[str | None, ...]] = {
     0: OURS,
     1: TIMM,
@@ -95,23 +110,11 @@ EXPECTED: dict[int, tuple[str | None, ...]] = {
     5: (*(f"convnextv2.{name}" for name in TRANSFORMERS), "classifier.bias"),
     6: (*TRANSFORMERS, "classifier.bias"),
     7: tuple(name.replace("stem.", "stem_").replace("stages.", "stages_") for name in TIMM),
-    8: (
-        "stages.0.downsample_layers.0.weight",
-        "stages.0.downsample_layers.1.bias",
-        "stages.2.downsample_layers.0.weight",
-        "stages.2.downsample_layers.1.bias",
-        "stages.2.layers.1.depthwise_conv.weight",
-        "stages.2.layers.1.layer_norm.bias",
-        "stages.2.layers.1.pointwise_conv1.weight",
-        "stages.2.layers.1.pointwise_conv2.bias",
-        None,
-        None,
-        "stages.2.layers.1.gamma",
-        "layer_norm.weight",
-        None,
-    ),
+    8: DINOV3,
     9: (*(f"backbone.{name}" for name in MMPRETRAIN), "head.fc.bias"),
     10: (*MMPRETRAIN, "head.fc.bias"),
+    11: tuple(name and name.replace("stages.", "model.stages.") for name in DINOV3),
+    12: tuple(name and name.removeprefix("features.") for name in TORCHVISION),
 }
 
 
@@ -142,6 +145,8 @@ def test_what_no_tensor_shows() -> None:
         ("timm (features_only)", "after_pool", 1e-6),
         ("transformers (DINOv3)", "after_pool", 1e-6),
         *[("mmpretrain", "after_pool", 1e-6)] * 2,
+        ("transformers (DINOv3)", "after_pool", 1e-6),
+        ("torchvision (features)", "after_pool", 1e-6),
     ]
 
 
@@ -173,7 +178,7 @@ def test_a_checkpoint_of_any_layout_comes_back_under_our_names(
     axes: bool,
     shuffled: random.Random,
 ) -> None:
-    if version == 2 and layout.name == "torchvision":
+    if version == 2 and layout.name.startswith("torchvision"):
         version = 1  # torchvision has no V2
     config = ConvNeXtConfig(tuple(depths), dims[: len(depths)], num_classes=classes, version=version, kernel_size=1)
     # A value of its own for every tensor: names that were swapped would show.
@@ -194,6 +199,15 @@ def test_a_checkpoint_of_any_layout_comes_back_under_our_names(
         assert renamed.tensors[name].shape == tensor.shape, name
         assert torch.equal(renamed.tensors[name], tensor), name
         assert renamed.theirs[name] == names[name]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
+def test_four_stages_of_one_block_each(layout: Layout) -> None:
+    state = ConvNeXt(ConvNeXtConfig((1,) * 4, (2,) * 4, num_classes=3, kernel_size=1)).state_dict()
+    names = dict(layout.names(4, 1))
+    renamed = rename({names[name]: tensor for name, tensor in state.items()})
+    assert renamed is not None
+    assert renamed.tensors.keys() == state.keys()
 
 
 def test_only_axes_of_length_one_are_dropped() -> None:

@@ -116,6 +116,11 @@ def test_pruned_widths_are_read_per_block() -> None:
         ({"head.pre_logits.fc.weight": (32, 32)}, "hidden layer (timm's convnext_large_mlp)"),
         ({"stages.0.downsample.0.weight": (8,)}, "patch_size=2"),
         ({"stem.3.weight": (8,)}, "overlap_act"),
+        ({"stages.0.downsample.0.weight": (8,), "stem.3.weight": (8,)}, "(timm's overlap_act), and a first stage"),
+        (
+            {"stages.0.blocks.0.conv_dw.weight": (8, 1, 3, 3), "stages.1.blocks.0.conv_dw.weight": (16, 1, 3, 3)},
+            "kernel_sizes",
+        ),
         ({"stem.0.weight": (8, 3, 8, 8)}, "timm then dilates the convs"),
     ],
 )
@@ -134,6 +139,13 @@ def test_rms_norms_and_pretraining_weights_are_recognised(tmp_path: Path) -> Non
     torch.save({n: t for n, t in state.items() if not n.endswith("norm.bias")}, tmp_path / "rms.pth")
     with pytest.raises(CheckpointError, match="RMS norms"):
         load_model(tmp_path / "rms.pth")
+    torch.save({n: t for n, t in state.items() if not n.endswith("conv_dw.bias")}, tmp_path / "no_bias.pth")
+    with pytest.raises(CheckpointError, match=r"conv_bias=False") as caught:
+        load_model(tmp_path / "no_bias.pth")
+    assert "RMS" not in str(caught.value)
+    torch.save({n: t for n, t in state.items() if n != "stages.1.blocks.0.norm.bias"}, tmp_path / "damaged.pth")
+    with pytest.raises(CheckpointError, match=r"1 missing: stages\.1\.blocks\.0\.norm\.bias\.$"):
+        load_model(tmp_path / "damaged.pth")
     torch.save({n: t for n, t in state.items() if not n.startswith("head.")}, tmp_path / "fcmae.pth")
     with pytest.raises(CheckpointError, match=r"no head: .* pretraining .* --head features"):
         load_model(tmp_path / "fcmae.pth")

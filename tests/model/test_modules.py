@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
-from foreign_classifiers import AuthorsConvNeXt, TimmConvNeXt, TorchvisionConvNeXt
 from micro import CONFIG, micro_model
 from torch import nn
 
+import edgeconvnext
 from edgeconvnext.errors import CheckpointError
 from edgeconvnext.model.agreement import check_agreement
-from edgeconvnext.model.in_memory import model_of, tensors_sha256
+from edgeconvnext.model.in_memory import model_of, module_path, tensors_sha256
 from edgeconvnext.model.loaded import LoadedModel
+from tests.model.foreign_modules import (
+    AuthorsConvNeXt,
+    TimmBackbone,
+    TimmConvNeXt,
+    TorchvisionBackbone,
+    TorchvisionConvNeXt,
+    TransformersBackbone,
+    drawn,
+)
 
 LIBRARIES = {"facebookresearch": AuthorsConvNeXt, "timm": TimmConvNeXt, "torchvision": TorchvisionConvNeXt}
 SIZE = 16
@@ -112,6 +122,64 @@ def test_a_half_precision_module_and_a_state_dict_with_its_config(model: LoadedM
 def test_what_is_no_model_is_refused(source: object, words: str) -> None:
     with pytest.raises(CheckpointError, match=words):
         model_of(source)
+
+
+def test_a_backbone_is_compared_by_its_outputs_or_by_its_parts(images: torch.Tensor) -> None:
+    plain = drawn(TimmBackbone())
+    agreement = check_agreement(plain, model_of(plain, head="features", resolution=SIZE), images)
+    assert not agreement.by_parts
+    normed = drawn(TransformersBackbone())  # with a norm on each output
+    agreement = check_agreement(normed, model_of(normed, head="features", resolution=SIZE), images)
+    assert agreement.by_parts and 0 < agreement.error < agreement.tolerance < 1e-4
+
+
+def test_a_stage_of_another_stride_is_refused_though_the_others_agree(images: torch.Tensor) -> None:
+    module = drawn(TimmBackbone())
+    module.stages[1].downsample[1].stride = (1, 1)
+    with pytest.raises(CheckpointError, match=r"downsampling in front of stage 2 \(stages\.1\.downsample\)"):
+        check_agreement(module, model_of(module, head="features", resolution=SIZE), images)
+
+
+def test_load_model_takes_modules_and_tries_them(model: LoadedModel) -> None:
+    loaded = edgeconvnext.load_model(TimmConvNeXt(model), head="gap")
+    assert (loaded.layout, loaded.config.num_classes) == ("timm", 0)
+    with pytest.raises(CheckpointError, match=r"mlp\.fc1 and mlp\.fc2"):
+        edgeconvnext.load_model(TimmConvNeXt(model, nn.GELU(approximate="tanh")), head="gap")
+    with pytest.raises(CheckpointError, match="has no head"):
+        edgeconvnext.load_model(drawn(TimmBackbone()), resolution=SIZE)
+
+
+def test_a_layer_is_the_one_with_the_shortest_name() -> None:
+    module = nn.ModuleDict({"embeddings": nn.ModuleDict({"layernorm": nn.LayerNorm(2)}), "layernorm": nn.LayerNorm(2)})
+    assert module_path(module, "layernorm.weight") == "layernorm"
+    assert module_path(nn.ModuleDict({"backbone": module}), "layernorm.weight") == "backbone.layernorm"
+
+
+def test_a_config_of_other_channels_says_nothing_of_mean_and_std() -> None:
+    module = drawn(TimmBackbone())
+    module.stem[0] = nn.Conv2d(1, 8, 2, 2)
+    module.pretrained_cfg = {"input_size": (3, SIZE, SIZE), "mean": (0.485,) * 3, "std": (0.229,) * 3, "crop_pct": 0.9}
+    with pytest.raises(CheckpointError, match="takes 1 input channels and nothing says how they are normalised"):
+        model_of(module, head="features")
+    preprocess = edgeconvnext.load_model(module, head="features", mean=(0.5,), std=(0.25,)).preprocess
+    assert (preprocess.mean, preprocess.std, preprocess.crop_pct) == ((0.5,), (0.25,), 0.9)
+
+
+def test_the_features_of_torchvision_stand_alone_and_in_a_detector(tmp_path: Path) -> None:
+    backbone = drawn(TorchvisionBackbone())
+    loaded = edgeconvnext.load_model(backbone.features, head="none", resolution=SIZE)
+    assert loaded.layout == "torchvision (features)"
+    detector = nn.ModuleDict(
+        {
+            "backbone": nn.ModuleDict({"body": backbone.features, "fpn": nn.Conv2d(16, 8, 1)}),
+            "rpn": nn.Sequential(nn.Sequential(nn.Conv2d(8, 3, 1))),  # its first conv is named as a stem is
+        }
+    )
+    torch.save(detector.state_dict(), tmp_path / "detector.pth")
+    saved = edgeconvnext.load_model(tmp_path / "detector.pth", head="none", resolution=SIZE)
+    assert "'backbone.body.'" in " ".join(saved.notes)
+    tensors = saved.module.state_dict()
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in loaded.module.state_dict().items())
 
 
 @pytest.mark.parametrize("version", [1, 2])

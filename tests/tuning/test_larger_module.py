@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import nn
@@ -93,7 +94,7 @@ def test_a_target_with_float16(tmp_path: Path) -> None:
 
 
 def test_another_forward_than_the_tensors_say_is_refused() -> None:
-    whole = drawn(Segmenter(TimmBackbone(approximate="tanh")))
+    whole = drawn(Segmenter(TimmBackbone(nn.GELU(approximate="tanh"))))
     with pytest.raises(
         RewriteError, match=r"computes another network .* first part that differs is encoder.stages.0.blocks.0"
     ):
@@ -148,14 +149,44 @@ class Siamese(nn.Module):
         return left * right, None
 
 
-def test_a_backbone_that_is_called_twice() -> None:
+@pytest.mark.parametrize("target", ["onnx", "jetson"])
+def test_a_backbone_that_is_called_twice(target: str) -> None:
     whole = drawn(Siamese())
-    result = quantized(whole)
+    result = quantized(whole, target)
     images = smooth_images(4, seed=3)
     with torch.no_grad():
         expected, actual = whole(images), result.module(images)
     assert actual[1] is None
     assert float((actual[0] - expected[0]).square().mean()) < 1e-2 * float(expected[0].square().mean())
+
+
+def test_a_backbone_that_is_called_twice_is_exported(tmp_path: Path) -> None:
+    artifact = quantized(drawn(Siamese())).export(tmp_path)
+    assert all(check.passed for check in artifact.exported.checks)
+    names = [node.name for node in onnx.load(artifact.path).graph.node]
+    assert len(names) == len(set(names))
+    assert {"encoder.stages.0.blocks.0.pwconv1", "encoder.stages.0.blocks.0.pwconv1_2"} <= set(names)
+
+
+class SharedHead(nn.Module):
+    """A detector's head, one for all levels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = TimmBackbone()
+        self.lateral = nn.ModuleList(nn.Conv2d(dim, 8, 1) for dim in (8, 16))
+        self.head = nn.Conv2d(8, 4, 3, padding=1)
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        return [self.head(conv(level)) for conv, level in zip(self.lateral, self.encoder(images), strict=True)]
+
+
+def test_a_head_that_all_levels_share(tmp_path: Path) -> None:
+    result = quantized(drawn(SharedHead()))
+    artifact = result.export(tmp_path)
+    assert all(check.passed for check in artifact.exported.checks)
+    measured = result.measure([smooth_images(8, seed=2)], artifact.runner())
+    assert all(record.fidelity_db > 50 for record in measured.outputs)
 
 
 class TwoSizes(nn.Module):

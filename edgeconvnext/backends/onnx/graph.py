@@ -7,6 +7,7 @@ folded: a folded weight would be a float weight.
 from __future__ import annotations
 
 import re
+from collections import Counter
 
 import numpy as np
 import onnx_ir as ir
@@ -76,8 +77,10 @@ def store_linear_weights_transposed(graph: ir.Graph) -> None:
 def name_after_layers(graph: ir.Graph) -> None:
     """Name weighted nodes, their weights and scales by module path, "stages.0.1.pwconv1", and the free axes.
 
-    The path is read from the bias, which keeps its parameter's name through quantization.
+    The path is read from the bias, which keeps its parameter's name through quantization. A layer that is called several times,
+    as a detector's head is for each level, is "head.conv" and then "head.conv_2".
     """
+    calls: Counter[str] = Counter()
     for value in list(graph.initializers.values()):
         name = value.name or ""
         if match := _PATH_IN_WHOLE.search(name) or _LAYER_PATH.search(name):
@@ -86,10 +89,13 @@ def name_after_layers(graph: ir.Graph) -> None:
         path = _layer_path(node)
         if path is None:
             continue
+        calls[path] += 1
+        shared = f"{path}.weight_dequantize"
+        path = path if calls[path] == 1 else f"{path}_{calls[path]}"
         node.name = path
         weight = node.inputs[1]
         dequantize = weight.producer() if weight is not None else None
-        if dequantize is not None and dequantize.op_type == "DequantizeLinear":
+        if dequantize is not None and dequantize.op_type == "DequantizeLinear" and dequantize.name != shared:
             dequantize.name = f"{path}.weight_dequantize"
             for source, part in zip(dequantize.inputs, ("weight", "weight_scale", "weight_zero_point"), strict=True):
                 _name_own(source, {dequantize}, f"{path}.{part}")

@@ -162,7 +162,10 @@ def _integer_bias(
     codes = np.rint(array_of(bias).astype(np.float64) / steps)
     if not np.all(np.abs(codes) <= _LARGEST_BIAS):
         return None
-    store(bias, codes.astype(np.int32), ir.DataType.INT32)
+    if bias is None or only_user(bias) is None:  # another call of the same layer reads it, in steps of its own
+        bias = stored(graph, f"{node.name}.bias_codes", codes.astype(np.int32))
+    else:
+        store(bias, codes.astype(np.int32), ir.DataType.INT32)
     scale = stored(graph, f"{node.name}.bias_scale", np.ascontiguousarray(np.broadcast_to(steps, codes.shape)))
     result = insert(graph, node, "DequantizeLinear", [bias, scale], f"{node.name}.bias_dequantize", axis=0)
     result.shape, result.type = scale.shape, scale.type

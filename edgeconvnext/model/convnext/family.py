@@ -43,8 +43,8 @@ class ConvNeXtFamily(Family):
     def infer(self, renamed: Renamed, source: str) -> ConvNeXtConfig:
         return infer_config(renamed, source)
 
-    def hint(self, missing: list[str], unexpected: list[str]) -> str:
-        return hint(missing, unexpected)
+    def hint(self, missing: list[str], unexpected: list[str], misshapen: list[str]) -> str:
+        return hint(missing, unexpected, misshapen)
 
     def find(self, name: str) -> Architecture | None:
         return self._known(find_preset(name))

@@ -14,6 +14,12 @@ from edgeconvnext.received import reason
 
 Shape = tuple[int, ...]
 _LAYOUTS = {layout.name: layout for layout in LAYOUTS}
+# Norm and depthwise conv of a block, in the layouts of timm, transformers, mmpretrain and the authors.
+_NORM_BIAS = re.compile(r"\.(norm|layernorm|layer_norm)\.bias$")
+_DEPTHWISE = re.compile(r"\.(conv_dw|dwconv|depthwise_conv)\.weight$")
+_DEPTHWISE_BIAS = re.compile(r"\.(conv_dw|dwconv|depthwise_conv)\.bias$")
+_SEVERAL = 2
+"""One bias that lacks is damage; several of one kind, whose weights are there, are a variant."""
 
 
 def infer_config(renamed: Renamed, source: str) -> ConvNeXtConfig:
@@ -143,14 +149,32 @@ def _vote(values: Iterable[int], default: int) -> int:
     return counted.most_common(1)[0][0] if counted else default
 
 
-def hint(missing: list[str], unexpected: list[str]) -> str:
-    """Say which known variant explains that tensors are missing or unexpected, if one does."""
-    if any("pre_logits" in name for name in unexpected):
-        return " The classifier has a hidden layer (timm's convnext_large_mlp): this variant is not supported."
-    if any(name.startswith("stem.3.") for name in unexpected):
-        return " The stem has an activation between its convs (timm's overlap_act): this variant is not supported."
-    if any(name.startswith("stages.0.downsample.") for name in unexpected):
-        return " The first stage downsamples as well (timm's patch_size=2): this variant is not supported."
-    if len(missing) > 4 and all(name.endswith(".bias") for name in missing):
-        return " Norms without a bias are RMS norms (timm's `_rms` models): this variant is not supported."
-    return ""
+def hint(missing: list[str], unexpected: list[str], misshapen: list[str]) -> str:
+    """Say which known variant explains that tensors are missing, unexpected or of another shape, if one does."""
+    alone = [name for name in missing if name.removesuffix("bias") + "weight" not in missing]
+    norms, convs = (sum(bool(kind.search(name)) for name in alone) for kind in (_NORM_BIAS, _DEPTHWISE_BIAS))
+    variants = [
+        text
+        for text, explains in (
+            ("RMS norms, which have no bias (timm's `_rms` models)", norms >= _SEVERAL),
+            ("convs without a bias (timm's conv_bias=False)", convs >= _SEVERAL),
+            (
+                "depthwise convs of several sizes (timm's kernel_sizes)",
+                sum(bool(_DEPTHWISE.search(name)) for name in misshapen) >= _SEVERAL,
+            ),
+            (
+                "a stem with an activation between its convs (timm's overlap_act)",
+                any(name.startswith("stem.3.") for name in unexpected),
+            ),
+            (
+                "a first stage that downsamples as well (timm's patch_size=2)",
+                any(name.startswith("stages.0.downsample.") for name in unexpected),
+            ),
+            (
+                "a classifier with a hidden layer (timm's convnext_large_mlp)",
+                any("pre_logits" in name for name in unexpected),
+            ),
+        )
+        if explains
+    ]
+    return f" The network has {', and '.join(variants)}: this variant is not supported." if variants else ""

@@ -88,21 +88,24 @@ _TIMM = Layout(
     head="head.fc",
 )
 
-_TORCHVISION = Layout(
-    name="torchvision",
-    stem=("features.0.0", "features.0.1"),
-    downsample="features.{even}.{i}",
-    block="features.{odd}.{b}.",
-    parts={
-        "dwconv": "block.0",
-        "norm": "block.2",
-        "pwconv1": "block.3",
-        "pwconv2": "block.5",
-        "gamma": "layer_scale",
-    },
-    norm="classifier.0",
-    head="classifier.2",
-)
+
+def _torchvision(name: str, prefix: str) -> Layout:
+    """torchvision's detectors take `features` alone, and number its parts as it does."""
+    return Layout(
+        name=name,
+        stem=(f"{prefix}0.0", f"{prefix}0.1"),
+        downsample=prefix + "{even}.{i}",
+        block=prefix + "{odd}.{b}.",
+        parts={
+            "dwconv": "block.0",
+            "norm": "block.2",
+            "pwconv1": "block.3",
+            "pwconv2": "block.5",
+            "gamma": "layer_scale",
+        },
+        norm="classifier.0",
+        head="classifier.2",
+    )
 
 
 _FEATURES_ONLY = replace(
@@ -119,15 +122,18 @@ _SPELLED_OUT = {
     "pwconv2": "pointwise_conv2",
 }
 
-_DINOV3 = Layout(
-    name="transformers (DINOv3)",
-    stem=("stages.0.downsample_layers.0", "stages.0.downsample_layers.1"),
-    downsample="stages.{s}.downsample_layers.{i}",
-    block="stages.{s}.layers.{b}.",
-    parts=_SPELLED_OUT | {"norm": "layer_norm"},
-    norm="layer_norm",
-    head="classifier",
-)
+
+def _dinov3(prefix: str) -> Layout:
+    """transformers' modules hold the stages in `model` and the norm beside it; published files have no such prefix."""
+    return Layout(
+        name="transformers (DINOv3)",
+        stem=(f"{prefix}stages.0.downsample_layers.0", f"{prefix}stages.0.downsample_layers.1"),
+        downsample=prefix + "stages.{s}.downsample_layers.{i}",
+        block=prefix + "stages.{s}.layers.{b}.",
+        parts=_SPELLED_OUT | {"norm": "layer_norm"},
+        norm="layer_norm",
+        head="classifier",
+    )
 
 
 def _mmpretrain(prefix: str) -> Layout:
@@ -165,14 +171,16 @@ LAYOUTS: tuple[Layout, ...] = (
     NATIVE,
     _TIMM,
     replace(_TIMM, name="timm (norm before pooling)", norm="norm_pre", head_norm="before_pool"),
-    _TORCHVISION,
+    _torchvision("torchvision", "features."),
     _transformers("convnext."),
     _transformers("convnextv2."),
     _transformers(""),
     _FEATURES_ONLY,
-    _DINOV3,
+    _dinov3(""),
     _mmpretrain("backbone."),
     _mmpretrain(""),
+    _dinov3("model."),
+    _torchvision("torchvision (features)", ""),
 )
 
 
@@ -208,7 +216,7 @@ def _largest_indices(names: Iterable[str]) -> tuple[int, int]:
     a network can have, or 20,000 tensors would be looked up among 20 million names.
     """
     names = list(names)
-    indices = [int(index) for name in names for index in re.findall(r"(?<![^.])[0-9]{1,9}(?![^.])", name)]
+    indices = [int(index) for name in names for index in re.findall(r"(?<![^._])[0-9]{1,9}(?![^.])", name)]
     bound = min(max(indices, default=0) + 1, len(names))
     return min(bound, MOST_STAGES), min(bound, MOST_BLOCKS)
 
