@@ -64,6 +64,10 @@ class EnclosedBackbone:
         part = next(part for part in self.parts if layer == part.ours or layer.startswith(f"{part.ours}."))
         return f"{part.place}{layer[len(part.ours) :]}"
 
+    def holds(self, path: str) -> bool:
+        """Whether a path of the larger module is that of one of the parts, or of something in it."""
+        return any(f"{path}.".startswith(f"{theirs}.") for part in self.parts for theirs in part.theirs)
+
     def within(self, whole: nn.Module, network: Network) -> nn.Module:
         """Return a copy of the larger module, in eval mode, that computes its backbone by the parts of `network`.
 

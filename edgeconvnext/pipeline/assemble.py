@@ -13,13 +13,13 @@ from edgeconvnext.evaluation.outputs import worst
 from edgeconvnext.files import tree_size
 from edgeconvnext.machine import describe_device
 from edgeconvnext.model.layers import weighted_layers
-from edgeconvnext.pipeline.float16_notes import float16_notes, naming_overflows
 from edgeconvnext.pipeline.job import Job
 from edgeconvnext.pipeline.logits import measured_logits
 from edgeconvnext.pipeline.stages import Finished
 from edgeconvnext.pipeline.stages.evaluation import ClassifierStages
 from edgeconvnext.pipeline.stages.network import FOLDED
 from edgeconvnext.pipeline.stages.values import BudgetValues, OutputsValues
+from edgeconvnext.quantization.float16_notes import float16_notes, naming_overflows
 from edgeconvnext.schema.report import (
     Accuracy,
     BudgetRecord,

@@ -38,20 +38,20 @@ class Float16Range:
 
 
 @contextmanager
-def watched_peaks(module: nn.Module) -> Iterator[dict[str, float]]:
+def watched_peaks(module: nn.Module, *, inputs: bool = False) -> Iterator[dict[str, float]]:
     """Give a dict that fills, while `module` runs, with the largest magnitude of every submodule's output, by path.
 
-    NaN and infinity count as float32's largest number. A Sequential gives what its last part gives, and is left out.
+    NaN and infinity count as float32's largest number. A Sequential gives what its last part gives, and is left out. inputs: also
+    look at what submodules take, as "input of <path>": a sum that a forward makes goes into the next submodule.
     """
     peaks: dict[str, float] = {}
 
     def watch(path: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            if isinstance(output, torch.Tensor) and output.is_floating_point() and output.numel():
-                low, high = (float(value) for value in output.aminmax())
-                peak = max(abs(low), abs(high))
-                peak = peak if math.isfinite(low) and math.isfinite(high) else LARGEST_FINITE
-                peaks[path] = max(peaks.get(path, 0.0), peak)
+        def hook(_module: nn.Module, args: Any, output: Any) -> None:
+            values = [(path, output), *((f"input of {path}", value) for value in (args if inputs else ()))]
+            for name, value in values:
+                if isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel():
+                    peaks[name] = max(peaks.get(name, 0.0), _magnitude(value))
 
         return hook
 
@@ -65,6 +65,16 @@ def watched_peaks(module: nn.Module) -> Iterator[dict[str, float]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _magnitude(tensor: torch.Tensor) -> float:
+    low, high = (float(value) for value in tensor.aminmax())
+    return max(abs(low), abs(high)) if math.isfinite(low) and math.isfinite(high) else LARGEST_FINITE
+
+
+def beyond_float16(peaks: Mapping[str, float]) -> dict[str, float]:
+    """Return the peaks that float16 does not hold with HEADROOM."""
+    return {path: peak for path, peak in peaks.items() if peak > LARGEST_FLOAT16 / HEADROOM}
 
 
 def peaks_of(module: Network, batches: Iterable[torch.Tensor]) -> dict[str, float]:
@@ -81,7 +91,7 @@ def fit_float16(module: NetworkType, peaks: Mapping[str, float]) -> tuple[Networ
     peaks: as `watched_peaks` fills them. The network itself is returned where nothing is scaled.
     """
     largest = LARGEST_FLOAT16 / HEADROOM
-    above = {path: peak for path, peak in peaks.items() if peak > largest}
+    above = beyond_float16(peaks)
     exponents = exponents_for(module, peaks, largest) if above else ()
     factors = {
         path: 2.0**-exponent

@@ -10,7 +10,8 @@ import copy
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -30,6 +31,8 @@ from edgeconvnext.evaluation.outputs import compare_outputs
 from edgeconvnext.evaluation.runner import TorchRunner
 from edgeconvnext.model.enclosed import WHOLE, EnclosedBackbone, find_backbone, first_difference
 from edgeconvnext.model.program import export_program
+from edgeconvnext.quantization.float16_notes import float16_notes, naming_overflows
+from edgeconvnext.quantization.float16_range import Float16Range, beyond_float16, watched_peaks
 from edgeconvnext.quantization.plan import QuantPlan
 from edgeconvnext.quantization.precision import BitPlan, asked_bits, resolve_precision
 from edgeconvnext.quantization.program import quantize_program
@@ -116,6 +119,7 @@ class QuantizedModule:
     backbone: what was quantised, and where. plan: by paths of the larger module. error: the largest relative error of its outputs
     by putting the exactly folded backbone in its place, before anything was quantised.
     quantized, floating: the graphs, float32, from images to `names`. examples: a few calibration images, (N, C, H, W).
+    float16: activations anywhere in the whole that float16 does not hold, by path; None where the target computes in float32.
     """
 
     target: Target
@@ -127,6 +131,12 @@ class QuantizedModule:
     floating: ExportedProgram
     examples: torch.Tensor
     preprocess: Preprocess
+    float16: Float16Range | None = None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know: activations that the target's float16 does not hold."""
+        return tuple(float16_notes(self.float16))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -145,7 +155,8 @@ class QuantizedModule:
         """
         simulated = TorchRunner(simulator(self.quantized, self.target.float_type))
         stream = (Batch(batch, list(range(len(batch)))) for batch in images)
-        outputs, count = compare_outputs(self.names, TorchRunner(self.original), simulated, artifact, stream)
+        with naming_overflows(self.float16):
+            outputs, count = compare_outputs(self.names, TorchRunner(self.original), simulated, artifact, stream)
         return Measured(outputs, count)
 
     def export(self, folder: Path, name: str = "model") -> ExportedModule:
@@ -167,7 +178,7 @@ class QuantizedModule:
             value_range="normalized",
             edgeconvnext_version=metadata.version("edgeconvnext"),
             outputs=self.names,
-            notes={"backbone": self.backbone.path},
+            notes={"backbone": self.backbone.path} | ({"float16": " ".join(self.notes)} if self.notes else {}),
         )
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
@@ -233,7 +244,7 @@ def quantize_module(
         )
     enclosed = find_backbone(whole, backbone)
     with tempfile.TemporaryDirectory() as name, torch.no_grad():
-        seen = _SeenImages(Path(name), whole, enclosed, images)
+        seen = _SeenImages(Path(name), whole, enclosed, images, watched=target.float_type == "float16")
         folded = fold_exact(enclosed.module, seen.proof()).module
         floating = enclosed.within(whole, folded)
         original = TensorOutputs(_in_eval_mode(whole), seen.examples[:1])
@@ -270,17 +281,25 @@ def quantize_module(
         graphs[1],
         seen.examples,
         preprocess,
+        _float16_range(enclosed, seen.peaks, result.float16),
     )
 
 
 class _SeenImages:
     """What reaches the backbone for the calibration images, on disk: two of three rows to fit on, the third held out.
 
-    examples: the first images as the larger module takes them, (N, C, H, W).
+    examples: the first images as the larger module takes them, (N, C, H, W). peaks: largest magnitudes of what every submodule
+    takes and gives, where `watched`.
     """
 
     def __init__(
-        self, folder: Path, whole: nn.Module, backbone: EnclosedBackbone, images: Iterable[torch.Tensor]
+        self,
+        folder: Path,
+        whole: nn.Module,
+        backbone: EnclosedBackbone,
+        images: Iterable[torch.Tensor],
+        *,
+        watched: bool,
     ) -> None:
         self.fit, self.held_out = TensorFile(folder / "fit.bin"), TensorFile(folder / "held_out.bin")
         self._rows = 0
@@ -288,12 +307,16 @@ class _SeenImages:
         first: list[torch.Tensor] = []
         module = _in_eval_mode(whole)
         hook = module.get_submodule(backbone.path).register_forward_pre_hook(self._store, with_kwargs=True)
+        watching: AbstractContextManager[dict[str, float]] = nullcontext({})
+        if watched:
+            watching = watched_peaks(module, inputs=True)
         try:
-            for batch in images:
-                module(batch)
-                missing = PROOF_IMAGES - sum(len(part) for part in first)
-                if missing > 0:
-                    first.append(batch[:missing].clone())
+            with watching as self.peaks:
+                for batch in images:
+                    module(batch)
+                    missing = PROOF_IMAGES - sum(len(part) for part in first)
+                    if missing > 0:
+                        first.append(batch[:missing].clone())
         finally:
             hook.remove()
         if not first:
@@ -359,6 +382,22 @@ def _proven(original: TensorOutputs, changed: nn.Module, backbone: EnclosedBackb
             )
         error = max(error, worst)
     return error
+
+
+def _float16_range(
+    backbone: EnclosedBackbone, peaks: Mapping[str, float], inside: Float16Range | None
+) -> Float16Range | None:
+    """Return what float16 does not hold of the whole. peaks: of the original; inside: of the folded backbone, by our paths.
+
+    Values that a container or the next layer passes on are named once.
+    """
+    if inside is None:
+        return None
+    largest = {backbone.place_of(path): peak for path, peak in inside.peaks.items()}
+    for path, peak in beyond_float16(peaks).items():
+        if not backbone.holds(path.removeprefix("input of ")) and peak not in largest.values():
+            largest[path] = peak
+    return Float16Range(largest, (), largest)
 
 
 def _in_eval_mode(whole: nn.Module) -> nn.Module:

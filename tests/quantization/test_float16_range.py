@@ -22,9 +22,9 @@ from edgeconvnext.model.loaded import LoadedModel
 from edgeconvnext.model.program_float16 import to_float16
 from edgeconvnext.pipeline import commands as pipeline
 from edgeconvnext.pipeline.commands import Outcome, quantized_program
-from edgeconvnext.pipeline.float16_notes import float16_notes
 from edgeconvnext.pipeline.job import Request
 from edgeconvnext.pipeline.stages.values import Float16Values
+from edgeconvnext.quantization.float16_notes import float16_notes
 from edgeconvnext.quantization.float16_range import fit_float16, peaks_of
 from edgeconvnext.rewrite.residual_streams import scale_streams
 

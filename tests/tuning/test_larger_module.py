@@ -93,6 +93,46 @@ def test_a_target_with_float16(tmp_path: Path) -> None:
     assert all(check.passed for check in artifact.exported.checks)
 
 
+def test_what_float16_does_not_hold_is_named_anywhere_in_the_whole() -> None:
+    whole = drawn(Segmenter(TorchvisionBackbone()))
+    images = smooth_images(24)
+    with torch.no_grad():
+        for level in whole.lateral:
+            level.weight.mul_(2.0**15)
+        whole.classes.weight.mul_(2.0**-15)
+        whole.encoder.features[1][0].layer_scale.mul_(2.0**-3)
+        shallow, deep = (lateral(level) for lateral, level in zip(whole.lateral, whole.encoder(images), strict=True))
+        total = shallow + nn.functional.interpolate(deep, scale_factor=2.0, mode="nearest")
+    result = quantized(whole, "jetson", images)
+    assert result.float16 is not None
+    # The same float32 operations; batches of 16 in place of 24 may add up in another order.
+    own = {"lateral.0": shallow, "lateral.1": deep, "input of classes": total.relu()}
+    expected = {path: pytest.approx(float(values.abs().max()), rel=1e-5) for path, values in own.items()}
+    assert result.float16.peaks == result.float16.remaining == expected
+    (note,) = result.notes
+    assert "overflow float16 (65504)" in note and "input of classes" in note
+    with pytest.raises(QuantizationError, match=r"NaN or Inf in mask.*overflow float16.*lateral\.1"):
+        result.measure(images.split(16))
+
+
+def test_what_float16_does_not_hold_in_the_backbone_is_named_by_its_place() -> None:
+    whole = drawn(Segmenter(TorchvisionBackbone()))
+    images = smooth_images(24)
+    with torch.no_grad():
+        whole.encoder.features[3][0].layer_scale.mul_(2.0**17)
+        largest = float(whole.encoder.features[:4][-1][0](whole.encoder.features[:3](images)).abs().max())
+    result = quantized(whole, "jetson", images)
+    assert result.float16 is not None
+    assert result.float16.peaks["encoder.features.3.0"] == pytest.approx(largest, rel=1e-4)
+    assert "encoder.features.3.1" in result.notes[0]
+
+
+def test_a_module_that_float16_holds_has_no_note() -> None:
+    result = quantized(drawn(Segmenter(TorchvisionBackbone())), "jetson")
+    assert result.float16 is not None
+    assert (result.float16.peaks, result.notes) == ({}, ())
+
+
 def test_another_forward_than_the_tensors_say_is_refused() -> None:
     whole = drawn(Segmenter(TimmBackbone(nn.GELU(approximate="tanh"))))
     with pytest.raises(

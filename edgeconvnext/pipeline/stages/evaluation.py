@@ -15,7 +15,6 @@ from edgeconvnext.data.preprocess import to_value_range
 from edgeconvnext.data.size import size_text
 from edgeconvnext.errors import RunDirectoryError
 from edgeconvnext.machine import describe_device
-from edgeconvnext.pipeline.float16_notes import naming_overflows
 from edgeconvnext.pipeline.job import Job
 from edgeconvnext.pipeline.stages.images import read_images, skipped_texts
 from edgeconvnext.pipeline.stages.network import model_key
@@ -27,6 +26,7 @@ from edgeconvnext.pipeline.stages.values import (
     ReferenceValues,
     SizesValues,
 )
+from edgeconvnext.quantization.float16_notes import naming_overflows
 from edgeconvnext.received import reading
 from edgeconvnext.run.directory import RunDirectory, StageResult
 

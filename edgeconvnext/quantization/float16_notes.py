@@ -4,15 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Protocol
 
 from edgeconvnext.errors import EdgeConvNextError
-from edgeconvnext.pipeline.stages.values import Float16Values
 from edgeconvnext.quantization.ranges import LARGEST_FLOAT16
 
 SHOWN_LAYERS = 3
 
 
-def float16_notes(values: Float16Values | None) -> list[str]:
+class Float16Peaks(Protocol):
+    """What is said of: a `float16_range.Float16Range`, or what a run stored of one."""
+
+    @property
+    def peaks(self) -> dict[str, float]: ...
+
+    @property
+    def stream_exponents(self) -> tuple[int, ...]: ...
+
+    @property
+    def remaining(self) -> dict[str, float]: ...
+
+
+def float16_notes(values: Float16Peaks | None) -> list[str]:
     """Name the layers whose activations float16 does not hold, their largest magnitudes, what was done and what helps."""
     if values is None or not values.peaks:
         return []
@@ -35,7 +48,7 @@ def float16_notes(values: Float16Values | None) -> list[str]:
 
 
 @contextmanager
-def naming_overflows(values: Float16Values | None) -> Iterator[None]:
+def naming_overflows(values: Float16Peaks | None) -> Iterator[None]:
     """Add the layers that float16 does not hold to an error about answers that are NaN or infinite."""
     try:
         yield
