@@ -3,6 +3,7 @@
 #   make export TARGET=jetson [MODEL=weights.pth CALIB=set or folder [EVAL=set or folder]]
 #   make test PYTHON=python3.12
 #   make test TORCH=2.14.1
+#   make test-zoo
 
 PYTHON ?= python3
 VENV := .venv$(addprefix -,$(filter-out python3,$(notdir $(PYTHON))))$(if $(TORCH),-torch$(TORCH))
@@ -22,7 +23,7 @@ EVAL ?= digits_test
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup export target-named test test-all test-fast check fuzz crashes mutants bench clean
+.PHONY: help setup export target-named test test-all test-zoo test-fast check fuzz crashes mutants bench clean
 
 help:  ## List the goals
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -46,14 +47,30 @@ target-named:
 	@test -n "$(TARGET)" || { echo "Name a target: make export TARGET=jetson (or onnx, openvino, rtx, gpu, coreml)" >&2; exit 2; }
 
 test: $(INSTALLED)  ## Run the tests; PYTHON=python3.12 or TORCH=2.14.1: in an environment of its own
-	$(ONE_THREAD) $(BIN)/python -m pytest $(ON_ALL_CORES) -m "not data and not exhaustive"
+	$(ONE_THREAD) $(BIN)/python -m pytest $(ON_ALL_CORES) -m "not data and not exhaustive and not zoo"
 
 test-all: $(INSTALLED)  ## Run all tests: also more cases, those on photographs (EDGECONVNEXT_DATA or ../shared/data) and kernels (installs Triton)
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[demo,dev,triton]'
-	$(ONE_THREAD) $(BIN)/python -m pytest $(ON_ALL_CORES)
+	$(ONE_THREAD) $(BIN)/python -m pytest $(ON_ALL_CORES) -m "not zoo"
+
+# The libraries of networks bring a torch of their own; the pins of everything else are those of constraints.txt.
+ZOO_TORCH := 2.14.1
+ZOO_LIBRARIES := torchvision==0.29.1 timm==1.0.31 transformers==5.24.0
+ZOO_VENV := .venv$(addprefix -,$(filter-out python3,$(notdir $(PYTHON))))-zoo
+ZOO := $(ZOO_VENV)/zoo-installed
+
+$(ZOO): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(ZOO_VENV)
+	sed -e 's/^torch==.*/torch==$(ZOO_TORCH)/' -e '/^triton==/d' constraints.txt >$(ZOO_VENV)/constraints.txt
+	$(ZOO_VENV)/bin/python -m pip install --quiet --constraint $(ZOO_VENV)/constraints.txt --editable '.[dev]' \
+		$(ZOO_LIBRARIES)
+	@touch $(ZOO)
+
+test-zoo: $(ZOO)  ## Run the tests on real modules of timm, torchvision and transformers, which it installs beside .venv
+	$(ONE_THREAD) $(ZOO_VENV)/bin/python -m pytest $(ON_ALL_CORES) tests/zoo tests/model/test_modules.py
 
 test-fast: $(INSTALLED)  ## Run the tests that take less than ten seconds each
-	$(ONE_THREAD) $(BIN)/python -m pytest $(ON_ALL_CORES) -m "not slow and not data and not exhaustive"
+	$(ONE_THREAD) $(BIN)/python -m pytest $(ON_ALL_CORES) -m "not slow and not data and not exhaustive and not zoo"
 
 check: $(INSTALLED)  ## Run ruff and mypy
 	$(BIN)/ruff check .

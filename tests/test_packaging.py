@@ -147,7 +147,7 @@ def asked(clone: Path) -> list[str]:
 
 def test_make_alone_lists_every_goal(clone: Path) -> None:
     listed = make(clone).stdout
-    for goal in ("setup", "export", "test", "test-all", "test-fast", "check", "bench", "clean", "help"):
+    for goal in ("setup", "export", "test", "test-all", "test-zoo", "test-fast", "check", "bench", "clean", "help"):
         assert re.search(rf"^  make {goal} ", listed, re.MULTILINE)
     assert asked(clone) == []
 
@@ -162,6 +162,28 @@ def test_setup_installs_once_and_again_only_when_the_versions_change(clone: Path
     os.utime(clone / "constraints.txt", (newer, newer))
     assert make(clone, "setup").returncode == 0
     assert asked(clone)[2:] == ["python3 -m venv .venv", install]
+
+
+def test_the_zoo_has_an_environment_of_its_own_with_pinned_libraries(clone: Path) -> None:
+    assert make(clone, "test-zoo").returncode == 0
+    assert make(clone, "test-zoo").returncode == 0
+    assert asked(clone)[0] == "python3 -m venv .venv-zoo"
+    install, first, second = asked(clone)[1:]
+    assert (
+        first
+        == second
+        == (
+            "python -m pytest -n auto --dist loadfile --no-loadscope-reorder --max-worker-restart 0 "
+            "tests/zoo tests/model/test_modules.py"
+        )
+    )
+    assert install == (
+        "python -m pip install --quiet --constraint .venv-zoo/constraints.txt --editable .[dev] "
+        "torchvision==0.29.1 timm==1.0.31 transformers==5.24.0"
+    )
+    pins = (clone / ".venv-zoo/constraints.txt").read_text().splitlines()
+    assert "torch==2.14.1" in pins
+    assert not any(pin.startswith("triton==") for pin in pins)
 
 
 def test_another_python_or_torch_has_an_environment_of_its_own(clone: Path) -> None:
