@@ -40,9 +40,14 @@ def progress_bar(description: str, total: int | None, unit: Unit = "items") -> I
         _bar_is_shown = False
 
 
+def is_silent() -> bool:
+    """Return whether progress shows nowhere now: --quiet was given, or another bar is up."""
+    return _bar_is_shown
+
+
 def announce(line: str) -> None:
     """Say one thing at once on standard error, where progress shows."""
-    if not _bar_is_shown:
+    if not is_silent():
         sys.stderr.write(f"{line}\n")
         sys.stderr.flush()
 

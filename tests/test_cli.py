@@ -20,6 +20,16 @@ COMMANDS = (
 )  # fmt: skip
 
 
+LISTS = ("targets", "doctor")
+
+
+@pytest.mark.parametrize(
+    "command", [*(name for name in COMMANDS if name not in (*LISTS, "data")), "data get", "predict"]
+)
+def test_every_command_that_takes_time_can_be_quiet(command: str) -> None:
+    assert "--quiet" in run_command(*command.split(), "--help").stdout
+
+
 @pytest.fixture(scope="module")
 def exported(micro: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     folder = tmp_path_factory.mktemp("cli")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from edgeconvnext.cli.application import CommandWithPanels, app, data_app
-from edgeconvnext.cli.options import JsonOption
+from edgeconvnext.cli.options import JsonOption, QuietOption
 from edgeconvnext.cli.output import print_out
 from edgeconvnext.cli.values import path_value
+from edgeconvnext.progress import without_bars
 
 
 @app.command(cls=CommandWithPanels)
@@ -70,6 +72,7 @@ def data_get(
     destination: Annotated[
         Path | None, typer.Option("--destination", help="Folder to unpack into.", parser=path_value, metavar="<path>")
     ] = None,
+    quiet: QuietOption = False,
     accept_terms: Annotated[bool, typer.Option("--accept-terms", help="Agree to the set's terms of use.")] = False,
 ) -> None:
     """Fetch a public image set: checked, resumable, unpacked safely."""
@@ -80,4 +83,6 @@ def data_get(
         typer.echo(terms, err=True)
         if not accept_terms and sys.stdin.isatty():
             accept_terms = typer.confirm("Do you agree to these terms?", err=True)
-    typer.echo(f"ready: {fetch(name, destination, accept_terms=accept_terms)}")
+    with without_bars() if quiet else nullcontext():
+        folder = fetch(name, destination, accept_terms=accept_terms)
+    typer.echo(f"ready: {folder}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
@@ -12,8 +13,9 @@ import typer
 
 from edgeconvnext.cli.application import CommandWithPanels, app
 from edgeconvnext.cli.commands import examples_text
-from edgeconvnext.cli.options import ModelArgument
+from edgeconvnext.cli.options import ModelArgument, QuietOption
 from edgeconvnext.cli.values import finite, path_value
+from edgeconvnext.progress import is_silent, without_bars
 
 if TYPE_CHECKING:
     from edgeconvnext.model.loaded import LoadedModel
@@ -88,7 +90,8 @@ def with_switches(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(**values: Any) -> None:
         switches = {name: values.pop(name) for name in (*SWITCHES, "no_ema")}
-        command(**values, changes=_changes(switches))
+        with without_bars() if values.pop("quiet") else nullcontext():
+            command(**values, changes=_changes(switches))
 
     hints = get_type_hints(command, include_extras=True)
     own = [
@@ -100,7 +103,8 @@ def with_switches(command: Callable[..., None]) -> Callable[..., None]:
     no_ema = Annotated[
         bool, typer.Option("--no-ema", help="Write the last weights, not their average.", rich_help_panel="Recipe")
     ]
-    options.append(inspect.Parameter("no_ema", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=no_ema))
+    for name, annotation in (("no_ema", no_ema), ("quiet", QuietOption)):
+        options.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation))
     parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own] + options
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -222,10 +226,11 @@ def _request(
 
 
 def _run(model: LoadedModel, request: TrainRequest) -> None:
-    """Train, with the log on standard error, and say how it ended."""
+    """Train, with the log on standard error unless it is silent, and say how it ended."""
     from edgeconvnext.train.training import train_model
 
-    trained = train_model(model, request, lambda line: typer.echo(line, err=True))
+    silent = is_silent()
+    trained = train_model(model, request, lambda line: None if silent else typer.echo(line, err=True))
     last = trained.rows[-1] if trained.rows else None
     if not trained.leads:
         return

@@ -311,7 +311,7 @@ def test_it_checks_times_and_judges(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     # The last of three batches is filled up with the first images; those rows must not count. A different batch may
     # move a code across a rounding border, so not to the last digit.
     assert result["check"]["fidelity_db"] == pytest.approx(expected_db, abs=1.0)
-    assert result["check"]["top1_fp32"] == 100.0
+    assert result["check"]["score_fp32"] == 100.0
     assert {gate["name"]: gate["passed"] for gate in result["gates"]} == {"min_fidelity_db": True, "min_speedup": True}
     for name in ("artifact", "baseline"):
         times = result["latency"][name]

@@ -247,8 +247,8 @@ def compare(kit, measured):
     count = len(chosen)
     result["agreement"] = 100.0 * sum(a == b for a, b in zip(chosen, expected)) / count
     if kit.labels:
-        result["top1"] = 100.0 * sum(a == b for a, b in zip(chosen, kit.labels)) / count
-        result["top1_fp32"] = 100.0 * sum(a == b for a, b in zip(expected, kit.labels)) / count
+        result["score"] = 100.0 * sum(a == b for a, b in zip(chosen, kit.labels)) / count
+        result["score_fp32"] = 100.0 * sum(a == b for a, b in zip(expected, kit.labels)) / count
     return result
 
 

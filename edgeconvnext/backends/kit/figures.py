@@ -136,8 +136,8 @@ def _require_check(check: ResultCheck, record: DeviceRecord) -> None:
     if record.fidelity_db is None:  # of answers that are not finite nothing else is computed here
         return
     _require("check.agreement", check.agreement, record.agreement)
-    _require("check.top1", check.top1, None if record.artifact is None else record.artifact.value)
-    _require("check.top1_fp32", check.top1_fp32, None if record.fp32 is None else record.fp32.value)
+    _require("check.score", check.score, None if record.artifact is None else record.artifact.value)
+    _require("check.score_fp32", check.score_fp32, None if record.fp32 is None else record.fp32.value)
     known = {output.name: output for output in record.outputs}
     for index, output in enumerate(check.outputs if known else ()):
         computed = known.get(output.name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from edgeconvnext.backends.kit.description import MOST_LAYERS, Described, Text, checked, strict_json
 from edgeconvnext.backends.kit.known import Kit
@@ -124,15 +124,15 @@ class ResultOutput(Described):
 
 
 class ResultCheck(Described):
-    """What the device made of its answers."""
+    """What the device made of its answers. score: the task's, as accuracy.score of the report; older kits call it top1."""
 
     images: int
     outputs: list[ResultOutput] = Field(max_length=100)
     fidelity_db: float | None
     sqnr_db: float | None
     agreement: float | None = None
-    top1: float | None = None
-    top1_fp32: float | None = None
+    score: float | None = Field(default=None, validation_alias=AliasChoices("score", "top1"))
+    score_fp32: float | None = Field(default=None, validation_alias=AliasChoices("score_fp32", "top1_fp32"))
 
 
 class ResultGate(Described):
