@@ -115,6 +115,7 @@ def test_a_classifier_has_its_accuracy_at_every_size(runs: Path, several: Reques
     assert record.fidelity_db is None and record.outputs == []
 
 
+@pytest.mark.exhaustive
 def test_tensorrt_builds_from_the_smallest_to_the_largest(runs: Path, several: Request) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'edgeconvnext[rtx]'")
     outcome = pipeline.export(replace(several, head="features", target="jetson", output=runs / "jetson"))

@@ -366,7 +366,7 @@ def test_coreml_run_is_judged_by_the_reference_evaluator(network: str, micro: st
     ("network", "target", "scheme", "least_db", "most_drop_pp"),
     [
         ("micro", "coreml-w8", "W8A16", 38, 2),
-        ("micro", "coreml-p6", "W6A16", 29, 2),
+        pytest.param("micro", "coreml-p6", "W6A16", 29, 2, marks=pytest.mark.exhaustive),
         pytest.param("digits", "coreml-w8", "W8A16", 55, 0.2, marks=[pytest.mark.exhaustive, pytest.mark.slow]),
         pytest.param("digits", "coreml-p6", "W6A16", 48, 0.2, marks=[pytest.mark.exhaustive, pytest.mark.slow]),
     ],

@@ -94,7 +94,7 @@ def palettised(tmp_path_factory: pytest.TempPathFactory) -> Palettised:
     return made
 
 
-@pytest.mark.parametrize("palette_bits", [4, 6])
+@pytest.mark.parametrize("palette_bits", [4, pytest.param(6, marks=pytest.mark.exhaustive)])
 def test_palettised_weights_are_indices_and_equal_the_simulations(palettised: Palettised, palette_bits: int) -> None:
     program, path = palettised(palette_bits)
     info, weights = inspect_mlpackage(path), check_weights(program, path)

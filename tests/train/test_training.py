@@ -109,7 +109,9 @@ def test_a_training_that_is_done_is_not_said_to_go_on(whole: Path, tmp_path: Pat
     assert "going on at epoch 4" not in result.stderr
 
 
-@pytest.mark.parametrize(("end", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("end", "code"), [pytest.param(signal.SIGKILL, -signal.SIGKILL, marks=pytest.mark.exhaustive), (signal.SIGINT, 130)]
+)
 def test_training_goes_on_exactly_where_it_was_ended(
     end: signal.Signals, code: int, whole: Path, tmp_path: Path
 ) -> None:

@@ -87,6 +87,7 @@ def test_one_artifact_of_the_whole(result: QuantizedModule, tmp_path: Path) -> N
     assert latency.speedup is not None
 
 
+@pytest.mark.exhaustive
 def test_a_target_with_float16(tmp_path: Path) -> None:
     artifact = quantized(drawn(Segmenter(TorchvisionBackbone())), "jetson").export(tmp_path)
     assert artifact.path.is_file()
