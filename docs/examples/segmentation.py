@@ -3,19 +3,25 @@
     python docs/examples/segmentation.py fpn WEIGHTS TRAIN_FOLDER VAL_FOLDER --save segmenter.pt
     python docs/examples/segmentation.py upernet WEIGHTS TRAIN_FOLDER VAL_FOLDER --save segmenter.pt     (needs transformers)
 
-A mosaic is four photographs of different classes, cut together at random borders; the mask of each part is its class. Replace
-`mosaics` by a data set with masks, and the rest stays.
+Weights that `--save` names and that are there are loaded; `--further MOSAICS` trains them on. Training that was interrupted goes
+on from its last checkpoint, which lies beside them.
+
+A mosaic is four photographs of different classes, scaled to cover their parts and cut together at random borders; the mask of each
+part is its class. Replace `mosaics` by a data set with masks, and the rest stays.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
 import edgeconvnext
@@ -30,6 +36,11 @@ SIDE = 256
 LEAST = 96
 """Least side of one of its parts."""
 BATCH = 8
+CHECKPOINT_STEPS = 50
+RATE = 3e-3
+"""Highest learning rate; the backbone's is a tenth of it."""
+CALIBRATION, JUDGED = 128, 64
+"""Mosaics to calibrate on, and to measure SQNR on."""
 
 
 class FpnSegmenter(nn.Module):
@@ -111,10 +122,13 @@ def _mosaic(
     chosen = generator.choice(len(by_class), size=4, replace=False)
     corners = ((0, row, 0, column), (0, row, column, SIDE), (row, SIDE, 0, column), (row, SIDE, column, SIDE))
     for label, (top, bottom, left, right) in zip(chosen, corners, strict=True):
-        photograph = np.asarray(images.read(int(generator.choice(by_class[label]))))
-        y = generator.integers(photograph.shape[0] - (bottom - top), endpoint=True)
-        x = generator.integers(photograph.shape[1] - (right - left), endpoint=True)
-        pixels[top:bottom, left:right] = photograph[y : y + bottom - top, x : x + right - left]
+        photograph = images.read(int(generator.choice(by_class[label])))
+        ratio = max((right - left) / photograph.width, (bottom - top) / photograph.height)
+        size = (math.ceil(ratio * photograph.width), math.ceil(ratio * photograph.height))
+        scaled = np.asarray(photograph.resize(size, Image.Resampling.BICUBIC))
+        y = generator.integers(scaled.shape[0] - (bottom - top), endpoint=True)
+        x = generator.integers(scaled.shape[1] - (right - left), endpoint=True)
+        pixels[top:bottom, left:right] = scaled[y : y + bottom - top, x : x + right - left]
         mask[top:bottom, left:right] = label
     return pixels, mask
 
@@ -127,17 +141,38 @@ def logits_of(segmenter: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 
 def train(
-    segmenter: nn.Module, backbone: nn.Module, data: Iterator[tuple[torch.Tensor, torch.Tensor]], steps: int
+    segmenter: nn.Module,
+    backbone: nn.Module,
+    data: Iterator[tuple[torch.Tensor, torch.Tensor]],
+    steps: int,
+    rate: float,
+    checkpoint: Path,
 ) -> None:
-    """Train by cross-entropy at the logits' positions; the backbone, which is trained already, by a tenth of the rate."""
-    segmenter.train()
+    """Train by cross-entropy at the logits' positions; the backbone, which is trained already, by a tenth of the rate.
+
+    checkpoint: written every CHECKPOINT_STEPS steps; where it is there, training goes on from it.
+    """
+    # Channels last trains five times faster on x86, and bfloat16 twice as fast again where the processor has it.
+    segmenter.train().to(memory_format=torch.channels_last)
     own = {id(parameter) for parameter in backbone.parameters()}
     rest = [parameter for parameter in segmenter.parameters() if id(parameter) not in own]
-    groups = [{"params": list(backbone.parameters()), "lr": 3e-4}, {"params": rest, "lr": 3e-3}]
+    groups = [{"params": list(backbone.parameters()), "lr": rate / 10}, {"params": rest, "lr": rate}]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [3e-4, 3e-3], total_steps=steps, pct_start=0.1)
-    for step, (images, masks) in enumerate(data):
-        logits = logits_of(segmenter, images)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [rate / 10, rate], total_steps=steps, pct_start=0.1)
+    parts = {"segmenter": segmenter, "optimizer": optimizer, "schedule": schedule}
+    first = 0
+    if checkpoint.is_file():
+        stored = torch.load(checkpoint, weights_only=True)
+        first = stored.pop("step")
+        for name, state in stored.items():
+            parts[name].load_state_dict(state)
+    for step, (images, masks) in enumerate(itertools.islice(data, first, None), first):
+        if step > first and step % CHECKPOINT_STEPS == 0:
+            states = {name: part.state_dict() for name, part in parts.items()}
+            torch.save({"step": step, **states}, checkpoint.with_suffix(".part"))
+            checkpoint.with_suffix(".part").replace(checkpoint)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = logits_of(segmenter, images.to(memory_format=torch.channels_last)).float()
         targets = F.interpolate(masks[:, None].float(), size=logits.shape[2:], mode="nearest")[:, 0].long()
         loss = F.cross_entropy(logits, targets)
         optimizer.zero_grad()
@@ -146,7 +181,8 @@ def train(
         schedule.step()
         if step % 20 == 0:
             print(f"step {step}: loss {float(loss.detach()):.3f}", flush=True)
-    segmenter.eval()
+    segmenter.eval().to(memory_format=torch.contiguous_format)
+    checkpoint.unlink(missing_ok=True)
 
 
 def confusion(logits: torch.Tensor, masks: torch.Tensor) -> np.ndarray:
@@ -187,6 +223,7 @@ def main() -> None:
     )
     parser.add_argument("--target", default="onnx")
     parser.add_argument("--mosaics", type=int, default=4000, help="to train on")
+    parser.add_argument("--further", type=int, default=0, help="to train saved weights on")
     parser.add_argument("--held-out", type=int, default=320)
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -197,14 +234,16 @@ def main() -> None:
         FpnSegmenter(model.module, model.config.dims, classes) if options.kind == "fpn" else upernet(model, classes)
     )
     backbone = segmenter.get_submodule("encoder" if options.kind == "fpn" else "backbone")
+    count, seed = options.mosaics, 0
     if options.save.is_file():
         segmenter.load_state_dict(torch.load(options.save, weights_only=True))
         segmenter.eval()
-    else:
-        data = mosaics(training, model.preprocess, options.mosaics, seed=0)
-        train(segmenter, backbone, data, -(-options.mosaics // BATCH))
+        count, seed = options.further, 3
+    if count:
+        data = mosaics(training, model.preprocess, count, seed)
+        train(segmenter, backbone, data, -(-count // BATCH), RATE, options.save.with_suffix(".training.pt"))
         torch.save(segmenter.state_dict(), options.save)
-    calibration = (images for images, _ in mosaics(training, model.preprocess, 128, seed=1))
+    calibration = (images for images, _ in mosaics(training, model.preprocess, CALIBRATION, seed=1))
     quantized = edgeconvnext.quantize_within(segmenter, calib=calibration, target=options.target)
     artifact = quantized.export(options.save.with_suffix(""))
     runner = artifact.runner()
@@ -214,7 +253,9 @@ def main() -> None:
             counts[0].append(confusion(logits_of(segmenter, images), masks))
         counts[1].append(confusion(torch.from_numpy(runner.outputs(images.numpy())[0]), masks))
     before, after = (np.concatenate(parts) for parts in counts)
-    measured = quantized.measure((images for images, _ in mosaics(held_out, model.preprocess, 64, seed=2)), runner)
+    measured = quantized.measure(
+        (images for images, _ in mosaics(held_out, model.preprocess, min(JUDGED, options.held_out), seed=2)), runner
+    )
     low, high = paired_interval(before, after)
     print(
         f"{quantized.backbone.layout} names at {quantized.backbone.path!r}; float outputs moved by {quantized.error:.1e}"
