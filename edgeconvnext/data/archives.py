@@ -1,4 +1,4 @@
-"""Image sets in .tar or .tar.gz archives, read as they lie, by index: a packed stream has no places to go to.
+"""Image sets in .tar.gz archives: a packed stream has no places to go to. What is not packed is read in place (`tar_sets.py`).
 
 The first use of a set unpacks its archives into one file of the cache, image after image, with a list of where each lies. An image
 is then read from its place; memory holds the list alone, and there are no ten thousands of small files.

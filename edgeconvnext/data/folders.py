@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgeconvnext.data.folder_walk import contents_below, is_file, is_folder, visible
 from edgeconvnext.data.image_set import ClassesFrom
 from edgeconvnext.data.label_files import LABEL_FILES, read_image_labels
+from edgeconvnext.data.label_lists import read_label_list
 from edgeconvnext.data.raster_formats import has_image_suffix, image_suffixes, without_decoder
 from edgeconvnext.errors import ImageSetError
 from edgeconvnext.escape import for_terminal
@@ -75,7 +76,7 @@ def list_folder(root: Path, images_per_class: int | None = None, labels_file: Pa
     elif flat:
         listing = FolderListing(tuple(flat), None, (), _left_out(other_names))
     elif classes:
-        _refuse_splits(root, classes)
+        refuse_splits(root, classes)
         listing = listing_of_classes(classes, _left_out(name for name in others if "/" in name))
     else:
         raise ImageSetError(_no_images(root, others))
@@ -113,11 +114,23 @@ def _from_labels_file(root: Path, labels_file: Path, flat: list[str]) -> FolderL
     def locate(name: str) -> str | None:
         return name if _is_file(root, name) else stems.get(name)
 
-    pairs = read_image_labels(labels_file, root, locate)
+    return listing_of_labels(labels_of_file(labels_file, root, flat, locate), flat, labels_file)
+
+
+def labels_of_file(
+    labels_file: Path, root: Path, images: Sequence[str], locate: Callable[[str], str | None]
+) -> dict[str, str]:
+    """Return the class of each image that a file names: by pairs, or by a list with a line for each image of `root`."""
+    in_order = read_label_list(labels_file)
+    return read_image_labels(labels_file, root, locate) if in_order is None else in_order.of(images, root)
+
+
+def listing_of_labels(pairs: dict[str, str], images: Sequence[str], labels_file: Path) -> FolderListing:
+    """Return the images that `pairs`, read from `labels_file`, names a class for, in sorted order; a remark counts the others."""
     class_names = tuple(sorted(set(pairs.values())))
     index = {name: position for position, name in enumerate(class_names)}
     ids = sorted(pairs)
-    unlabelled = [name for name in flat if name not in pairs]
+    unlabelled = [name for name in images if name not in pairs]
     remarks = (f"{len(unlabelled)} images are not in {labels_file.name} and were left out: {_first(unlabelled)}",)
     labels = tuple(index[pairs[name]] for name in ids)
     return FolderListing(tuple(ids), labels, class_names, remarks if unlabelled else (), "file")
@@ -145,7 +158,7 @@ def first_of_each_class(root: Path, listing: FolderListing, limit: int) -> Folde
     return replace(listing, ids=ids, labels=labels)
 
 
-def _refuse_splits(root: Path, classes: dict[str, list[str]]) -> None:
+def refuse_splits(root: Path, classes: dict[str, list[str]]) -> None:
     """Tell train/ and val/ folders from classes: otherwise each split would count as a class."""
     if not set(map(str.lower, classes)) <= SPLIT_NAMES:
         return

@@ -14,3 +14,12 @@ def imagenet_classes() -> dict[str, str]:
     """
     lines = Path(__file__).with_name("imagenet_classes.txt").read_text(encoding="utf-8").splitlines()
     return dict(line.split(" ", 1) for line in lines)  # type: ignore[misc]
+
+
+@cache
+def devkit_synsets() -> tuple[str, ...]:
+    """Return the synsets in the order of ILSVRC2012_ID, the numbers 1 to 1000 of the devkit's ground truth.
+
+    Source: `map_clsloc.txt` of ILSVRC's devkits; `meta.mat` of the devkit of 2012 has the same order.
+    """
+    return tuple(Path(__file__).with_name("imagenet_devkit_order.txt").read_text(encoding="utf-8").split())

@@ -132,8 +132,8 @@ def _numbered(image_set: ImageSet, num_classes: int) -> np.ndarray:
     if outside:
         counted = " They seem to count from 1: subtract 1." if used[0] >= 1 and used[-1] == num_classes else ""
         raise LabelMismatchError(
-            f"The label file of {for_terminal(image_set.name)} gives the class {_first(list(map(str, outside)))}; the model has "
-            f"{num_classes} outputs, 0 to {num_classes - 1}.{counted} Repair these lines, or write class names "
+            f"A label of {for_terminal(image_set.name)} gives the class {_first(list(map(str, outside)))}; the model has "
+            f"{num_classes} outputs, 0 to {num_classes - 1}.{counted} Repair these labels, or write class names "
             "in place of the numbers."
         )
     return np.array([number if 0 <= number < num_classes else -1 for number in numbers], dtype=np.int64)

@@ -15,6 +15,7 @@ from edgeconvnext.data.folders import SPLIT_NAMES, FolderListing, first_of_each_
 from edgeconvnext.data.image_set import FolderReader, ImageReader, ImageSet
 from edgeconvnext.data.imagenet import imagenet_classes
 from edgeconvnext.data.names import unsafe_name
+from edgeconvnext.data.shards import holds_shards_alone, is_packed, read_shards, shard_files
 from edgeconvnext.errors import ConfigFileError, ImageSetError, nearest
 from edgeconvnext.escape import for_terminal
 from edgeconvnext.received import MIB, require_regular_file, user_path
@@ -132,10 +133,10 @@ def data_roots() -> list[Path]:
 def resolve_image_set(
     name_or_path: str | Path, *, labels: str | Path | None = None, skip_broken: bool = False
 ) -> ImageSet:
-    """Find an image set by its name, by a folder of images, or by a TOML file of the user's own.
+    """Find an image set by its name, by a folder of images, by shards (`shards.py`), or by a TOML file of the user's own.
 
-    labels: a file that names the class of each image of a folder, as in `label_files`. skip_broken: leave
-    images out that cannot be read, however many.
+    labels: a file that names the class of each image of a folder or of shards, as in `label_files` and `label_lists`.
+    skip_broken: leave images out that cannot be read, however many.
 
     A name is looked for under EDGECONVNEXT_DATA, then in ~/.cache/edgeconvnext; a folder as given, then in these two.
     Raises ImageSetError when it is not there (with how to get it) or holds no images, ConfigFileError for a TOML that
@@ -165,7 +166,11 @@ def _find(text: str, labels: Path | None) -> ImageSet:
     for folder in [path, *(root / path for root in data_roots())]:
         if text and _is_folder(folder):
             return _from_folder(folder, _folder_name(folder), labels=labels)
+        if text and (shards := shard_files(folder)):
+            return _from_shards(shards, folder.name, labels=labels)
     if text and os.path.exists(path):  # noqa: PTH110
+        if labels is None and path.is_file() and is_packed(path):
+            return _from_archives([path], path.name, None)
         return _from_folder(path, path.name)
     raise ImageSetError(
         f"There is no image set or folder {text!r}.{nearest(text, set_files())} Known sets: {', '.join(set_files())}; "
@@ -186,12 +191,13 @@ def _from_set_file(description: SetFile, roots: list[Path]) -> ImageSet:
 def _from_data_folders(description: SetFile, roots: list[Path]) -> ImageSet:
     """Return the set from the first data folder that holds one of its folders, or else its archives."""
     for root in roots:
+        archives = find_archives(root, description.archives)
         for folder in description.folders:
             # Path's "/" keeps an absolute right side as it is, so a user's file may name absolute folders.
             candidate = root / user_path(folder, ImageSetError)
-            if _is_folder(candidate):
+            if _is_folder(candidate) and not (archives and holds_shards_alone(candidate)):
                 return _from_folder(candidate, description.name, description.images_per_class)
-        if archives := find_archives(root, description.archives):
+        if archives:
             return _from_archives(archives, description.name, description.images_per_class)
     raise _missing(description, roots)
 
@@ -214,13 +220,26 @@ def _is_folder(path: Path) -> bool:
 
 
 def _from_folder(folder: Path, name: str, images_per_class: int | None = None, labels: Path | None = None) -> ImageSet:
+    if shards := shard_files(folder):
+        return _from_shards(shards, name, images_per_class, labels)
     return _from_listing(name, list_folder(folder, images_per_class, labels), FolderReader(folder.resolve()))
 
 
 def _from_archives(archives: list[Path], name: str, images_per_class: int | None) -> ImageSet:
+    if not any(map(is_packed, archives)):
+        return _from_shards(archives, name, images_per_class)
     listing, reader = read_archives(archives, cache_dir() / "archives")
     if images_per_class is not None:
         listing = first_of_each_class(archives[0], listing, images_per_class)
+    return _from_listing(name, listing, reader)
+
+
+def _from_shards(
+    files: list[Path], name: str, images_per_class: int | None = None, labels: Path | None = None
+) -> ImageSet:
+    listing, reader = read_shards(files, labels)
+    if images_per_class is not None:
+        listing = first_of_each_class(files[0], listing, images_per_class)
     return _from_listing(name, listing, reader)
 
 

@@ -21,8 +21,10 @@ from edgeconvnext.received import reason
 # Photographs are packed already: an archive of them unpacks to about its own size, headers and last blocks included.
 MOST_EXPANSION = 3
 _SLACK_BYTES = 2**20
-# tarfile keeps a kilobyte for each. Imagenette has 13,413.
+# Imagenette has 13,413.
 MOST_MEMBERS = 200_000
+# ImageNet's training images are 1.3 million, Open Images' 9 million.
+MOST_LISTED = 20_000_000
 _CHUNK = 2**20
 _GZIP = b"\x1f\x8b"
 _DAMAGES = (tarfile.TarError, EOFError, zlib.error, ValueError, OverflowError, OSError)
@@ -40,7 +42,7 @@ def unpack(stream: BinaryIO, size_bytes: int, folder: Path, source: str) -> None
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         with _opened(stream, size_bytes) as tar:
-            for member in _members(tar):
+            for member in _members(tar, MOST_MEMBERS):
                 _unpack_member(tar, member, temporary)
         if not (temporary / folder.name).is_dir():
             raise DownloadError(f"The archive {for_terminal(source)} holds no folder {for_terminal(folder.name)}.")
@@ -57,13 +59,34 @@ def archive_files(
     """Yield name and content of each plain file of an archive, by the rules of `unpack`; raises `kind` where it breaks them."""
     try:
         with _opened(stream, size_bytes) as tar:
-            for member in _members(tar):
+            for member in _members(tar, MOST_MEMBERS):
                 if (fault := _fault(member)) is not None:
                     raise kind(f"{for_terminal(source)} holds {for_terminal(member.name)[:200]}, which {fault}.")
                 if member.isreg():
                     yield PurePosixPath(member.name).as_posix(), _content(tar, member)
     except _DAMAGES as error:
         raise _damaged(error, source, kind) from error
+
+
+def archive_places(
+    stream: BinaryIO, size_bytes: int, source: str, kind: type[EdgeConvNextError]
+) -> Iterator[tuple[str, int, int]]:
+    """Yield name, first byte and size of each plain file of a .tar that is not packed, by the rules of `unpack`.
+
+    Only headers are read, and none is kept. The stream may be read between two files. Raises `kind` where a rule is broken, also
+    for a file that ends beyond the archive.
+    """
+    try:
+        with _opened(stream, size_bytes) as tar:
+            for member in _members(tar, MOST_LISTED):
+                if (fault := _fault(member)) is not None:
+                    raise kind(f"{for_terminal(source)} holds {for_terminal(member.name)[:200]}, which {fault}.")
+                if member.isreg():
+                    if member.offset_data + member.size > size_bytes:
+                        raise tarfile.ReadError(f"it ends within {member.name[:200]}")
+                    yield PurePosixPath(member.name).as_posix(), member.offset_data, member.size
+    except _DAMAGES as error:
+        raise _damaged(error, source, kind, "read") from error
 
 
 def _opened(stream: BinaryIO, size_bytes: int) -> tarfile.TarFile:
@@ -75,18 +98,19 @@ def _opened(stream: BinaryIO, size_bytes: int) -> tarfile.TarFile:
     return tarfile.open(fileobj=cast(Any, _Bounded(plain, most)), mode="r:")
 
 
-def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+def _members(tar: tarfile.TarFile, most: int) -> Iterator[tarfile.TarInfo]:
     for number, member in enumerate(tar):
-        if number >= MOST_MEMBERS:
-            raise tarfile.TarError(f"it has more than {MOST_MEMBERS:,} members")
+        if number >= most:
+            raise tarfile.TarError(f"it has more than {most:,} members")
         yield member
+        tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep a kilobyte for each
 
 
-def _damaged(error: Exception, source: str, kind: type[EdgeConvNextError]) -> Exception:
+def _damaged(error: Exception, source: str, kind: type[EdgeConvNextError], verb: str = "unpacked") -> Exception:
     """Return what to raise: an error of the disk itself, else `kind`."""
     if isinstance(error, OSError) and error.errno is not None and error.errno not in _ARCHIVE_FAULTS:
         return error
-    return kind(f"The archive {for_terminal(source)} cannot be unpacked: {reason(error).rstrip('.')}.")
+    return kind(f"The archive {for_terminal(source)} cannot be {verb}: {reason(error).rstrip('.')}.")
 
 
 def _fault(member: tarfile.TarInfo) -> str | None:

@@ -33,7 +33,9 @@ class CalibrationImages(Options):
     """Images that a network is calibrated on."""
 
     PANEL = "Input"
-    calib: str | Path | Any | None = option(None, "Calibration images: a set's name or a folder.", metavar="<set>")
+    calib: str | Path | Any | None = option(
+        None, "Calibration images: a set's name, a folder, or shards.", metavar="<set>"
+    )
     num_images: int = option(256, "Calibration images in all; a third is held out.")
     skip_broken: bool = option(
         False, "Leave out images that cannot be read, however many. Default: more than 1 % of a set are an error."
@@ -91,11 +93,11 @@ class EvaluationImages(Options):
 
     PANEL = "Input"
     eval: str | Path | Any | None = option(
-        None, "Evaluation images, labelled for a classifier: a set's name or a folder.", metavar="<set>"
+        None, "Evaluation images, labelled for a classifier: a set's name, a folder, or shards.", metavar="<set>"
     )
     labels: str | Path | None = option(
         None,
-        "File with the class of each evaluation image, by name or number, a line file,class for each.",
+        "File with the class of each evaluation image: a line file,class for each, or a list in the order of the file names.",
         needs="eval",
         parse=parsers.path,
         metavar="<path>",

@@ -265,6 +265,7 @@ def _texts(work: Path) -> list[Loader]:
         Loader("image set file", (set_toml,), work / "set" / "set.toml", mostly(any_toml), resolve_image_set),
         Loader("labels.csv", labels, labelled / "labels.csv", any_bytes, lambda path: resolve_image_set(path.parent)),
         Loader("archive of images", (_archive(labelled),), work / "archive.tar", any_bytes, _unpack),
+        Loader("shard of samples", (_shard(),), work / "shard.tar", any_bytes, _read_shard),
         Loader("search memory", (memory,), work / "measured.jsonl", mostly(any_json), _remembered),
     ]  # fmt: skip
 
@@ -274,6 +275,31 @@ def _archive(folder: Path) -> bytes:
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
         tar.add(folder, "labelled")
     return buffer.getvalue()
+
+
+def _shard() -> bytes:
+    from PIL import Image
+
+    picture, buffer = io.BytesIO(), io.BytesIO()
+    Image.new("RGB", (8, 8)).save(picture, "png")
+    samples = {"a.png": picture.getvalue(), "a.cls": b"1", "b.png": picture.getvalue(), "b.json": b'{"label": 2}'}
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for name, content in samples.items():
+            member = tarfile.TarInfo(name)
+            member.size, member.pax_headers = len(content), {"comment": "a sample"}
+            tar.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def _read_shard(path: Path) -> object:
+    from edgeconvnext.data.images import BrokenImage
+    from edgeconvnext.data.sets import resolve_image_set
+
+    images = resolve_image_set(path)
+    for index in range(len(images)):
+        with suppress(BrokenImage):
+            images.read(index)
+    return None
 
 
 def _unpack(path: Path) -> object:
