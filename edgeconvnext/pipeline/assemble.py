@@ -106,7 +106,7 @@ def _classifier_accuracy(job: Job, stages: ClassifierStages) -> tuple[Accuracy, 
         task=job.task[0].name,
     )
     result.task_reason = job.task[1]
-    result.measure_with = evaluation.command
+    result.measure_with = evaluation.command or ""
     positions = {evaluation.images.ids[position]: int(position) for position in logits.positions}
     for flip in result.flips[:SHOWN_FLIPS]:
         flip.thumbnail = _thumbnail(job, positions[flip.image])

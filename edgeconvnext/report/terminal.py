@@ -69,7 +69,7 @@ def _accuracy(report: Report) -> RenderableType:
     rows = (("FP32", accuracy.fp32), ("simulated", accuracy.simulated), ("artifact", accuracy.artifact))
     if not any(scores for _, scores in rows):
         absent = Text(f"{capitalized(accuracy.score or 'top-1')} not measured" + _because(report, "accuracy.fp32"))
-        return absent if accuracy.measure_with is None else Group(*_agreement(report), Text(), absent)
+        return Group(*_agreement(report), Text(), absent) if accuracy.measure_with else absent
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for name in ("", accuracy.score or "top-1", "95 % interval", "top-5", "images"):
         table.add_column(name, justify="left" if not name else "right", no_wrap=True)
@@ -82,7 +82,7 @@ def _agreement(report: Report) -> list[Text]:
     """Return what can be said without the model's classes first, then the command that measures the score."""
     facts = {fact.name: fact.value for fact in answer_facts(report) if fact.value is not None}
     said = "; ".join(f"{name} {facts[name]}" for name in ("agreement", "logit SQNR") if name in facts)
-    command = Text(str(report.accuracy.measure_with), "bold", overflow="fold")
+    command = Text(report.accuracy.measure_with, "bold", overflow="fold")
     return [Text(f"{capitalized(said)}.")] * bool(said) + [Text.assemble("Measure top-1 with: ", command)]
 
 

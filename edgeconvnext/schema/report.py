@@ -114,9 +114,7 @@ class Accuracy(Record):
     simulated_sqnr_db: Decibel | None = None
     measured_on: Literal["artifact", "simulation"] | None = None
     runtime: str | None = None
-    measure_with: str | None = Field(
-        default=None, description="command that measures the score, where these images cannot"
-    )
+    measure_with: str = Field(default="", description="command that measures the score, where these images cannot")
     classes: list[ClassChange] = []
     flips: list[Flip] = []
 
