@@ -83,7 +83,9 @@ def _agreement(report: Report) -> list[Text]:
     facts = {fact.name: fact.value for fact in answer_facts(report) if fact.value is not None}
     said = "; ".join(f"{name} {facts[name]}" for name in ("agreement", "logit SQNR") if name in facts)
     command = Text(report.accuracy.measure_with, "bold", overflow="fold")
-    return [Text(f"{capitalized(said)}.")] * bool(said) + [Text.assemble("Measure top-1 with: ", command)]
+    return [Text(f"{capitalized(said)}.")] * bool(said) + [
+        Text.assemble(f"Measure {report.accuracy.score or 'top-1'} with: ", command)
+    ]
 
 
 def _outputs(report: Report) -> Table:
