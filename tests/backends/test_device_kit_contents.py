@@ -190,7 +190,11 @@ def exported(folder: Path, target: str, *names: str, layers: bool = False) -> di
     networks = KitNetworks(*sorted({folder / name.partition("/")[0] for name in names}), "W8A8", "FP32")
     values = LayerOutput("stages.0", "stages.0_out", 4, np.ones((2, 4), np.float32))
     vectors = CheckVectors(
-        np.ones((2, 3, 1, 1), np.float32), np.ones((2, 3)), np.ones((2, 3)), layers=(values,) if layers else ()
+        np.ones((2, 3, 1, 1), np.float32),
+        np.ones((2, 3)),
+        np.ones((2, 3)),
+        layers=(values,) if layers else (),
+        task="multi-label",
     )
     write_device_kit(folder / "device", vectors, networks, model_name="small", target=load_target(target))
     return json.loads((folder / "device" / "kit.json").read_text())
@@ -212,6 +216,7 @@ def test_kit_json_lists_every_file_that_the_script_reads(
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     for name in (about["script"], "kit.json", "README.txt", "classify.swift"):
         files.pop(name, None)
+    assert about["task"] == "multi-label"
     assert about["files"] == {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
     assert set(about["files"]) >= {*names, "vectors.bin"}
     assert {"added_outputs.pb", "layer_values.bin"} <= set(about["files"]) or not layers

@@ -96,7 +96,7 @@ class CheckVectors:
     def first(self, count: int) -> CheckVectors:
         labels = None if self.labels is None else self.labels[:count]
         kept = (self.images[:count], self.fp32[:count], self.simulated[:count])
-        return CheckVectors(*kept, labels, self.layers, self.outputs)
+        return CheckVectors(*kept, labels, self.layers, self.outputs, self.task)
 
 
 def compared_values(names: Sequence[str], outputs: Sequence[np.ndarray]) -> tuple[np.ndarray, tuple[KitOutput, ...]]:
