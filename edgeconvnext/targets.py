@@ -227,7 +227,7 @@ class Target(Section):
 
 def with_ends(target: Target, input_type: InputType, *, probabilities: bool) -> Target:
     """Return the target with pixels at its artifact's input, and probabilities beside its logits, where asked for."""
-    pixels = {"type": input_type, "value_range": "0..255"} if input_type == "uint8" else {}
+    pixels = {"type": input_type} | ({"value_range": "0..255"} if input_type == "uint8" else {})
     output = OutputSection(probabilities=True) if probabilities else target.output
     return target.model_copy(update={"input": target.input.model_copy(update=pixels), "output": output})
 

@@ -155,10 +155,10 @@ def test_without_model_and_hub_the_shipped_network_is_taken_and_named_first(tmp_
     )
     assert result.returncode == 0, result.stderr
     first = result.stderr.splitlines()[0]
-    assert "the shipped atto_imagenette is taken" in first and "Name another model with --model" in first
-    told = next(part for part in result.stdout.split("\n\n") if "agreement" in part.lower())
-    assert re.match(r"Agreement .* of images.*logit SQNR .* dB", told)
-    assert "edgeconvnext quantize --calib photos --eval imagenette_val" in " ".join(told.split())
+    assert "the shipped atto_imagenette is used" in first and "Name another model with --model" in first
+    agreement = next(part for part in result.stdout.split("\n\n") if "agreement" in part.lower())
+    assert re.match(r"Agreement .* of images.*logit SQNR .* dB", agreement)
+    assert "edgeconvnext quantize --calib photos --eval imagenette_val" in " ".join(agreement.split())
 
 
 def test_ctrl_c_leaves_no_half_artifact_and_a_second_run_resumes(micro: str, tmp_path: Path) -> None:

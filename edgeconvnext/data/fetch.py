@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from io import BufferedRandom
@@ -10,11 +9,10 @@ from pathlib import Path
 
 from edgeconvnext.data.download import download
 from edgeconvnext.data.fetch_files import fetch_files
-from edgeconvnext.data.part_files import disk_errors, locked, opened, require_space
+from edgeconvnext.data.part_files import disk_errors, locked, opened, require_sha256, require_space
 from edgeconvnext.data.sets import ArchiveSection, cache_dir, load_set_file
 from edgeconvnext.data.unpack import unpack
 from edgeconvnext.errors import DownloadError
-from edgeconvnext.escape import for_terminal
 from edgeconvnext.received import user_path
 
 # JPEGs hardly compress, so the unpacked files need about what the archive does, plus their last blocks.
@@ -89,7 +87,7 @@ def fetch_archive(archive: ArchiveSection, destination: Path) -> Path:
                     way_out=f"Without network, unpack a copy of the archive in the data folder yourself, so that it holds "
                     f"{archive.folder}/.",
                 )
-                _check_sum(archive, stream, part)
+                require_sha256(stream, archive.sha256, part, archive.url, "archive")
                 unpack(stream, archive.size_bytes, folder, archive.url)
             part.unlink()
     return folder
@@ -104,14 +102,3 @@ def _remove_leftovers(archive: ArchiveSection, destination: Path) -> None:
 def _check_space(archive: ArchiveSection, destination: Path, stream: BufferedRandom) -> None:
     needed = int(archive.size_bytes * (1 + _UNPACKED_SHARE)) - stream.seek(0, os.SEEK_END)
     require_space(needed, destination, archive.folder)
-
-
-def _check_sum(archive: ArchiveSection, stream: BufferedRandom, part: Path) -> None:
-    stream.seek(0)
-    digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    if digest != archive.sha256:
-        part.unlink()
-        raise DownloadError(
-            f"What arrived from {for_terminal(archive.url)} has sha256 {digest}, the published archive has {archive.sha256}. It "
-            "was deleted; run the command again, and if it happens twice, do not trust that server."
-        )

@@ -14,7 +14,14 @@ from urllib.parse import quote
 
 from edgeconvnext.data.download import download
 from edgeconvnext.data.names import unsafe_name
-from edgeconvnext.data.part_files import disk_errors, locked, opened, refuse_what_is_no_file, require_space
+from edgeconvnext.data.part_files import (
+    disk_errors,
+    locked,
+    opened,
+    refuse_what_is_no_file,
+    require_sha256,
+    require_space,
+)
 from edgeconvnext.data.sets import FilesSection
 from edgeconvnext.errors import ConfigFileError, DownloadError
 from edgeconvnext.escape import for_terminal
@@ -123,14 +130,7 @@ def _fetch_one(
             description=f"Downloading {listed.name}",
             way_out=f"Without network, copy the files into {files.folder}/ of the data folder yourself.",
         )
-        stream.seek(0)
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    if digest != listed.sha256:
-        arriving.unlink()
-        raise DownloadError(
-            f"What arrived from {for_terminal(url)} has sha256 {digest}, the published file has {listed.sha256}. It was deleted; "
-            "run the command again, and if it happens twice, do not trust that server."
-        )
+        require_sha256(stream, listed.sha256, arriving, url, "file")
     arriving.replace(target)
     with lock:
         advance(listed.size_bytes)

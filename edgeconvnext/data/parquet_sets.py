@@ -214,7 +214,7 @@ def _place(image_id: str) -> tuple[str, int]:
 
 @lru_cache(maxsize=1)
 def _row_group(file: str, stamp: str, group: int, column: str) -> Any:
-    """Return the images' bytes in one row group; images are mostly asked for in order, so the latest is kept.
+    """Return the images' bytes in one row group. The latest group stays in memory: images are mostly read in order.
 
     Without threads of Arrow's own (pre_buffer, use_threads), which the loader's forked processes would not have.
     """

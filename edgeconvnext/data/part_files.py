@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 import stat
@@ -55,6 +56,18 @@ def refuse_what_is_no_file(path: Path) -> None:
         raise DownloadError(
             f"{for_terminal(path)} is a link, a folder, a pipe or a device, and the download needs a file there. Look at what it "
             "is and remove it."
+        )
+
+
+def require_sha256(stream: BufferedRandom, expected: str, part: Path, url: str, what: str) -> None:
+    """Delete `part` and raise DownloadError where its content, `stream`, has another hash than `what` is published with."""
+    stream.seek(0)
+    digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if digest != expected:
+        part.unlink()
+        raise DownloadError(
+            f"What arrived from {for_terminal(url)} has sha256 {digest}, the published {what} has {expected}. It "
+            "was deleted; run the command again, and if it happens twice, do not trust that server."
         )
 
 

@@ -253,7 +253,7 @@ def resolve(request: Request) -> Job:
     bits = _bits(request)
     _check_method(request, target)
     if not model.config.num_classes:
-        _check_backbone(request, model)
+        _check_backbone(request, model, target)
     _check_task(request, model)
     for size in request.sizes:
         check_input_size(model.config, size)
@@ -339,10 +339,10 @@ def _check_task(request: Request, model: LoadedModel) -> None:
         )
 
 
-def _check_backbone(request: Request, model: LoadedModel) -> None:
+def _check_backbone(request: Request, model: LoadedModel, target: Target) -> None:
     """Refuse what is judged by answers, which a network without classifier does not give."""
     ends = ", ".join(model.module.output_names)
-    if request.probabilities:
+    if target.output.probabilities:
         raise QuantizationError(f"--probabilities are made of logits, and this network ends with {ends}. Leave it out.")
     if request.max_drop is not None:
         raise QuantizationError(
@@ -422,9 +422,10 @@ def _check_prepared(request: Request, model: LoadedModel, images: ImageSet, targ
 def named_target(request: Request) -> Target:
     """Look up the target of a request; a run that is measured again brings its own."""
     target = request.stored_target or load_target(request.target)
-    if request.input == "float32" and not request.probabilities:
+    if not request.is_given("input") and not request.probabilities:
         return target
-    target = with_ends(target, request.input, probabilities=request.probabilities)
+    input_type = request.input if request.is_given("input") else target.input.type
+    target = with_ends(target, input_type, probabilities=request.probabilities)
     check_target(target)
     return target
 
@@ -455,7 +456,7 @@ def _read_inputs(
         return read(DEFAULT_MODEL)
     except HubUnreachableError:
         note = (
-            f"No model was named and the hub does not answer, so the shipped {SHIPPED_MODEL} is taken, which knows ten classes of "
+            f"No model was named and the hub does not answer, so the shipped {SHIPPED_MODEL} is used. It knows ten classes of "
             f"photographs. Name another model with --model or {MODEL_VARIABLE}."
         )
     except CheckpointError as error:

@@ -12,11 +12,16 @@ import pytest
 from PIL import Image
 
 from edgeconvnext import load_artifact
+from edgeconvnext.backends import load_target
+from edgeconvnext.backends.metadata import ArtifactMetadata
+from edgeconvnext.backends.onnx.file_ends import add_ends, ends_of
 from edgeconvnext.config_file import parse_toml
 from edgeconvnext.data.digits import digits_set
 from edgeconvnext.data.preprocess import as_element_type
 from edgeconvnext.errors import ConfigFileError
-from edgeconvnext.targets import Target, target_files
+from edgeconvnext.options.commands import Export
+from edgeconvnext.pipeline.job import Request, named_target
+from edgeconvnext.targets import Target, target_files, with_ends
 from tests.in_process import fails, run_command
 from tests.micro import micro_model, write_micro
 
@@ -139,6 +144,51 @@ def test_a_target_file_may_ask_for_them(tmp_path: Path) -> None:
     path.write_text(wanted.replace('value_range = "0..255"', ""))
     with pytest.raises(ConfigFileError, match=r'type "uint8" takes pixels'):
         parse_toml(path, Target)
+
+
+def test_a_target_file_with_probabilities_refuses_features(tmp_path: Path) -> None:
+    path = tmp_path / "shares.toml"
+    text = target_files()["onnx"].read_text(encoding="utf-8")
+    path.write_text(f"{text}\n[output]\nprobabilities = true\n")
+    model = write_micro(tmp_path / "micro.safetensors")
+    options = ("--head", "features", *COMMON)
+    fails(run_command("export", "--target", path, "--model", model, *options), 1, "made of logits")
+
+
+def test_an_input_type_that_is_given_counts_more_than_the_target_files(tmp_path: Path) -> None:
+    path = tmp_path / "pixels.toml"
+    text = target_files()["onnx"].read_text(encoding="utf-8")
+    path.write_text(f'{text}\n[input]\ntype = "uint8"\nvalue_range = "0..255"\n')
+    asked = Request.from_options(Export.of(given={"target": str(path), "input": "float32"}))
+    assert named_target(asked).input.type == "float32"
+    assert named_target(Request.from_options(Export.of(given={"target": str(path)}))).input.type == "uint8"
+
+
+@pytest.mark.parametrize(
+    ("task", "operator"), [("single-label", "Softmax"), ("binary", "Sigmoid"), ("multi-label", "Sigmoid")]
+)
+def test_probabilities_are_those_of_the_task(task: str, operator: str) -> None:
+    import onnx_ir
+    import onnxruntime
+
+    target = with_ends(load_target("onnx"), "float32", probabilities=True)
+    metadata = ArtifactMetadata("micro", None, micro_model().preprocess, "normalized", "0.1", notes={"task": task})
+    ends = ends_of(target, metadata)
+    assert ends.probabilities == operator
+    logits = onnx_ir.Value(
+        name="logits", shape=onnx_ir.Shape(["batch", 3]), type=onnx_ir.TensorType(onnx_ir.DataType.FLOAT)
+    )
+    image = onnx_ir.Value(name="image", shape=logits.shape, type=logits.type)
+    same = onnx_ir.node("Identity", [image], outputs=[logits])
+    graph = onnx_ir.Graph([image], [logits], nodes=[same], opset_imports={"": 20}, name="same")
+    model = onnx_ir.Model(graph, ir_version=10)
+    add_ends(model, ends)
+    session = onnxruntime.InferenceSession(onnx_ir.to_proto(model).SerializeToString())
+    values = np.array([[0.5, -2.0, 1.0]], np.float32)
+    (shares,) = session.run(["probabilities"], {"image": values})
+    exact = np.exp(values.astype(np.float64))
+    exact = exact / exact.sum() if operator == "Softmax" else exact / (1 + exact)
+    np.testing.assert_allclose(shares, exact, rtol=2e-6)
 
 
 def test_pixels_are_whole_numbers() -> None:

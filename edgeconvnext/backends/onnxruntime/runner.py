@@ -60,8 +60,8 @@ class OnnxRunner:
         """
         try:
             inputs = as_element_type(inputs, ELEMENT_TYPES[self._input.type])
-            found = self._session.run(self._outputs, {self._input.name: inputs})
-            return tuple(output.astype(np.float32, copy=False) for output in found)
+            outputs = self._session.run(self._outputs, {self._input.name: inputs})
+            return tuple(output.astype(np.float32, copy=False) for output in outputs)
         except Exception as error:  # onnxruntime's own exceptions share no base class but Exception
             raise ExportError(
                 f"{self.name} takes inputs of shape {self._input.shape} and does not run on {list(inputs.shape)}: "
