@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import gc
 
-_WORTH_COLLECTING_MIB = 32.0
+WORTH_COLLECTING_MIB = 32.0
 # Numbers of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 _LARGEST_INT = 2**31 - 1
@@ -22,7 +22,7 @@ def give_back_free_memory() -> None:
     """
     global _resident_when_given_back
     resident = resident_mib()
-    if resident - _resident_when_given_back < _WORTH_COLLECTING_MIB:
+    if resident - _resident_when_given_back < WORTH_COLLECTING_MIB:
         _resident_when_given_back = min(_resident_when_given_back, resident)
         return
     gc.collect()

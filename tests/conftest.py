@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import importlib
 import os
 import signal
@@ -18,14 +19,23 @@ from micro import write_micro
 from PIL import Image
 from short_turns import DURATIONS_S
 
-from edgeconvnext import progress
+from edgeconvnext import memory, progress
 from edgeconvnext.evaluation import timing as interleaved
 
 # Triton's interpreter runs kernels on a CPU, one program after the other, with a GPU's arithmetic. Read when triton is imported.
 os.environ["TRITON_INTERPRET"] = "1"
 
 _CHECKOUT = Path(__file__).resolve().parent.parent
-_LONGEST_FILES = ("test_readme.py", "test_pipeline.py", "test_training.py", "test_own_targets.py", "test_compress.py")
+_LONGEST_FILES = (
+    *("test_readme.py", "test_pipeline.py", "test_larger_module.py", "test_remote.py", "test_received_runs.py"),
+    *(
+        "test_coreml.py",
+        "test_placement_search.py",
+        "test_reconstruct.py",
+        "test_hostile_boards.py",
+        "test_training.py",
+    ),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -100,6 +110,17 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def _ctrl_c_reaches_children() -> None:
     """A shell starts background jobs with Ctrl-C ignored, and children inherit that; with a handler here they do not."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _memory_stays_taken() -> Iterator[None]:
+    """A process of many exports would look through torch's million objects a thousand times: an eighth of the suite's time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory, "WORTH_COLLECTING_MIB", float("inf"))
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -170,6 +170,7 @@ def test_jetson_says_what_the_board_must_measure(few: Request, runs: Path) -> No
     assert all(check.passed for check in outcome.report.checks)
 
 
+@pytest.mark.exhaustive
 def test_core_ml_gives_every_stage_to_the_reference_evaluator(few: Request, runs: Path) -> None:
     pytest.importorskip("coremltools", reason="coremltools is not installed: pip install 'edgeconvnext[coreml]'")
     outcome = pipeline.export(replace(few, target="coreml", output=runs / "coreml"))

@@ -41,6 +41,7 @@ def test_the_pyramid_learns_to_find_what_was_pasted_into_photographs(
         assert torch.equal(parameter, old), "the backbone is frozen, so its INT8 form stays the one that was measured"
 
 
+@pytest.mark.exhaustive
 def test_a_detector_is_one_file_from_image_to_heatmap(fpn: ModuleType, micro: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     run = tmp_path / "run"

@@ -603,6 +603,7 @@ INTERRUPTED = {
 }
 
 
+@pytest.mark.exhaustive
 def test_ctrl_c_at_any_stage_leaves_no_half_artifact_and_the_next_run_goes_on(
     command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -30,6 +30,7 @@ def test_freed_memory_between_blocks_in_use_goes_back(monkeypatch: pytest.Monkey
         pass
     del blocks
     monkeypatch.setattr("edgeconvnext.memory._resident_when_given_back", 0.0)
+    monkeypatch.setattr("edgeconvnext.memory.WORTH_COLLECTING_MIB", 32.0)
     give_back_free_memory()
     with CostMeter() as trimmed:
         pass
@@ -40,6 +41,7 @@ def test_freed_memory_between_blocks_in_use_goes_back(monkeypatch: pytest.Monkey
 def test_a_process_that_has_not_grown_is_not_searched(monkeypatch: pytest.MonkeyPatch) -> None:
     searched: list[int] = []
     monkeypatch.setattr("edgeconvnext.memory._resident_when_given_back", 0.0)
+    monkeypatch.setattr("edgeconvnext.memory.WORTH_COLLECTING_MIB", 32.0)
     give_back_free_memory()
     monkeypatch.setattr("gc.collect", lambda: searched.append(1))
     small = bytearray(b"x") * 5_000_000

@@ -28,6 +28,7 @@ print(sum([step() for _ in range(20)][10:]))
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the thresholds are glibc's")
+@pytest.mark.exhaustive
 def test_freed_memory_is_taken_again_without_page_faults() -> None:
     def faults(mode: str) -> int:
         command = [sys.executable, "-c", SCRIPT, mode]

@@ -178,6 +178,7 @@ def test_files_of_a_run_can_be_read_by_others(quantized: Outcome) -> None:
     assert {name: mode for name, mode in modes.items() if mode != expected and name != ".lock"} == {}
 
 
+@pytest.mark.exhaustive
 def test_a_network_without_classifier_is_measured_by_its_features(runs: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     weights = tmp_path / "features.pth"

@@ -192,6 +192,7 @@ def test_a_budget_is_noted_in_the_report(micro: str, runs: Path) -> None:
     assert any("resolve 2.50 points" in note for note in outcome.report.notes)
 
 
+@pytest.mark.exhaustive
 def test_what_layers_given_back_cost_in_latency_is_timed(
     micro: str, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -278,6 +279,7 @@ def test_a_run_made_with_relative_paths_is_taken_up_from_another_folder(
     assert {"fold", "plan", "quantized", "reference", "accuracy"} <= reused(again)
 
 
+@pytest.mark.exhaustive
 def test_quantize_does_not_undo_an_export_in_the_default_folder(
     micro: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -371,6 +373,7 @@ def test_coreml_run_is_judged_by_the_reference_evaluator(network: str, micro: st
         pytest.param("digits", "coreml-p6", "W6A16", 48, 0.2, marks=[pytest.mark.exhaustive, pytest.mark.slow]),
     ],
 )
+@pytest.mark.exhaustive
 def test_weights_alone_cost_little(
     network: str, target: str, scheme: str, least_db: float, most_drop_pp: float, micro: str, runs: Path
 ) -> None:

@@ -115,7 +115,10 @@ def test_an_archive_with_code_in_it_runs_it_where_it_is_loaded(place: str, tmp_p
     assert (tmp_path / "marker").exists()
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    "place",
+    [place if place == "pickled weight" else pytest.param(place, marks=pytest.mark.exhaustive) for place in PLACES],
+)
 def test_a_run_of_the_old_form_with_code_in_its_program_runs_none_of_it(
     place: str, received: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -112,6 +112,7 @@ def test_training_goes_on_where_it_was_interrupted(
         assert torch.equal(tensor, resumed.state_dict()[name]), name
 
 
+@pytest.mark.exhaustive
 def test_the_command_loads_what_save_names(
     example: ModuleType,
     colours: Path,

@@ -373,6 +373,7 @@ coreml.export_coreml(program_for(None), Path(sys.argv[1]), metadata=metadata, mi
 """
 
 
+@pytest.mark.exhaustive
 def test_killed_export_leaves_no_package_and_no_noise(tmp_path: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-c", KILLED, str(tmp_path / "model.mlpackage"), str(Path(__file__).parent)],

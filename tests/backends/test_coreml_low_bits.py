@@ -70,6 +70,7 @@ def test_four_bit_weights_are_stored_as_such_and_equal_the_simulations(tmp_path:
     assert info.count("quantize") == 11
 
 
+@pytest.mark.exhaustive
 def test_eight_bit_weights_stay_bytes_on_ios_18(tmp_path: Path) -> None:
     info, _ = package(tmp_path, BitPlan(), "iOS18")
     assert info.weight_types == {"float16": 1, "int8": 11}
@@ -111,6 +112,7 @@ def test_palettised_weights_are_indices_and_equal_the_simulations(palettised: Pa
             assert op.lut.shape == (1, 1, 1, 1, 2**palette_bits, 1)
 
 
+@pytest.mark.exhaustive
 def test_palettes_are_smaller_than_bytes(palettised: Palettised, tmp_path: Path) -> None:
     paths = [
         palettised(6)[1],

@@ -36,7 +36,7 @@ def exported(target: str, folder: Path, *ends: str) -> Path:
     return folder / "run"
 
 
-@pytest.fixture(scope="module", params=RUNTIMES)
+@pytest.fixture(scope="module", params=["onnx", pytest.param("openvino", marks=pytest.mark.exhaustive)])
 def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Path]:
     """A target, its plain run, and the same with uint8 and probabilities."""
     pytest.importorskip(RUNTIMES[request.param])

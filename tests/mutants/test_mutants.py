@@ -247,6 +247,7 @@ def mutants(checkout: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.exhaustive
 def test_survivors_are_listed(checkout: Path) -> None:
     done = mutants(checkout)
     # min(x, 101) passes "at least 100"; min(x, 99), max(x, 100) and a result one too high do not.

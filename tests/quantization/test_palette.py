@@ -70,7 +70,9 @@ def test_a_palette_beats_even_steps_of_as_many_codes(bits: int) -> None:
     assert weighted_error(palette, weight, power) < 0.8 * weighted_error(even, weight, power)
 
 
-@pytest.mark.parametrize(("bits", "effort"), [(4, "default"), (6, "default"), (4, "best")])
+@pytest.mark.parametrize(
+    ("bits", "effort"), [(4, "default"), (6, "default"), pytest.param(4, "best", marks=pytest.mark.exhaustive)]
+)
 def test_every_weight_of_a_reconstructed_network_is_in_its_layers_palette(bits: int, effort: str) -> None:
     """With effort "best" as well: AdaRound, which knows whole numbers only, leaves palettes alone."""
     module = fold_norm_affine(small_network())

@@ -146,6 +146,7 @@ def test_blocks_of_weights_have_scales_of_their_own(network: ConvNeXt) -> None:
         assert sqnr_db(result.module(OTHERS), program.module()(OTHERS)) > 45
 
 
+@pytest.mark.exhaustive
 def test_adaround_lowers_the_error_of_four_bit_blocks(network: ConvNeXt, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fixed number of steps instead of a time, so that a busy machine gives the same result."""
     monkeypatch.setattr("edgeconvnext.quantization.adaround.MOST_STEPS", 300)

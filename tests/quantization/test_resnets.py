@@ -57,7 +57,13 @@ def test_the_engine_beats_nearest_codes(name: str) -> None:
     assert found[0] > found[1] + 1
 
 
-@pytest.mark.parametrize("name", ["resnet50", "resnext50", "inverted_bottleneck", "depthwise_first", "layer_norm"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("resnet50", "inverted_bottleneck", "layer_norm"),
+        *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("resnext50", "depthwise_first")),
+    ],
+)
 def test_every_kind_of_block_runs_in_int8_as_simulated(name: str, tmp_path: Path) -> None:
     module = fold_batch_norm(trained_like(narrow(CONFIGS[name])))
     plan = quick_plan(module)

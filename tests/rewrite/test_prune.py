@@ -151,6 +151,7 @@ def test_every_choice_is_measured_and_said(smaller: PruneResult) -> None:
     assert (smaller.fit_images, smaller.held_out_images) == (160, 80)
 
 
+@pytest.mark.exhaustive
 def test_elimination_is_better_than_scores_of_single_channels(
     digits: LoadedModel, images: Images, smaller: PruneResult, evaluation: tuple[torch.Tensor, torch.Tensor]
 ) -> None:

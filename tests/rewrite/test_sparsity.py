@@ -131,6 +131,7 @@ def test_widths_that_are_no_multiple_of_four_are_named() -> None:
         sparsify(module, [torch.zeros(1, 3, 32, 32)], [torch.zeros(1, 3, 32, 32)])
 
 
+@pytest.mark.exhaustive
 def test_the_pattern_is_in_the_exported_files(micro: str, tmp_path: Path) -> None:
     """The whole way of a user: sparse checkpoint, exact folds, INT8, ONNX; and a file whose zeros were filled is refused."""
     import onnx

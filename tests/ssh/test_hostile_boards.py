@@ -177,7 +177,13 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("form", REFUSED)
+@pytest.mark.parametrize(
+    "form",
+    [
+        form if form in ("cut", "claim", "another kit") else pytest.param(form, marks=pytest.mark.exhaustive)
+        for form in REFUSED
+    ],
+)
 def test_4_and_5_results_that_do_not_hold_are_put_aside_and_measured_again(board: Board, form: str) -> None:
     board.script = HONEST + f"\nopen('device.json', 'w').write({REFUSED[form]})"
     message = board.refuses(DeviceResultsError, "was removed there")

@@ -141,6 +141,7 @@ def test_an_interrupted_command_finds_its_run_again(kit: Path, server: Server, p
     assert work_folders(server) == []
 
 
+@pytest.mark.exhaustive
 def test_a_file_that_is_there_but_wrong_is_replaced(kit: Path, server: Server, python: str) -> None:
     folder = server.home / "own place" / (kit_run.FOLDER_PREFIX + kit_run.tree_sha256(kit / "kit.json")[:12])
     folder.mkdir(parents=True)
@@ -210,6 +211,7 @@ def test_a_folder_that_cannot_be_made_says_so(kit: Path, server: Server, python:
         run_kit(kit, server, python, Listener(), "~/file")
 
 
+@pytest.mark.exhaustive
 def test_a_script_that_the_system_ends_says_so(kit: Path, server: Server, python: str) -> None:
     def kill() -> None:
         (folder,) = work_folders(server)

@@ -20,6 +20,7 @@ def test_every_case_is_a_recipe_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("case", [recipes.CASES[0], recipes.CASES[-1]], ids=lambda case: case.name)
+@pytest.mark.exhaustive
 def test_a_case_trains_and_is_kept(case: recipes.Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recipes, "CACHE", tmp_path)
     images, evaluation = digits_set("calibration"), digits_set("test").take(100)

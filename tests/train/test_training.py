@@ -129,6 +129,7 @@ def test_training_goes_on_exactly_where_it_was_ended(
         assert one | {"minutes": ""} == other | {"minutes": ""}
 
 
+@pytest.mark.exhaustive
 def test_a_signal_to_the_whole_group_saves_too(tmp_path: Path) -> None:
     """As torchrun and schedulers send it: the processes that decode end before the one that trains."""
     digits = digits_set("calibration")

@@ -19,6 +19,7 @@ def test_images_are_those_of_the_timed_call(monkeypatch: pytest.MonkeyPatch) -> 
     assert speed.images_per_second == speed.images / speed.seconds
 
 
+@pytest.mark.exhaustive
 def test_a_training_goes_on_where_the_warm_up_ended() -> None:
     speed = module.training_speed(digits_set("calibration"), 32, 100, 1e-6)
     assert speed.images == 100  # one step, and then the pause

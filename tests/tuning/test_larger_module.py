@@ -94,6 +94,7 @@ def test_a_target_with_float16(tmp_path: Path) -> None:
     assert all(check.passed for check in artifact.exported.checks)
 
 
+@pytest.mark.exhaustive
 def test_what_float16_does_not_hold_is_named_anywhere_in_the_whole() -> None:
     whole = drawn(Segmenter(TorchvisionBackbone()))
     images = smooth_images(24)
@@ -128,6 +129,7 @@ def test_what_float16_does_not_hold_in_the_backbone_is_named_by_its_place() -> N
     assert "encoder.features.3.1" in result.notes[0]
 
 
+@pytest.mark.exhaustive
 def test_a_module_that_float16_holds_has_no_note() -> None:
     result = quantized(drawn(Segmenter(TorchvisionBackbone())), "jetson")
     assert result.float16 is not None
@@ -190,7 +192,7 @@ class Siamese(nn.Module):
         return left * right, None
 
 
-@pytest.mark.parametrize("target", ["onnx", "jetson"])
+@pytest.mark.parametrize("target", ["onnx", pytest.param("jetson", marks=pytest.mark.exhaustive)])
 def test_a_backbone_that_is_called_twice(target: str) -> None:
     whole = drawn(Siamese())
     result = quantized(whole, target)
@@ -201,6 +203,7 @@ def test_a_backbone_that_is_called_twice(target: str) -> None:
     assert float((actual[0] - expected[0]).square().mean()) < 1e-2 * float(expected[0].square().mean())
 
 
+@pytest.mark.exhaustive
 def test_a_backbone_that_is_called_twice_is_exported(tmp_path: Path) -> None:
     artifact = quantized(drawn(Siamese())).export(tmp_path)
     assert all(check.passed for check in artifact.exported.checks)

@@ -158,6 +158,7 @@ def test_too_few_images_are_refused(tmp_path: Path) -> None:
         edgeconvnext.search("digits", calib="digits", num_images=3, output=tmp_path)
 
 
+@pytest.mark.exhaustive
 def test_a_search_of_no_time_writes_the_targets_own_placement(micro: str, tmp_path: Path) -> None:
     result, folder = edgeconvnext.search(micro, calib="digits", budget_minutes=0, num_images=30, output=tmp_path / "s")
     assert result.untried > 10 and result.trials == [] and result.best == result.start
