@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edgeconvnext.api import (
         analyze,
+        compare,
         compress,
         export,
         fold,
@@ -31,6 +32,7 @@ __all__ = [
     "CompressOptions",
     "__version__",
     "analyze",
+    "compare",
     "compress",
     "export",
     "fold",
@@ -51,6 +53,7 @@ _HOMES = {
 } | dict.fromkeys(
     (
         "analyze",
+        "compare",
         "compress",
         "export",
         "fold",

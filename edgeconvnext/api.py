@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from edgeconvnext.prediction.networks import Answer
+    from edgeconvnext.schema.comparison import Comparison
     from edgeconvnext.schema.placement import PlacementFound
     from edgeconvnext.tuning.larger_module import QuantizedModule
 
@@ -97,6 +98,21 @@ def quantize(options: options.Quantize) -> Outcome:
 def export(options: options.Export) -> Outcome:
     """Quantise a model and write, run and measure the artifact of a target; writes a run directory."""
     return pipeline.export(Request.from_options(options))
+
+
+@takes_subject_and_options(options.Compare)
+def compare(model: Any, options: options.Compare) -> Comparison:
+    """Export a model for several targets, measure all of them beside each other, and say which is best for each goal.
+
+    model: as `quantize` takes it. Writes comparison.json, .md, .csv and .svg, and a run for each target, into the folder.
+    """
+    from edgeconvnext.commands.compare import compare as run
+    from edgeconvnext.report.comparison_page import write_page
+
+    result, _ = run(model, options)
+    if options.page is not None:
+        write_page(result, Path(options.page))
+    return result
 
 
 @takes_subject_and_options(options.Validate)

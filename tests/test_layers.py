@@ -48,7 +48,8 @@ LAYERS = (
 """From high to low; what shares a line may not import each other, but for base modules, the last line."""
 
 LAYERS_OF_BACKENDS = (
-    ("kit",),  # kits are written for any backend, so they ask the registry
+    ("kit", "processes"),  # kits are written, and files timed, for any backend: they ask the registry
+    ("timed_process",),
     ("",),  # the registry, which loads the runtimes by name
     ("tensorrt", "coreml", "triton", "openvino"),
     ("onnxruntime",),

@@ -1,4 +1,4 @@
-"""Commands that measure: where a network's error comes from, and how long an artifact takes."""
+"""Commands that measure: where a network's error comes from, how long an artifact takes, which target is best."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from edgeconvnext.cli.commands import command
-from edgeconvnext.cli.options import JsonOption
+from edgeconvnext.cli.options import JsonOption, ModelArgument
 from edgeconvnext.cli.output import print_out
 from edgeconvnext.cli.values import path_value
 from edgeconvnext.errors import GATE_MISSED_EXIT_CODE
@@ -73,6 +73,32 @@ def bench(
         sys.stdout.write(result.model_dump_json(indent=2) + "\n")
     else:
         print_out(render_bench(result))
+
+
+@command(
+    options.Compare,
+    "compare digits --calib digits --eval digits_test",
+    "compare my.pth --targets onnx,openvino --calib photos/ --threads 1,2 --batch 1,8",
+)
+def compare(options: options.Compare, model: ModelArgument, json: JsonOption = False) -> None:
+    """Export a network for several targets, measure all of them beside each other, and say which to ship."""
+    from edgeconvnext.commands.compare import compare as run
+    from edgeconvnext.report.comparison_page import render_comparison, write_page
+    from edgeconvnext.report.roadmap_page import check_page
+
+    page = None if options.page is None else Path(options.page)
+    if page is not None:
+        check_page(page)
+    result, folder = run(model, options, lambda line: typer.echo(line, err=True))
+    if page is not None:
+        write_page(result, page)
+    if json:
+        sys.stdout.write(result.model_dump_json(indent=2) + "\n")
+    else:
+        print_out(render_comparison(result))
+        typer.echo(f"\ncomparison: {folder / 'comparison.md'}" + ("" if page is None else f"\npage: {page}"))
+    if not any(row.within for row in result.rows):
+        raise typer.Exit(GATE_MISSED_EXIT_CODE)
 
 
 def _bench_triton(run: Path, batch: int | None, seconds: float, json: bool) -> None:

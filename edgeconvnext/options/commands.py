@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from edgeconvnext.options.groups import (
     CalibrationImages,
     Compression,
     EffortChoice,
+    EvaluationImages,
     Input,
     InputSize,
     Latency,
@@ -23,11 +25,13 @@ from edgeconvnext.options.groups import (
     NormChoice,
     Norms,
     Output,
+    Preparation,
     Quantization,
     Recovery,
     Reuse,
     SourceRun,
     TargetChoice,
+    TaskChoice,
     Threads,
     WeightsChoice,
 )
@@ -228,6 +232,61 @@ class Fold(Latency, Recovery, NormChoice, TargetChoice, CalibrationImages, Weigh
                 )
             )
         super().check()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare(
+    Output,
+    Compression,
+    Bits,
+    EffortChoice,
+    TaskChoice,
+    Preparation,
+    EvaluationImages,
+    CalibrationImages,
+    WeightsChoice,
+):
+    """Options of compare."""
+
+    PANEL = "Comparison"
+    targets: Sequence[str] = option(
+        (),
+        "Targets by name, or TOML files, as in onnx,openvino.",
+        parse=parsers.names,
+        metavar="<targets>",
+        default_text="one of each runtime that this machine times",
+    )
+    threads: Sequence[int] = option(
+        (1,), "Threads of the runtimes while timing, as in 1,2.", parse=parsers.counts, metavar="<numbers>"
+    )
+    batch: Sequence[int] = option(
+        (1,), "Images at once while timing, as in 1,8.", parse=parsers.counts, metavar="<numbers>"
+    )
+    seconds: float | None = option(
+        None, "Measured time of each file.", parse=parsers.finite, least=0.01, metavar="<float>", default_text="3.0"
+    )
+    gate: float = option(
+        1.0, "Points of the score that a winner may lose.", parse=parsers.finite, least=0.0, metavar="<float>"
+    )
+    again: bool = option(False, "Measure times again that an earlier comparison has measured.")
+    host: str | None = option(
+        None,
+        "Where ssh gets to a device, as in user@board: the kits of targets that have one run there.",
+        metavar="<host>",
+    )
+    python: str = option("python3", "Python on the device that has the runtimes.", needs="host", metavar="<path>")
+    output: str | Path | None = option(
+        None,
+        "Folder of the comparison and its runs. Default: runs/compare-<model>-<key>.",
+        parse=parsers.path,
+        metavar="<path>",
+    )
+    page: str | Path | None = option(
+        None,
+        "Write the page to this file as well, with its plot and CSV beside it.",
+        parse=parsers.path,
+        metavar="<path>",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,3 +33,19 @@ def numbers(text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise ValueError(f"takes numbers separated by commas, as in 0.485,0.456,0.406; it is {text!r}.") from None
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """Return whole numbers from 1 on, separated by commas; one that is named twice counts once."""
+    try:
+        numbers = tuple(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError:
+        raise ValueError(f"takes whole numbers separated by commas, as in 1,2; it is {text[:80]!r}.") from None
+    if min(numbers) < 1:
+        raise ValueError(f"takes numbers from 1 on; it is {text[:80]}.")
+    return numbers
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Return names separated by commas; one that is named twice counts once."""
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
