@@ -186,7 +186,9 @@ def _finished(path: Path, key: str) -> FinishedTimes | None:
     return finished if finished.key == key else None
 
 
-def _measured(files: Mapping[str, TimedFile], threads: int, batch: int, seconds: float) -> dict[str, list[FormTiming]]:
+def _measured(
+    files: Mapping[str, TimedFile], threads: int, batch: int, seconds: float | None
+) -> dict[str, list[FormTiming]]:
     """Time all files in turns with so many threads and images at once."""
     load = current_load()
     with progress_bar(f"Timing {len(files)} files, {threads} threads, batch {batch}", None):
