@@ -21,6 +21,7 @@ from edgeconvnext.backends.processes import TimedFile, TimedProcess, time_proces
 from edgeconvnext.backends.timed_process import turn
 from edgeconvnext.commands import compare as command
 from edgeconvnext.errors import ExportError, OptionError, TargetError
+from edgeconvnext.report.comparison_page import noisy_lines
 from edgeconvnext.schema.comparison import (
     Comparison,
     DeviceTiming,
@@ -281,6 +282,17 @@ def test_without_labels_the_loss_is_disagreement() -> None:
 def test_cores_are_those_this_process_may_use() -> None:
     if hasattr(os, "sched_getaffinity"):
         assert processes.usable_cores() == sorted(os.sched_getaffinity(0))
+
+
+def test_a_reason_with_a_semicolon_in_brackets_is_one_line(compared: tuple[Comparison, Path]) -> None:
+    comparison = compared[0].model_copy(deep=True)
+    for timing in comparison.rows[0].timings:
+        timing.noisy = None
+    comparison.rows[0].timings[0].noisy = "runs scatter by 20 % (deviation / mean; 15 % at most); 9 processes ran"
+    assert noisy_lines(comparison) == [
+        "onnx: runs scatter by 20 % (deviation / mean; 15 % at most) (1 thread, batch 1)",
+        "onnx: 9 processes ran (1 thread, batch 1)",
+    ]
 
 
 def test_the_page_says_every_key() -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from edgeconvnext.errors import ExportError, RuntimeMissingError
 
@@ -97,20 +97,29 @@ class InputShape:
 
 @dataclass(frozen=True)
 class NodeTime:
-    """Median time of one node of the graph that a runtime made of a file. kind: the class of operators it belongs to."""
+    """Median time of one node of the graph that a runtime made of a file.
+
+    kind: the class of operators it belongs to. precision: int8 where it computes on codes, conversion where it only changes
+    element types or layouts.
+    """
 
     name: str
     operator: str
     kind: str
     median_ms: float
+    precision: Literal["int8", "float", "conversion"] = "float"
 
 
 @dataclass(frozen=True)
 class Profile:
-    """The nodes of one file in the order they run, and its quantised layers that the runtime computes in float."""
+    """The nodes of one file in the order they run, and its quantised layers that the runtime computes in float.
+
+    partitions: pieces that the runtime cuts the graph into.
+    """
 
     nodes: tuple[NodeTime, ...]
     fell_back: tuple[str, ...]
+    partitions: int = 1
 
 
 @dataclass(frozen=True)

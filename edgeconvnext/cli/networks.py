@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -11,23 +12,41 @@ from edgeconvnext.cli.commands import command
 from edgeconvnext.cli.options import JsonOption, ModelArgument
 from edgeconvnext.cli.output import print_out, show_changes
 from edgeconvnext.options import commands as options
-from edgeconvnext.options import groups
+
+if TYPE_CHECKING:
+    from edgeconvnext.model.loaded import LoadedModel
 
 
-@command(groups.Preparation, "inspect my.pth", "inspect convnext_tiny --resolution 288 --json")
-def inspect(options: groups.Preparation, model: ModelArgument, json: JsonOption = False) -> None:
-    """Show architecture, layout, parameters, MACs, input, labels, and which LayerNorms fold."""
+@command(
+    options.Inspect, "inspect my.pth", "inspect convnext_tiny --resolution 288 --json", "inspect my.pth --target onnx"
+)
+def inspect(options: options.Inspect, model: ModelArgument, json: JsonOption = False) -> None:
+    """Show architecture, layout, parameters, MACs, input, labels, which LayerNorms fold, and what a target makes of it."""
     from dataclasses import asdict
     from json import dumps
 
     from edgeconvnext.model.describe import describe, render
     from edgeconvnext.model.load import load_model
 
-    description = describe(load_model(model, **options.stated))
-    if json:
-        sys.stdout.write(dumps(asdict(description), indent=2) + "\n")
+    loaded = load_model(model, **{name: value for name, value in options.stated.items() if name != "target"})
+    if options.target is not None:
+        _show_on_target(loaded, options.target, json)
+    elif json:
+        sys.stdout.write(dumps(asdict(describe(loaded)), indent=2) + "\n")
     else:
-        print_out(render(description))
+        print_out(render(describe(loaded)))
+
+
+def _show_on_target(model: LoadedModel, name: str, json: bool) -> None:
+    from edgeconvnext.backends import load_target
+    from edgeconvnext.report.on_target_terminal import render_on_target
+    from edgeconvnext.tuning.on_target import on_target
+
+    result = on_target(model, load_target(name))
+    if json:
+        sys.stdout.write(result.model_dump_json(indent=2) + "\n")
+    else:
+        print_out(render_on_target(result))
 
 
 @command(

@@ -125,6 +125,18 @@ class Search(Threads, InputSize, TargetChoice, CalibrationImages, WeightsChoice)
 
 
 @dataclass(frozen=True, kw_only=True)
+class Inspect(Preparation):
+    """Options of inspect."""
+
+    PANEL = "Input"
+    target: str | None = option(
+        None,
+        "Compile for this target, without images, and say what runs in INT8 and what in float.",
+        metavar="<target>",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Prune(CalibrationImages, WeightsChoice):
     """Options of prune without training. macs, size, latency: one of them."""
 

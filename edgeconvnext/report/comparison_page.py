@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from pathlib import Path
 
 from rich.console import Group, RenderableType
@@ -137,7 +138,7 @@ def noisy_lines(comparison: Comparison) -> list[str]:
     merged: dict[str, dict[str, None]] = {}
     for row in comparison.rows:
         for timing in row.timings:
-            for reason in (timing.noisy or "").split("; "):
+            for reason in re.split(r"; (?![^(]*\))", timing.noisy or ""):
                 setting = f"{_threads(timing.threads)}, batch {timing.batch}"
                 merged.setdefault(f"{reason} ({setting})", {})[row.target] = None
     return [f"{', '.join(targets)}: {reason}" for reason, targets in merged.items() if not reason.startswith(" (")]

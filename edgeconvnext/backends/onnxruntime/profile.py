@@ -6,7 +6,7 @@ import json
 import tempfile
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -35,6 +35,10 @@ _CLASSES = {
     "layout": ("Transpose", "ReorderInput", "ReorderOutput", "Reshape", "Squeeze", "Unsqueeze", "Concat"),
     "pooling": ("ReduceMean", "GlobalAveragePool", "AveragePool", "MaxPool", "QLinearGlobalAveragePool"),
 }
+_CONVERSIONS = {*_CLASSES["quantize, dequantize"], *_CLASSES["layout"], "Cast", "Flatten"}
+_INTEGER = ("QGemm", "QLinear", "MatMulInteger", "ConvInteger")
+"""How operators on codes are called; what runs behind a DequantizeLinear is called as in float."""
+
 _CLASS_OF = {operator: name for name, operators in _CLASSES.items() for operator in operators}
 
 
@@ -66,9 +70,15 @@ def _node_times(events: list[dict[str, Any]]) -> tuple[NodeTime, ...]:
             key = (arguments["node_index"], event["name"].removesuffix("_kernel_time"), arguments["op_name"])
             times[key].append(event["dur"] / 1000)
     return tuple(
-        NodeTime(name, operator, _CLASS_OF.get(operator, "other"), float(np.median(each)))
+        NodeTime(name, operator, _CLASS_OF.get(operator, "other"), float(np.median(each)), _precision(operator))
         for (_, name, operator), each in times.items()
     )
+
+
+def _precision(operator: str) -> Literal["int8", "float", "conversion"]:
+    if operator in _CONVERSIONS:
+        return "conversion"
+    return "int8" if operator.startswith(_INTEGER) else "float"
 
 
 def _in_float(graph: Any) -> tuple[str, ...]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -17,6 +19,9 @@ from edgeconvnext.evaluation.runner import Outputs
 SETTINGS = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "INFERENCE_PRECISION_HINT": "f32"}
 """Latency of one image. Floats in float32: by itself OpenVINO takes bfloat16 on processors that have it."""
 PROFILED_RUNS = 10
+_CONVERSIONS = frozenset({"Reorder", "Convert", "FakeQuantize", "Quantize", "Transpose", "Reshape"})
+_NOTHING = frozenset({"Reshape", "Parameter", "Result", "Const", "Input", "Output"})
+_MULTIPLY = frozenset({"FullyConnected", "MatMul", "Convolution", "GroupConvolution"})
 
 
 class OpenVinoRunner:
@@ -67,14 +72,23 @@ class OpenVinoRunner:
         for number in range(1 + PROFILED_RUNS):
             self.run(inputs)
             for node in self._request.profiling_info if number else ():
-                spent = node.real_time.total_seconds() * 1e3
-                times.setdefault(node.node_name, []).append(spent)
-                kind = node.exec_type.rpartition("_")[2]
-                nodes[node.node_name] = NodeTime(node.node_name, node.node_type, kind, 0.0)
-        timed = (
-            NodeTime(node.name, node.operator, node.kind, float(np.median(times[node.name]))) for node in nodes.values()
+                if _runs(node):
+                    times.setdefault(node.node_name, []).append(node.real_time.total_seconds() * 1e3)
+                    nodes[node.node_name] = _node(node)
+        timed = tuple(replace(node, median_ms=float(np.median(times[node.name]))) for node in nodes.values())
+        return Profile(timed, self._in_float(timed))
+
+    def _in_float(self, nodes: Iterable[NodeTime]) -> tuple[str, ...]:
+        """Return the layers whose weights are int8 in the file and that are multiplied in float."""
+        quantised = {
+            operator.get_friendly_name().removesuffix(".weight")
+            for operator in self._model.get_ordered_ops()
+            if operator.get_type_name() == "Constant" and operator.get_element_type().get_type_name() == "i8"
+        }
+        layers = (
+            node.name.partition("/")[0] for node in nodes if node.operator in _MULTIPLY and node.precision == "float"
         )
-        return Profile(tuple(node for node in timed if node.median_ms > 0), ())
+        return tuple(layer for layer in layers if layer in quantised)
 
     def _compile(self, shape: tuple[int, ...]) -> None:
         if shape == self._shape:
@@ -89,6 +103,24 @@ class OpenVinoRunner:
                 "images of the resolution it was exported for."
             ) from error
         self._shape = shape
+
+
+def _runs(node: Any) -> bool:
+    """Say whether a node is executed: OpenVINO says so from a microsecond on, and gives no kernel to nodes that are fused."""
+    if node.status == node.Status.EXECUTED:
+        return True
+    if node.node_type == "Reorder":
+        return not node.exec_type.startswith("reorder_")  # these change the description of a tensor only
+    return node.exec_type != "undef" and node.node_type not in _NOTHING
+
+
+def _node(node: Any) -> NodeTime:
+    """Return a node as OpenVINO's counters give it, without its time; its kernel's name ends in what it computes on."""
+    executed = node.exec_type.rpartition("_")[2]
+    precision: Literal["int8", "float", "conversion"] = "int8" if executed.lower() in ("i8", "u8") else "float"
+    if node.node_type in _CONVERSIONS:
+        precision = "conversion"
+    return NodeTime(node.node_name, node.node_type, executed, 0.0, precision)
 
 
 def input_shape(path: Path) -> InputShape:
