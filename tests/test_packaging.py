@@ -39,7 +39,7 @@ def test_every_line_of_the_constraints_is_a_pin() -> None:
     assert len(pins()) == len(lines)
 
 
-@pytest.mark.parametrize("requirement", declared("demo", "dev"), ids=lambda requirement: requirement.name)
+@pytest.mark.parametrize("requirement", declared("demo", "dev", "docs"), ids=lambda requirement: requirement.name)
 def test_what_the_makefile_installs_is_pinned_inside_the_declared_range(requirement: Requirement) -> None:
     assert pins()[normalised(requirement.name)] in requirement.specifier
 
@@ -147,7 +147,19 @@ def asked(clone: Path) -> list[str]:
 
 def test_make_alone_lists_every_goal(clone: Path) -> None:
     listed = make(clone).stdout
-    for goal in ("setup", "export", "test", "test-all", "test-zoo", "test-fast", "check", "bench", "clean", "help"):
+    for goal in (
+        "setup",
+        "export",
+        "test",
+        "test-all",
+        "test-zoo",
+        "test-fast",
+        "check",
+        "bench",
+        "docs",
+        "clean",
+        "help",
+    ):
         assert re.search(rf"^  make {goal} ", listed, re.MULTILINE)
     assert asked(clone) == []
 
