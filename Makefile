@@ -105,7 +105,7 @@ $(DOCS): $(INSTALLED)
 	@touch $(DOCS)
 
 docs: $(DOCS)  ## Build the documentation into build/site; warnings are errors
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 	@echo "Open build/site/index.html. The search needs a server: $(BIN)/mkdocs serve"
 
 clean:  ## Remove .venv, build output and caches; runs/ stays

@@ -38,7 +38,7 @@ PICTURES = "benchmarks/results"
 """Where plots lie that pages show."""
 
 _CODE = re.compile(r"(^```.*?^```|^(?:    .*\n)+)", re.DOTALL | re.MULTILINE)
-_NAMED = re.compile(r"`docs/([\w-]+\.md)`|(?<![\w/`(\[])docs/([\w-]+\.md)")
+_NAMED = re.compile(r"`docs/([\w-]+\.md)`|(?<!\]\()(?<![\w/`\[])docs/([\w-]+\.md)")
 _LINKED = re.compile(r"\]\((?!https?:)([^)#\s]+)(#[^)]*)?\)")
 
 
