@@ -13,6 +13,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,6 +33,23 @@ def normalised(name: str) -> str:
 def declared(*extras: str) -> list[Requirement]:
     lines = [*PROJECT["dependencies"], *(line for extra in extras for line in PROJECT["optional-dependencies"][extra])]
     return [Requirement(line) for line in lines]
+
+
+def test_the_citation_names_this_version_and_licence() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert (citation["version"], citation["license"]) == (PROJECT["version"], PROJECT["license"])
+    assert citation["authors"] and citation["title"] == PROJECT["name"]
+
+
+@pytest.mark.parametrize(
+    "form", sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")), ids=lambda form: form.stem
+)
+def test_issue_forms_ask_for_something(form: Path) -> None:
+    content = yaml.safe_load(form.read_text(encoding="utf-8"))
+    if form.stem != "config":
+        assert content["name"] and content["description"]
+        asked_for = [part["attributes"]["label"] for part in content["body"] if part["type"] != "markdown"]
+        assert asked_for and len(set(asked_for)) == len(asked_for)
 
 
 def test_every_line_of_the_constraints_is_a_pin() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from edgeconvnext.options import commands as options
 from edgeconvnext.options.declaration import declared_options
 
 ROOT = Path(__file__).resolve().parent.parent
+ALL = list(command_line.commands())
 MADE_AT_BUILD = {"command-line.md", "python-reference.md", "target-files.md", "exit-codes.md"}
 ELSEWHERE = {"architecture.md", "changelog.md", "contributing.md", "report-a-weakness.md", "speed.md"}
 
@@ -130,3 +132,20 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
     for link in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", page.read_text(encoding="utf-8")):
         if link not in MADE_AT_BUILD | ELSEWHERE:
             assert (page.parent / link).exists(), link
+
+
+PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_commands_on_pages_have_the_options_that_they_name(page: Path) -> None:
+    known = {
+        name: {flag for part in command.params for flag in (*part.opts, *part.secondary_opts)} for name, command in ALL
+    }
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    for block in re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        for line in re.findall(r"^edgeconvnext (.+)$", block, re.MULTILINE):
+            words = shlex.split(line, comments=True)
+            name = " ".join(words[:2]) if words[0] == "data" else words[0]
+            flags = {word.partition("=")[0] for word in words if word.startswith("--")}
+            assert words[0].startswith("--") or flags <= known[name] | {"--help"}, line
