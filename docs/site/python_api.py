@@ -31,6 +31,7 @@ RESULTS = {
     "Artifact": "prediction/artifact.py",
     "Answer": "prediction/networks.py",
     "Analyzed": "pipeline/commands.py",
+    "Comparison": "schema/comparison.py",
     "LoadedModel": "model/loaded.py",
     "Preprocess": "data/preprocess.py",
     "FoldResult": "rewrite/exact.py",
