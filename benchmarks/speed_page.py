@@ -87,7 +87,7 @@ def write_page(results: Path) -> None:
             "- SQNR and agreement: the artifact's, in its runtime, against FP32.",
             "- Placement: a tool's own choice, or linears only (pwconv1, pwconv2 and the head).",
             "- The black line in the plot is this project's goal.",
-            "- ModelOpt leaves the head's Gemm in float in both placements. In a Tiny with random weights the head causes nearly all",
+            "- ModelOpt leaves the head's Gemm in float in both placements. In a Tiny with random weights the head causes most",
             "  of the error: with pwconv1 and pwconv2 alone, this toolkit's simulation keeps 62.7 dB (8 images).",
             "",
             "![Speed-ups by tool](results/speed.svg)",
