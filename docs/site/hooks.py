@@ -37,6 +37,9 @@ ELSEWHERE = {
 PICTURES = "benchmarks/results"
 """Where plots lie that pages show."""
 
+FOUND_LAST = {"changelog.md", "mutants.md", "crashes.md"}
+"""Pages that the search lists after all others."""
+
 _CODE = re.compile(r"(^```.*?^```|^(?:    .*\n)+)", re.DOTALL | re.MULTILINE)
 _NAMED = re.compile(r"`docs/([\w-]+\.md)`|(?<!\]\()(?<![\w/`\[])docs/([\w-]+\.md)")
 _LINKED = re.compile(r"\]\((?!https?:)([^)#\s]+)(#[^)]*)?\)")
@@ -56,6 +59,8 @@ def on_files(files: Any, config: Any) -> Any:
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Turn names of pages, as in `docs/gpu.md`, into links, and links out of docs/ into links to where the site has it."""
+    if page.file.src_uri in FOUND_LAST:
+        page.meta["search"] = {"boost": 0.1}
     if page.file.src_uri not in ELSEWHERE:
         markdown = _relinked(markdown, Path("docs"))
     return "".join(
