@@ -23,7 +23,7 @@ EVAL ?= digits_test
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup export target-named test test-all test-zoo test-fast check fuzz crashes mutants bench clean
+.PHONY: help setup export target-named test test-all test-zoo test-fast check fuzz crashes mutants bench docs clean
 
 help:  ## List the goals
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -97,6 +97,16 @@ $(MUTATION): $(INSTALLED)
 
 mutants: $(MUTATION)  ## Judge mutants by the tests of their modules, resume, write docs/mutants.md; MODULES="quantization/ranges sqnr": no page
 	$(BIN)/python tests/mutants/run.py $(or $(MODULES),--page)
+
+DOCS := $(VENV)/docs-installed
+
+$(DOCS): $(INSTALLED)
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	@touch $(DOCS)
+
+docs: $(DOCS)  ## Build the documentation into build/site; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+	@echo "Open build/site/index.html. The search needs a server: $(BIN)/mkdocs serve"
 
 clean:  ## Remove .venv, build output and caches; runs/ stays
 	rm -rf .venv* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .mutants

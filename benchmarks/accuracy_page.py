@@ -1,4 +1,4 @@
-"""docs/accuracy.md and the plot, from the CSV alone."""
+"""docs/accuracy.md and the plot, from the CSV and accuracy_intro.md."""
 
 from __future__ import annotations
 
@@ -15,49 +15,21 @@ PLOT = RESULTS.with_suffix(".svg")
 
 TITLES = {
     "atto": "ConvNeXt-Atto, Imagenette, 128 px",
-    "atto_outliers": "The same with outlier channels behind its LayerNorms",
+    "atto_outliers": "The same with outlier channels after its LayerNorms",
     "digits": "Digits, the network in the package, 32 px",
     "v2_atto": "ConvNeXt V2 Atto (GRN), Imagenette, 128 px",
 }
 COLOURS = {OWN: "#d62728", "onnxruntime": "#1f77b4", "nncf": "#2ca02c", "modelopt": "#9467bd", "torchao": "#ff7f0e"}
 
-INTRO = """\
-# Accuracy, side by side
-
-What this toolkit and other quantization tools make of the same networks. Every row had the same FP32 network, the same 256
-calibration images and the same evaluation images, and was judged by running its artifact in its own runtime. Away from a Mac the
-`coreml` package is computed by the reference evaluator of its program; `jetson` rows are of the simulated graph, because no
-TensorRT runs here. Nothing was chosen on the evaluation images.
-Reproduce with
-
-    python -m benchmarks.accuracy
-
-which installs each tool into an environment of its own, writes `benchmarks/results/accuracy.csv`, and makes this page from
-that file. Drop: FP32 top-1 minus the artifact's, points, with its paired 95 % interval. Agreement: images with FP32's
-answer. SQNR: of the logits. Speed-up: against the FP32 ONNX in onnxruntime, batch 1, one thread, interleaved runs, with a
-95 % bootstrap interval. Quantising: wall time and peak memory of the process, libraries included; these times were taken
-while other work shared the two cores, so only their order of magnitude says something.
-
-Own rows: `target onnx` and the like are the shipped targets as they were then: `onnx` has its downsampling convs in INT8 since
-(docs/devices.md has it anew); "with multiply-adds" and "no multiply-adds" say whether
-scales and shifts may stand in front of quantizers that no LayerNorm feeds (docs/quantization.md). W4A8 with symmetric activations
-was measured for all weighted operators only.
-
-Two of the networks are made for this page: the V2 Atto is the V1 Atto with GRN layers put in, fine-tuned for three epochs
-(`benchmarks/v2_atto.py`); "outlier channels" is the Atto with 2 % of each LayerNorm's channels scaled up 30 times and scaled down
-again behind it, and there other tools get the checkpoint as it is, unfolded (`benchmarks/accuracy_models.py`).
-
-In one place another tool is ahead at the same bits, layers and scheme: the digits, linears only, symmetric, ModelOpt max 47.2 dB,
-this toolkit 46.5 dB. A third of the 256 calibration images is held out here to choose by; with 512 images it reaches 47.2 dB too.
-With zero points, which onnxruntime has and the `onnx` target uses, the same layers keep 48.8 dB.
-
-"""
+INTRO = Path(__file__).with_name("accuracy_intro.md")
 
 
 def write_page(results: Path = RESULTS, page: Path = PAGE) -> None:
     """Write the page with one table for each model of the CSV."""
     rows = read_rows(results, Row)
-    text = INTRO + "".join(_section(model, rows) for model in _in_order(row.model for row in rows))
+    text = INTRO.read_text(encoding="utf-8") + "".join(
+        _section(model, rows) for model in _in_order(row.model for row in rows)
+    )
     text += "## Versions\n\n" + "".join(f"- {line}\n" for line in _versions(rows))
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(text, encoding="utf-8")

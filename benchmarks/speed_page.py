@@ -68,21 +68,27 @@ def write_page(results: Path) -> None:
     """Write benchmarks/README.md from the CSV."""
     rows = _rows(results)
     lines = [
-        "# Benchmarks of speed and cost",
+        "# Speed and cost",
         "",
-        "Written by `python -m benchmarks.speed --page` from `results/`; `make bench` measures speed, calibration and stages",
-        "anew, on a machine that does nothing else. What a cell does not hold was not measured here.",
+        "How fast INT8 is beside other tools, what quantising costs in time and memory, and where the time of an export goes. An",
+        'empty cell is "not measured".',
+        "",
+        "| command | what it does |",
+        "|---|---|",
+        "| `make bench` | measures speed, calibration and stages; the machine must do nothing else |",
+        "| `python -m benchmarks.speed --page` | writes this page from `results/` |",
         "",
         "## INT8 over FP32 at 224 pixels, batch 1",
         "",
     ]
     if rows:
         lines += [
-            "Times are medians of interleaved runs, a process for each artifact, with 95 % intervals of the ratio.",
-            "SQNR and agreement are the artifact's, in its runtime, against FP32. Line in the plot: the goal. Placement: a tool's",
-            "own choice, or linears only: pwconv1, pwconv2 and the head. ModelOpt leaves the head's Gemm in float all the same,",
-            "and in a Tiny with random weights nearly all of the error is the head's: with pwconv1 and pwconv2 alone this",
-            "toolkit's simulation keeps 62.7 dB there (8 images).",
+            "- Times: medians of interleaved runs, a process for each artifact, with 95 % intervals of the ratio.",
+            "- SQNR and agreement: the artifact's, in its runtime, against FP32.",
+            "- Placement: a tool's own choice, or linears only (pwconv1, pwconv2 and the head).",
+            "- The black line in the plot is this project's goal.",
+            "- ModelOpt leaves the head's Gemm in float in both placements. In a Tiny with random weights the head causes most",
+            "  of the error: with pwconv1 and pwconv2 alone, this toolkit's simulation keeps 62.7 dB (8 images).",
             "",
             "![Speed-ups by tool](results/speed.svg)",
             "",

@@ -13,6 +13,8 @@ from in_process import fails, run_command
 from PIL import Image
 from short_turns import EDGECONVNEXT
 
+from edgeconvnext.cli import app
+
 COMMANDS = (
     "quantize", "export", "validate", "analyze", "bench", "inspect", "fold", "prune", "roadmap", "search", "train",
     "fine-tune",
@@ -188,3 +190,16 @@ def test_ctrl_c_leaves_no_half_artifact_and_a_second_run_resumes(micro: str, tmp
     assert again.returncode == 0, again.stderr
     stages = {stage["stage"]: stage["reused"] for stage in json.loads(again.stdout)["stages"]}
     assert stages["fold"]
+
+
+def test_a_shell_completes_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the script of --install-completion asks for at each press of the tab key."""
+    for name, value in (
+        ("_EDGECONVNEXT_COMPLETE", "complete_bash"),
+        ("COMP_WORDS", "edgeconvnext qu"),
+        ("COMP_CWORD", "1"),
+    ):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit):
+        app(prog_name="edgeconvnext")
+    assert capsys.readouterr().out.split() == ["quantize"]

@@ -13,6 +13,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,12 +35,29 @@ def declared(*extras: str) -> list[Requirement]:
     return [Requirement(line) for line in lines]
 
 
+def test_the_citation_names_this_version_and_licence() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert (citation["version"], citation["license"]) == (PROJECT["version"], PROJECT["license"])
+    assert citation["authors"] and citation["title"] == PROJECT["name"]
+
+
+@pytest.mark.parametrize(
+    "form", sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")), ids=lambda form: form.stem
+)
+def test_issue_forms_ask_for_something(form: Path) -> None:
+    content = yaml.safe_load(form.read_text(encoding="utf-8"))
+    if form.stem != "config":
+        assert content["name"] and content["description"]
+        asked_for = [part["attributes"]["label"] for part in content["body"] if part["type"] != "markdown"]
+        assert asked_for and len(set(asked_for)) == len(asked_for)
+
+
 def test_every_line_of_the_constraints_is_a_pin() -> None:
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
     assert len(pins()) == len(lines)
 
 
-@pytest.mark.parametrize("requirement", declared("demo", "dev"), ids=lambda requirement: requirement.name)
+@pytest.mark.parametrize("requirement", declared("demo", "dev", "docs"), ids=lambda requirement: requirement.name)
 def test_what_the_makefile_installs_is_pinned_inside_the_declared_range(requirement: Requirement) -> None:
     assert pins()[normalised(requirement.name)] in requirement.specifier
 
@@ -147,7 +165,19 @@ def asked(clone: Path) -> list[str]:
 
 def test_make_alone_lists_every_goal(clone: Path) -> None:
     listed = make(clone).stdout
-    for goal in ("setup", "export", "test", "test-all", "test-zoo", "test-fast", "check", "bench", "clean", "help"):
+    for goal in (
+        "setup",
+        "export",
+        "test",
+        "test-all",
+        "test-zoo",
+        "test-fast",
+        "check",
+        "bench",
+        "docs",
+        "clean",
+        "help",
+    ):
         assert re.search(rf"^  make {goal} ", listed, re.MULTILINE)
     assert asked(clone) == []
 

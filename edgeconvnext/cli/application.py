@@ -44,7 +44,6 @@ app = typer.Typer(
     cls=GroupWithPanels,
     help="From a trained ConvNeXt to measured INT8 artifacts for TensorRT, Core ML and ONNX Runtime.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )

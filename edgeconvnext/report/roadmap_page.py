@@ -22,23 +22,30 @@ JSON_FILE = "roadmap.json"
 NOT_MEASURED = "-"
 
 INTRO = """\
-# The road from ResNet-50 to ConvNeXt-T, on {target}
+# From ResNet-50 to ConvNeXt-T, on {target}
 
-Liu et al. (arXiv 2201.03545) turn a ResNet-50 into ConvNeXt-T step by step, at the multiply-adds of a Swin-T. Published are top-1
-and GFLOPs of every step; here is what each costs in {runtime}, in FP32 and in INT8 through this toolkit. Made by
+What each step from a ResNet-50 to ConvNeXt-T (Liu et al., arXiv 2201.03545) costs in {runtime}, in FP32 and in INT8, beside its
+published top-1 and GFLOPs. Use it to judge which of these designs is worth its time on your device:
 
-    {command}
+```sh
+{command}
+```
 
-which keeps finished steps, so that an interrupted run goes on where it stopped. The figures below come from
-[{csv}]({csv}), written by the same command.
+The command keeps finished steps and continues after an interruption. It writes this page, the plot, and the figures
+as [{csv}]({csv}).
 
 """
 
 COLUMNS = """\
-GMACs: multiply-adds of convolutions and linears at 224, counted; printed: the paper's GFLOPs, which count norms in the row of
-the star. Latency: median in {runtime} at {resolution}x{resolution}, batch 1, {threads} thread(s), FP32 (folded, all
-optimisations) and INT8 interleaved, with the 95 % interval of the speed-up. INT8: share of the multiply-adds. Fidelity: the
-artifact's logits against the simulated graph's. SQNR: against FP32's. A dash is "not measured".
+- GMACs: multiply-adds of convolutions and linears at 224, counted.
+- printed: the paper's GFLOPs. The row with the star counts norms as well.
+- FP32 ms, INT8 ms: median latency in {runtime} at {resolution}x{resolution}, batch 1, {threads} thread(s), in turns.
+  FP32 is folded, with all optimisations.
+- speed-up: with its 95 % interval.
+- INT8: share of the multiply-adds.
+- fidelity: SQNR of the artifact's logits against the simulated graph's.
+- SQNR: of the artifact's logits against FP32's.
+- A dash is "not measured".
 
 """
 
@@ -133,7 +140,7 @@ def render_roadmap(roadmap: Roadmap) -> RenderableType:
 def _markdown_table(steps: list[RoadmapStep]) -> str:
     lines = [
         "| step | change | top-1, paper | GMACs | printed | M params | FP32 ms | INT8 ms | speed-up | INT8 | fidelity | SQNR | "
-        "top-1 FP32, INT8 here |",
+        "top-1 FP32, INT8, measured |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for step in steps:

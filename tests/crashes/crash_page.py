@@ -10,8 +10,9 @@ from typing import Any
 _SIGNALS = ("KILL", "TERM", "INT", "HUP", "disk full", "second writer")
 _HEAD = """# Crashes
 
-`make crashes` disturbs a command at an exact moment, runs it again undisturbed, and compares every file with those of a run that
-nothing disturbed. Times, memory and dates are left out of the comparison.
+What happens when a command is killed, the disk is full, or two commands write the same folder: the next run gives the same files
+as an undisturbed one. `make crashes` disturbs a command at an exact moment, runs it again undisturbed, and compares every file
+with those of an undisturbed run. The comparison leaves out times, memory and dates.
 
 | column | disturbance | what must hold |
 |---|---|---|
