@@ -125,7 +125,7 @@ def render_bench(result: BenchResult) -> RenderableType:
         if profile.fell_back:
             parts.append(
                 Text(
-                    f"{name}: quantised, but run in float behind a DequantizeLinear: {', '.join(profile.fell_back)}",
+                    f"{name}: quantised, but run in float after a DequantizeLinear: {', '.join(profile.fell_back)}",
                     "yellow",
                 )
             )

@@ -41,18 +41,18 @@ def render(checks: list[Check]) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    here = Table(box=None, pad_edge=False, title="here", title_justify="left")
+    present = Table(box=None, pad_edge=False, title="on this machine", title_justify="left")
     for column in ("", "", "for"):
-        here.add_column(column)
+        present.add_column(column)
     for check in checks:
         if check.found is not None:
-            here.add_row(*map(for_markup, (check.name, check.found, check.purpose)))
+            present.add_row(*map(for_markup, (check.name, check.found, check.purpose)))
     absent = [check for check in checks if not check.present]
     lines = [
         Text.assemble((for_terminal(check.name), "bold"), for_terminal(f" ({check.purpose}): {check.remedy}"))
         for check in absent
     ]
-    return Group(here, *([Text("\nnot here"), *lines] if lines else []))
+    return Group(present, *([Text("\nnot on this machine"), *lines] if lines else []))
 
 
 def diagnose() -> list[Check]:

@@ -332,4 +332,4 @@ def _first_layer(copied: nn.Module, loaded: LoadedModel, part: _Part, images: to
                     return f", in its layer {name}"
                 return f"{_BETWEEN} {before} and {name}" if before else f", in front of its layer {name}"
         before = name
-    return f", behind its layer {before}" if before else ""
+    return f", after its layer {before}" if before else ""

@@ -157,7 +157,7 @@ def prune(
             chosen = {path: curves[path].score for path in allowed}
             pruned, errors = rebuild(reference, segments, images, folder, widths, chosen, taylor, compensation)
             kl, agreement = _judge(pruned, images, logits)
-            name = "errors of earlier blocks made good" if compensation else "each block for itself"
+            name = "errors of earlier blocks compensated" if compensation else "each block for itself"
             tried.append((name, kl, agreement))
             if best is None or kl < best[0]:
                 best = (kl, pruned, errors)

@@ -151,7 +151,7 @@ def _why_not(host: str, text: str) -> str:
             "the old key as ssh says (ssh-keygen -R) and connect once by hand."
         )
     if "Host key verification failed" in text:
-        return f"The host key of {host} is not known here. Connect once with: ssh {host}, and check the key it shows."
+        return f"The host key of {host} is not known on this machine. Connect once with: ssh {host}, and check the key it shows."
     if "Permission denied" in text:
         return (
             f"{host} does not let this user in with a key ({last}). Keys come from ssh's agent and config; passwords are "

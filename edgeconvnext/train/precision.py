@@ -18,7 +18,7 @@ def precision_on(device: torch.device, asked: Precision | Literal["auto"]) -> Pr
     Raises TrainingError for fp16 on a processor.
     """
     if asked == "fp16" and device.type == "cpu":
-        raise TrainingError("Training in fp16 needs a GPU, and there is none here. Use --precision bf16 or fp32.")
+        raise TrainingError("Training in fp16 needs a GPU, and this machine has none. Use --precision bf16 or fp32.")
     if asked != "auto":
         return asked
     return "bf16" if _multiplies_in_bf16(device) else "fp32"

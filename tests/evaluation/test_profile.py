@@ -51,7 +51,7 @@ def test_bench_lays_profiles_side_by_side_and_names_what_fell_back(tmp_path: Pat
     console.print(render_bench(result))
     text = console.export_text()
     assert "1 QLinearConv" not in text and "1 Conv" in text  # nodes are the artifact's
-    assert "False.onnx: quantised, but run in float behind a DequantizeLinear: conv" in text
+    assert "False.onnx: quantised, but run in float after a DequantizeLinear: conv" in text
 
 
 def sized(path: Path) -> None:

@@ -140,7 +140,7 @@ def test_digits_survive_losing_two_fifths(
 
 def test_every_choice_is_measured_and_said(smaller: PruneResult) -> None:
     assert {verdict.name for verdict in smaller.verdicts} == {
-        "errors of earlier blocks made good",
+        "errors of earlier blocks compensated",
         "each block for itself",
     }
     assert smaller.verdict.kl == min(verdict.kl for verdict in smaller.verdicts)

@@ -35,7 +35,7 @@ def test_bytes_are_sent_from_an_offset_on(server: Server, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("host", "words"),
     [
-        ("unknown", "host key of unknown is not known here"),
+        ("unknown", "host key of unknown is not known on this machine"),
         ("stranger", "does not let this user in with a key"),
         ("nowhere", "nowhere cannot be reached: .*Connection refused"),
         ("no.such.host.invalid", "cannot be reached"),

@@ -29,7 +29,7 @@ def import_coremltools() -> ModuleType:
         import coremltools
     except ImportError as error:
         raise RuntimeMissingError(
-            "Core ML packages are written and read with coremltools, which is not installed here. "
+            "Core ML packages are written and read with coremltools, which is not installed. "
             "Install it with: pip install 'edgeconvnext[coreml]'."
         ) from error
     finally:

@@ -114,7 +114,7 @@ def read_description(folder: Path) -> KitDescription:
     value = strict_json(read_bytes(path, RunDirectoryError), path, RunDirectoryError)
     format_ = value.get("format") if isinstance(value, dict) else None
     if isinstance(format_, int) and format_ > KIT_FORMAT:
-        raise RunDirectoryError(f"{path} was made by a newer version of edgeconvnext. Update it here.")
+        raise RunDirectoryError(f"{path} was made by a newer version of edgeconvnext. Update the one on this machine.")
     return checked(KitDescription, value, path, RunDirectoryError, again)
 
 

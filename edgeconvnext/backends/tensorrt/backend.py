@@ -134,7 +134,7 @@ class TensorRTRtx(_TensorRT):
     name = "tensorrt-rtx"
     runtime = "tensorrt-rtx"
     artifact = "model.engine"
-    not_run = "a TensorRT-RTX engine needs an NVIDIA RTX GPU to run, and there is none here"
+    not_run = "a TensorRT-RTX engine needs an NVIDIA RTX GPU to run, and this machine has none"
     not_timed = not_run
     device_package = "tensorrt_rtx"
 
@@ -173,7 +173,7 @@ class TensorRT(_TensorRT):
     runtime = "tensorrt"
     artifact = "model.engine"
     suffixes = (".engine",)
-    not_run = "device/build_and_check.py checks and times the engine, on this GPU; run it here"
+    not_run = "device/build_and_check.py checks and times the engine on this GPU; run it on this machine"
     not_timed = not_run
 
     @property

@@ -122,7 +122,7 @@ def require_gpu() -> ModuleType:
     missing = [problem for problem in (_missing_driver(), _missing_package("tensorrt")) if problem]
     if missing:
         raise RuntimeMissingError(
-            f"A TensorRT engine is built on the GPU it runs on, and here {' and '.join(missing)}. Run this command on "
+            f"A TensorRT engine is built on the GPU it runs on, and on this machine {' and '.join(missing)}. Run this command on "
             "the machine with the GPU (NVIDIA driver, pip install 'edgeconvnext[tensorrt]'), or choose --target rtx, "
             "which builds without a GPU, or --target jetson, which builds on the board."
         )

@@ -312,7 +312,7 @@ class Cuda:
             except OSError:
                 continue
         raise RuntimeMissing(
-            "libcudart, the CUDA runtime, is not here; it comes with the board's JetPack or the CUDA toolkit."
+            "libcudart, the CUDA runtime, is not installed; it comes with the board's JetPack or the CUDA toolkit."
         )
 
     def _call(self, function, *arguments):
@@ -403,7 +403,7 @@ class Engine:
         if self.engine is None:
             raise InputProblem(
                 f"{path.name} does not load in TensorRT {trt.__version__} on this GPU: an engine fits the release and "
-                "the kind of GPU it was built for. Export again with the release that is installed here."
+                "the kind of GPU it was built for. Export again with the release that is installed on this machine."
             )
         self.context = self.engine.create_execution_context()
         self.image_bytes = 4 * batch * kit.image_values

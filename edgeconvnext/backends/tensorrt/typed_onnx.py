@@ -143,5 +143,5 @@ def _quantization_problems(node: ir.Node) -> list[str]:
         problems.append(f"{node.name} is not symmetric int8 (its zero point is not 0)")
     casts = [user for user, _ in node.outputs[0].uses() if user.op_type == "Cast"]
     if node.op_type == "DequantizeLinear" and casts:
-        problems.append(f"{node.name} has a Cast behind it")
+        problems.append(f"{node.name} is followed by a Cast")
     return problems
