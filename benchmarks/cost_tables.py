@@ -57,6 +57,8 @@ def pipeline_lines() -> Iterator[str]:
         yield f"`edgeconvnext export --target onnx` at 224 pixels, random weights, {rows[0].evaluation_images} evaluation images:"
         yield "time and peak memory of each stage, by effort and number of calibration images. `python -m benchmarks.pipeline`"
         yield ""
+        yield "![Seconds of each stage, by network, effort and images](results/pipeline.svg)"
+        yield ""
         cases = [case for case in pipeline.CASES if any(row.case == case for row in rows)]
         yield "| stage |" + "".join(f" {case.model}, {case.effort}, {case.images} |" for case in cases)
         yield "|---|" + "---|" * len(cases)

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import calibration, cost_tables, pipeline, pruning_page
-from benchmarks.csv_rows import write_rows
+from benchmarks import calibration, cost_plots, cost_tables, norms, pipeline, pruning_page
+from benchmarks.csv_rows import read_rows, write_rows
 from benchmarks.pruning_table import CropsRow, PruningTable
+from edgeconvnext.schema.report import NormVerdict
 
 
 def stage(case: pipeline.Case, name: str, seconds: float, peak: float | None) -> pipeline.Row:
@@ -92,3 +93,14 @@ def test_crops_of_networks_before_and_after_recovery_are_one_line_each(
         for share in (70, 50)
     ]
     assert text.startswith("Above.\n") and text.endswith("Below.\n") and "old" not in text
+
+
+def test_plots_name_every_norm_and_every_stage(tmp_path: Path) -> None:
+    cost_plots.write_norms_plot(plot=tmp_path / "norms.svg")
+    drawn = (tmp_path / "norms.svg").read_text()
+    measured = [row.norm for row in read_rows(norms.VERDICTS, NormVerdict) if row.kl_alone is not None]
+    assert measured and all(f">{norm}<" in drawn for norm in measured)
+    cost_plots.write_stages_plot(plot=tmp_path / "pipeline.svg")
+    drawn = (tmp_path / "pipeline.svg").read_text()
+    stages = [title for stage, title in cost_tables.STAGES.items() if stage != pipeline.WHOLE]
+    assert all(f">{title}<" in drawn for title in stages)
