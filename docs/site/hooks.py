@@ -37,7 +37,7 @@ ELSEWHERE = {
 PICTURES = "benchmarks/results"
 """Where plots lie that pages show."""
 
-FOUND_LAST = {"changelog.md", "mutants.md", "crashes.md"}
+LAST_IN_SEARCH = {"changelog.md", "mutants.md", "crashes.md"}
 """Pages that the search lists after all others."""
 
 _CODE = re.compile(r"(^```.*?^```|^(?:    .*\n)+)", re.DOTALL | re.MULTILINE)
@@ -59,7 +59,7 @@ def on_files(files: Any, config: Any) -> Any:
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Turn names of pages, as in `docs/gpu.md`, into links, and links out of docs/ into links to where the site has it."""
-    if page.file.src_uri in FOUND_LAST:
+    if page.file.src_uri in LAST_IN_SEARCH:
         page.meta["search"] = {"boost": 0.1}
     if page.file.src_uri not in ELSEWHERE:
         markdown = _relinked(markdown, Path("docs"))
