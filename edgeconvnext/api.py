@@ -13,7 +13,6 @@ from edgeconvnext.data.image_set import ImageSet, split_held_out
 from edgeconvnext.data.in_memory import prepared, resolve_images
 from edgeconvnext.data.loader import batches
 from edgeconvnext.data.preprocess import Preprocess
-from edgeconvnext.data.sets import resolve_image_set
 from edgeconvnext.data.size import Size
 from edgeconvnext.errors import OptionError, RewriteError, UnusablePathError
 from edgeconvnext.files import atomic_write
@@ -28,6 +27,7 @@ from edgeconvnext.options import commands as options
 from edgeconvnext.options.signatures import takes_options, takes_subject_and_options
 from edgeconvnext.pipeline import commands as pipeline
 from edgeconvnext.pipeline.commands import Analyzed, Outcome
+from edgeconvnext.pipeline.inputs import normalization_unknown, read_network
 from edgeconvnext.pipeline.job import Request, compress_options
 from edgeconvnext.received import user_path
 from edgeconvnext.rewrite.exact import PROOF_IMAGES, FoldResult, fold_exact
@@ -205,36 +205,34 @@ def predict(subject: Any, images: Any) -> list[Answer]:
 
 
 def fold(
-    model: str | Path | LoadedModel,
+    model: Any,
     *,
-    calib: str | Path,
+    calib: Any,
     output: str | Path | None = None,
     weights_from: str | None = None,
 ) -> FoldResult:
     """Fold layer scale and LayerNorm affines exactly, proven on real images; save the result where `output` is given.
 
-    output: a .safetensors file; preprocessing and labels go into a JSON of the same stem. weights_from: as in `load_model`.
+    model, calib: as `quantize` takes them. output: a .safetensors file; preprocessing and labels go into a JSON of the same stem.
+    weights_from: as in `load_model`.
     """
-    loaded = _loaded(model, weights_from)
-    if output is not None:
-        prepare_output(user_path(output, UnusablePathError), loaded)
-    images = resolve_image_set(calib).take(PROOF_IMAGES)
-    result = fold_exact(loaded.module, (batch.images for batch in batches(images, loaded.preprocess)))
-    if output is not None:
-        save_checkpoint(
-            replace(loaded, module=result.module, config=result.module.config), user_path(output, UnusablePathError)
-        )
+    loaded, images = read_network(model, calib, PROOF_IMAGES, weights_from=weights_from)
+    path = _weights_file(output, loaded)
+    proof = batches(images.take(PROOF_IMAGES), loaded.preprocess)
+    result = fold_exact(loaded.module, (batch.images for batch in proof))
+    if path is not None:
+        save_checkpoint(replace(loaded, module=result.module, config=result.module.config), path)
     return result
 
 
 @takes_subject_and_options(options.Compress)
-def compress(model: str | Path | LoadedModel, options: options.Compress) -> Compressed:
+def compress(model: Any, options: options.Compress) -> Compressed:
     """Prune, replace LayerNorms and recover; save the result where `output` is given.
 
-    output: a .safetensors file, loadable like any checkpoint; what was done and measured goes into a JSON beside it,
-    <stem>.changes.json. Recovery that was interrupted goes on from there.
+    model, calib: as `quantize` takes them; recovery reads all of a loader. output: a .safetensors file, loadable like any
+    checkpoint; what was done and measured goes into a JSON beside it, <stem>.changes.json. Recovery that was interrupted goes on
+    from there.
     """
-    loaded = _loaded(model, options.weights_from)
     changes = compress_options(
         options,
         images=options.num_images,
@@ -243,21 +241,21 @@ def compress(model: str | Path | LoadedModel, options: options.Compress) -> Comp
         measure_latency=options.latency,
     )
     changes.check()
-    require_answers(loaded)
     target = load_target(options.target)
-    checkpoint, record, output = None, None, _optional_path(options.output)
+    loaded, images = read_network(
+        model,
+        options.calib,
+        None if options.recover else options.num_images,
+        weights_from=options.weights_from,
+        skip_broken=options.skip_broken,
+    )
+    require_answers(loaded)
+    checkpoint, record, output = None, None, _weights_file(options.output, loaded)
     if output is not None:
-        prepare_output(output, loaded)
         record = check_file(output.with_suffix(".changes.json"))
         if options.recover:
             checkpoint = check_file(output.with_suffix(".recovery.pt"))
-    result = run_compress(
-        loaded,
-        resolve_image_set(options.calib, skip_broken=options.skip_broken),
-        changes,
-        target,
-        checkpoint=checkpoint,
-    )
+    result = run_compress(loaded, images, changes, target, checkpoint=checkpoint)
     if output is not None and record is not None:
         save_checkpoint(compressed_model(loaded, result), output)
         atomic_write(record, result.record.model_dump_json(indent=2) + "\n")
@@ -267,24 +265,35 @@ def compress(model: str | Path | LoadedModel, options: options.Compress) -> Comp
 
 
 @takes_subject_and_options(options.Search)
-def search(model: str | Path | LoadedModel, options: options.Search) -> tuple[PlacementFound, Path]:
+def search(model: Any, options: options.Search) -> tuple[PlacementFound, Path]:
     """Search the placement that is fastest on this machine and accurate enough; return it, and the folder it was written to.
 
-    The folder (searches/<model>-<target> where none is named) gets target.toml, front.svg, search.json, and measured.jsonl, from
-    which a later search goes on.
+    model, calib: as `quantize` takes them. The folder (searches/<model>-<target> where none is named) gets target.toml, front.svg,
+    search.json, and measured.jsonl, from which a later search goes on.
     """
     from edgeconvnext.report.placement_front import render_front_svg
     from edgeconvnext.report.placement_toml import placement_toml
     from edgeconvnext.tuning.placement_search import search_placement
 
-    loaded = _loaded(model, options.weights_from, resolution=options.resolution)
-    require_answers(loaded)
     target = load_target(options.target)
+    loaded, images = read_network(
+        model,
+        options.calib,
+        options.num_images,
+        weights_from=options.weights_from,
+        resolution=options.resolution,
+        skip_broken=options.skip_broken,
+    )
+    require_answers(loaded)
     default_folder = Path("searches") / f"{Path(loaded.name).stem}-{target.name}"
     folder = _optional_path(options.output) or default_folder
-    images = resolve_image_set(options.calib, skip_broken=options.skip_broken).take(options.num_images)
     placement = search_placement(
-        loaded, target, images, folder, budget_minutes=options.budget_minutes, threads=options.threads
+        loaded,
+        target,
+        images.take(options.num_images),
+        folder,
+        budget_minutes=options.budget_minutes,
+        threads=options.threads,
     )
     atomic_write(folder / "target.toml", placement_toml(placement))
     atomic_write(folder / "front.svg", render_front_svg(placement))
@@ -302,29 +311,36 @@ class Pruned:
 
 
 @takes_subject_and_options(options.Prune)
-def prune(model: str | Path | LoadedModel, options: options.Prune) -> Pruned:
+def prune(model: Any, options: options.Prune) -> Pruned:
     """Make a network smaller without training: hidden channels, whole blocks, 2:4 sparsity; what is left is fitted anew.
 
-    macs, size, latency: one of them at most. output: a .safetensors file, loadable like any checkpoint. torch_code: a .py file
-    that defines the network and loads `output` without this package. score, blocks: see `edgeconvnext.rewrite.prune.prune`.
+    model, calib: as `quantize` takes them. macs, size, latency: one of them at most. output: a .safetensors file, loadable like
+    any checkpoint. torch_code: a .py file that defines the network and loads `output` without this package. score, blocks: see
+    `edgeconvnext.rewrite.prune.prune`.
     """
-    loaded = _loaded(model, options.weights_from)
-    if not loaded.module.inverted_bottlenecks:
-        raise RewriteError(f"{loaded.name} is no ConvNeXt; hidden channels are pruned in ConvNeXt blocks only.")
-    require_answers(loaded)
     budget = _budget(options)
-    output, torch_code = _optional_path(options.output), _optional_path(options.torch_code)
+    torch_code = _optional_path(options.torch_code)
     if torch_code is not None:
         check_torch_code_path(torch_code)
-        if output is None:
+        if options.output is None:
             raise RewriteError("--torch-code loads the weights that --output writes; give both.")
-    if output is not None:
-        prepare_output(output, loaded)
     target = None if options.target is None else load_target(options.target)
     own_multiple = DEFAULT_MULTIPLE if target is None else backend_for(target).limits.channel_multiple
     multiple = options.multiple or own_multiple
     _check_multiple(options.sparsity, None if budget is None else multiple)
-    images = _fitting_images(options)
+    loaded, calibration = read_network(
+        model,
+        options.calib,
+        options.num_images,
+        weights_from=options.weights_from,
+        skip_broken=options.skip_broken,
+    )
+    if not loaded.module.inverted_bottlenecks:
+        raise RewriteError(f"{loaded.name} is no ConvNeXt; hidden channels are pruned in ConvNeXt blocks only.")
+    require_answers(loaded)
+    output = _weights_file(options.output, loaded)
+    images = calibration.take(options.num_images)
+    _check_fitting_images(images)
     fit, held_out = split_held_out(images)
     module, channels, sparse = cast(ConvNeXt, loaded.module), None, None
     if budget is not None:
@@ -351,15 +367,13 @@ def prune(model: str | Path | LoadedModel, options: options.Prune) -> Pruned:
     return Pruned(module, channels, sparse)
 
 
-def _fitting_images(options: options.Prune) -> ImageSet:
-    """Return the images that weights are fitted on and judged by; raises RewriteError where they are too few."""
-    images = resolve_image_set(options.calib, skip_broken=options.skip_broken).take(options.num_images)
+def _check_fitting_images(images: ImageSet) -> None:
+    """Raise RewriteError where the images that weights are fitted on and judged by are too few."""
     if len(images) < FEWEST_IMAGES:
         raise RewriteError(
             f"Weights are fitted on calibration images and judged on others, on {FEWEST_IMAGES} at least and better on hundreds; "
             f"there are {len(images)}. Name a larger set with --calib, or a larger --num-images."
         )
-    return images
 
 
 def _check_multiple(sparsity: str | None, multiple: int | None) -> None:
@@ -385,17 +399,23 @@ def _budget(options: options.Prune) -> Budget | None:
     return budgets[0] if budgets else (Budget("macs", 1.0) if options.blocks else None)
 
 
-def _loaded(
-    model: str | Path | LoadedModel, weights_from: str | None, resolution: int | Size | None = None
-) -> LoadedModel:
-    """Load a model that is named, or return the loaded one. Raises OptionError where a loaded one is to be chosen from."""
-    if not isinstance(model, LoadedModel):
-        return load_model(model, weights_from=weights_from, resolution=resolution)
-    if weights_from is not None:
+def _weights_file(output: str | Path | None, model: LoadedModel) -> Path | None:
+    """Return where weights are to be written, None for nowhere; raises before any work where they cannot be.
+
+    OptionError: the JSON beside them would say a mean and std that nobody knows.
+    """
+    path = _optional_path(output)
+    if path is None:
+        return None
+    if normalization_unknown(model):
         raise OptionError(
-            lambda spelled: f"{spelled('weights_from')} chooses weights of a file, and the model is loaded already."
+            lambda spelled: (
+                f"{spelled('output')} says the mean and std of its images, and those of the images in memory are not known. Give "
+                "a model that has them: edgeconvnext.load_model(model, mean=..., std=...)."
+            )
         )
-    return model
+    prepare_output(path, model)
+    return path
 
 
 def _optional_path(value: str | Path | None) -> Path | None:

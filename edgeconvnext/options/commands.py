@@ -106,7 +106,7 @@ class Search(Threads, InputSize, TargetChoice, CalibrationImages, WeightsChoice)
     """Options of search."""
 
     PANEL = "Output"
-    calib: str | Path = field(metadata=about("Calibration images: a set's name or a folder.", metavar="<set>"))
+    calib: str | Path | Any = field(metadata=about("Calibration images: a set's name or a folder.", metavar="<set>"))
     num_images: int = option(96, "Calibration images in all; accuracy is judged on a third.")
     budget_minutes: float = option(
         20.0,
@@ -141,7 +141,7 @@ class Prune(CalibrationImages, WeightsChoice):
     """Options of prune without training. macs, size, latency: one of them."""
 
     PANEL = "Pruning"
-    calib: str | Path = field(metadata=about("Calibration images: a set's name or a folder.", metavar="<set>"))
+    calib: str | Path | Any = field(metadata=about("Calibration images: a set's name or a folder.", metavar="<set>"))
     output: str | Path | None = option(
         None, "Weights file to write, .safetensors.", parse=parsers.path, metavar="<path>"
     )
@@ -201,7 +201,7 @@ class PruneAndRecover(Recovery, Prune):
 class Compress(Measuring, Compression, TargetChoice, CalibrationImages, WeightsChoice):
     """Options of compress: prune, replace LayerNorms and recover, into a weights file."""
 
-    calib: str | Path = field(metadata=about("Calibration images: a set's name or a folder.", metavar="<set>"))
+    calib: str | Path | Any = field(metadata=about("Calibration images: a set's name or a folder.", metavar="<set>"))
     num_images: int = option(REFIT_IMAGES, "Images that layers are re-fitted on; a third is held out.")
     multiple: int | None = option(None, "Hidden widths become multiples of it.", least=1)
     output: str | Path | None = option(

@@ -18,11 +18,12 @@ from edgeconvnext.data.loader import batches
 from edgeconvnext.data.prepared import PreparedReader, recognised_normalization
 from edgeconvnext.data.size import Size
 from edgeconvnext.data.subset import spread
-from edgeconvnext.errors import ImageSetError
+from edgeconvnext.errors import ImageSetError, OptionError
 from edgeconvnext.model.agreement import IMAGES, check_agreement
 from edgeconvnext.model.heads import with_head
 from edgeconvnext.model.in_memory import model_of, needs_agreement
 from edgeconvnext.model.loaded import LoadedModel
+from edgeconvnext.progress import announce
 from edgeconvnext.schema.format import error as error_text
 
 # So many images show whether values are 8-bit levels.
@@ -100,6 +101,44 @@ def read_inputs(
             raise ImageSetError("A module in memory is checked on calibration images. Give them with calib.")
         notes.append(_agreement_note(model, loaded, calibration))
     return Inputs(with_head(loaded, head) if needs_agreement(model) else loaded, calibration, evaluation, tuple(notes))
+
+
+def read_network(
+    model: Any,
+    calib: Any,
+    most: int | None,
+    *,
+    weights_from: str | None,
+    resolution: int | Size | None = None,
+    skip_broken: bool = False,
+) -> tuple[LoadedModel, ImageSet]:
+    """Return the model and the images that a command without a run works on, each as `quantize` takes it.
+
+    most: how many images are read of what a program holds; None reads all. What is taken for granted about objects in memory is
+    announced, and is in the model's notes. Raises OptionError where weights of an object in memory are to be chosen from, and what
+    `read_inputs` raises.
+    """
+    if in_memory(model) and weights_from is not None:
+        raise OptionError(
+            lambda spelled: f"{spelled('weights_from')} chooses weights of a file, and the model is loaded already."
+        )
+    inputs = read_inputs(
+        model,
+        resolve_images(calib, most, skip_broken=skip_broken),
+        None,
+        head="classifier",
+        weights_from=weights_from,
+        resolution=resolution,
+        crop_pct=None,
+        interpolation=None,
+        mean=None,
+        std=None,
+    )
+    for note in inputs.notes:
+        announce(note)
+    assert inputs.calibration is not None
+    notes = tuple(dict.fromkeys((*inputs.model.notes, *inputs.notes)))
+    return replace(inputs.model, notes=notes), inputs.calibration
 
 
 def normalization_unknown(model: LoadedModel) -> bool:

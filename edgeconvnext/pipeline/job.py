@@ -12,10 +12,10 @@ import numpy as np
 
 from edgeconvnext.backends import backend_for, check_target, load_target
 from edgeconvnext.backends.metadata import NORMALIZATION, UNKNOWN, UNKNOWN_NORMALIZATION
-from edgeconvnext.data.decided_labels import decided_labels
+from edgeconvnext.data.image_classes import classes_of_images
 from edgeconvnext.data.image_set import FolderReader, ImageSet, split_held_out
 from edgeconvnext.data.in_memory import IN_MEMORY, classes_are_outputs, prepared, resolve_images
-from edgeconvnext.data.labels import match_labels, matching_note, output_labels
+from edgeconvnext.data.labels import matching_note
 from edgeconvnext.data.sets import set_files
 from edgeconvnext.data.size import Size
 from edgeconvnext.errors import (
@@ -505,14 +505,7 @@ def _eval_command(request: Request, model: LoadedModel) -> str | None:
 
 
 def _labels_of(images: ImageSet, model: LoadedModel) -> np.ndarray:
-    if classes_are_outputs(images):
-        classes = output_labels(images, max(model.config.num_classes, 2))
-    elif model.config.num_classes == 1:
-        return decided_labels(images, model.labels)
-    else:
-        classes = match_labels(images, model.labels, model.config.num_classes, in_sorted_order=True)
-    assert images.labels is not None
-    return classes[np.array(images.labels, dtype=np.int64)]
+    return classes_of_images(images, model.labels, model.config.num_classes, in_sorted_order=True)
 
 
 def _from_run(request: Request, path: Path, notes: list[str]) -> tuple[Request, LoadedModel]:

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from edgeconvnext.backends import backend_for
+from edgeconvnext.backends.metadata import UNKNOWN_NORMALIZATION
 from edgeconvnext.choices import NormScope
-from edgeconvnext.data.decided_labels import decided_labels
+from edgeconvnext.data.image_classes import classes_of_images
 from edgeconvnext.data.image_set import ImageSet, split_held_out
-from edgeconvnext.data.labels import match_labels
 from edgeconvnext.data.loader import batches, check_broken
 from edgeconvnext.errors import LabelMismatchError, RewriteError
 from edgeconvnext.model.convnext.network import ConvNeXt
@@ -113,6 +113,11 @@ def compress(
     if not model.module.inverted_bottlenecks:
         raise RewriteError(
             f"Pruning, replacing LayerNorms and recovery know ConvNeXts; {model.name} is another network. Quantise it as it is."
+        )
+    if options.recover and UNKNOWN_NORMALIZATION in model.notes:
+        raise RewriteError(
+            "Recovery trains on pixels, and the mean and std of the images in memory are not known. Give images that are not "
+            "prepared, or a model with its mean and std: edgeconvnext.load_model(model, mean=..., std=...)."
         )
     chosen = images.take(options.images)
     if len(chosen) < FEWEST_IMAGES:
@@ -311,13 +316,9 @@ def _record(loss: Loss) -> HeldOutLoss:
 def _labels(images: ImageSet, model: LoadedModel, held_out: list[int]) -> np.ndarray | None:
     """Return the model's classes of the held-out images, or None where they are not known."""
     try:
-        if model.config.num_classes == 1:
-            return decided_labels(images, model.labels)[held_out]
-        classes = match_labels(images, model.labels, model.config.num_classes)
+        return classes_of_images(images, model.labels, model.config.num_classes)[held_out]
     except LabelMismatchError:
         return None
-    assert images.labels is not None
-    return classes[np.array(images.labels, dtype=np.int64)][held_out]
 
 
 def read_images(model: LoadedModel, images: ImageSet, indices: list[int]) -> Iterator[torch.Tensor]:
