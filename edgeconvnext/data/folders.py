@@ -10,7 +10,7 @@ from pathlib import Path
 from edgeconvnext.data.folder_walk import contents_below, is_file, is_folder, visible
 from edgeconvnext.data.image_set import ClassesFrom
 from edgeconvnext.data.label_files import LABEL_FILES, read_image_labels
-from edgeconvnext.data.label_lists import read_label_list
+from edgeconvnext.data.label_lists import are_validation_images, list_beside, read_label_list
 from edgeconvnext.data.raster_formats import has_image_suffix, image_suffixes, without_decoder
 from edgeconvnext.errors import ImageSetError
 from edgeconvnext.escape import for_terminal
@@ -37,9 +37,9 @@ def list_folder(root: Path, images_per_class: int | None = None, labels_file: Pa
     """List the images below `root` in a deterministic order.
 
     Subfolders with images are classes, in sorted order. Images directly in `root` take their classes from `labels.csv`
-    or `labels.txt` (one "file,class" per line), or have none. labels_file: such a file at another place, whose names may lead into
-    subfolders. Hidden files and folders are passed over, links to folders
-    are followed.
+    or `labels.txt` (one "file,class" per line), ImageNet's validation images from a list beside them, or have none.
+    labels_file: such a file at another place, whose names may lead into subfolders. Hidden files and folders are passed
+    over, links to folders are followed.
 
     images_per_class: keep only the first so many of each class, by file name; needs classes.
     Raises ImageSetError for a missing, unreadable or imageless folder, and for one that holds splits instead of
@@ -73,6 +73,8 @@ def list_folder(root: Path, images_per_class: int | None = None, labels_file: Pa
         together = sorted([*flat, *(image for images in classes.values() for image in images)])
         remark = f"{for_terminal(root.name)} holds images beside folders of images, so folder names were not taken as classes"
         listing = FolderListing(tuple(together), None, (), (remark,))
+    elif flat and are_validation_images(flat) and (official := list_beside(root)) is not None:
+        listing = listing_of_official(_from_labels_file(root, official, flat, may_lack_images=True), root, official)
     elif flat:
         listing = FolderListing(tuple(flat), None, (), _left_out(other_names))
     elif classes:
@@ -105,7 +107,15 @@ def listing_of_classes(classes: dict[str, list[str]], remarks: tuple[str, ...] =
     return FolderListing(tuple(ids), tuple(labels), tuple(classes), remarks)
 
 
-def _from_labels_file(root: Path, labels_file: Path, flat: list[str]) -> FolderListing:
+def listing_of_official(listing: FolderListing, images: Path, labels_file: Path) -> FolderListing:
+    """Return a listing that says where the classes of ImageNet's validation images were read, which nobody named."""
+    remark = f"the classes of {for_terminal(images.name)} are those of {for_terminal(labels_file)}"
+    return replace(listing, remarks=(*listing.remarks, remark))
+
+
+def _from_labels_file(
+    root: Path, labels_file: Path, flat: list[str], *, may_lack_images: bool = False
+) -> FolderListing:
     """Read a label file; the order is that of the file names, whatever the order of the lines."""
     stems: dict[str, str] = {}
     for name in flat:
@@ -114,15 +124,26 @@ def _from_labels_file(root: Path, labels_file: Path, flat: list[str]) -> FolderL
     def locate(name: str) -> str | None:
         return name if _is_file(root, name) else stems.get(name)
 
-    return listing_of_labels(labels_of_file(labels_file, root, flat, locate), flat, labels_file)
+    pairs = labels_of_file(labels_file, root, flat, locate, may_lack_images=may_lack_images)
+    return listing_of_labels(pairs, flat, labels_file)
 
 
 def labels_of_file(
-    labels_file: Path, root: Path, images: Sequence[str], locate: Callable[[str], str | None]
+    labels_file: Path,
+    root: Path,
+    images: Sequence[str],
+    locate: Callable[[str], str | None],
+    *,
+    may_lack_images: bool = False,
 ) -> dict[str, str]:
-    """Return the class of each image that a file names: by pairs, or by a list with a line for each image of `root`."""
+    """Return the class of each image that a file names: by pairs, or by a list with a line for each image of `root`.
+
+    may_lack_images: as in `read_image_labels`.
+    """
     in_order = read_label_list(labels_file)
-    return read_image_labels(labels_file, root, locate) if in_order is None else in_order.of(images, root)
+    if in_order is not None:
+        return in_order.of(images, root)
+    return read_image_labels(labels_file, root, locate, may_lack_images=may_lack_images)
 
 
 def listing_of_labels(pairs: dict[str, str], images: Sequence[str], labels_file: Path) -> FolderListing:

@@ -19,6 +19,9 @@ _SHOWN_CHARACTERS = 80
 _DELIMITERS = ("\t", ";", ",")
 # What headers call the two columns that count, where there are more.
 _FILE_COLUMNS = ("file", "filename", "file_name", "image", "image_id", "imageid", "path", "name", "img", "id")
+# ImageNet's labels as Kaggle ships them: "n01751748 111 108 230 366 n01751748 ...", a synset and a box for each object.
+_BOXES_COLUMN = "predictionstring"
+_VALUES_OF_BOX = 5
 _CLASS_COLUMNS = (
     "class",
     "label",
@@ -29,16 +32,21 @@ _CLASS_COLUMNS = (
     "class_id",
     "category_id",
     "synset",
+    _BOXES_COLUMN,
 )
 
 
-def read_image_labels(file: Path, root: Path, locate: Callable[[str], str | None]) -> dict[str, str]:
+def read_image_labels(
+    file: Path, root: Path, locate: Callable[[str], str | None], *, may_lack_images: bool = False
+) -> dict[str, str]:
     """Return the class of each image that a label file names, by the image's id.
 
     The first line decides what separates the columns: a tab, a semicolon, a comma, else blanks. A first line that names no image
     is a header; of more than two columns it has to name the two that count (file, image, path ...; class, label, target ...).
     locate: from a name in the file to the id of an image, None where there is none.
     root: what errors call the place of the images. Names are checked as text: they are relative and lead nowhere else.
+    may_lack_images: leave out lines whose image is not there.
+    A column PredictionString holds a synset and a box for each object, as in Kaggle's files for ImageNet; it gives the synset.
 
     Raises ImageSetError, naming file and line, for lines that do not hold and for images that are named with two classes.
     """
@@ -46,6 +54,7 @@ def read_image_labels(file: Path, root: Path, locate: Callable[[str], str | None
     first = next((line for line in lines if line.strip()), "")
     delimiter = next((candidate for candidate in _DELIMITERS if candidate in first), None)
     columns: tuple[int, int] | None = None
+    with_boxes = False
     pairs: dict[str, str] = {}
     missing: list[str] = []
     begun = False
@@ -59,12 +68,15 @@ def read_image_labels(file: Path, root: Path, locate: Callable[[str], str | None
             begun = True
             if _is_header(fields, locate):
                 columns = _columns(fields)
+                with_boxes = columns is not None and _column_name(fields[columns[1]]) == _BOXES_COLUMN
                 continue
         name, class_name = _pair(fields, columns, line, place)
         if fault := unsafe_name(name):
             raise ImageSetError(
                 f"{place}: the file name {_shortened(name)} {fault}. Name files below {for_terminal(root)}."
             )
+        if with_boxes:
+            class_name = _class_of_boxes(class_name, place)
         image_id = locate(name)
         if image_id is None:
             missing.append(name)
@@ -73,7 +85,10 @@ def read_image_labels(file: Path, root: Path, locate: Callable[[str], str | None
             raise ImageSetError(
                 f"{place}: {for_terminal(name)} is {_shortened(class_name)} here and {_shortened(pairs[image_id])} above."
             )
-    if missing:
+    if may_lack_images:
+        for name in missing:
+            pairs.pop(name, None)
+    elif missing:
         raise ImageSetError(
             f"{for_terminal(file)} names {len(pairs)} images; {len(missing)} of them are missing under "
             f"{for_terminal(root)}: {_first(missing)}. Add the files or remove their lines."
@@ -101,10 +116,28 @@ def _is_header(fields: list[str], locate: Callable[[str], str | None]) -> bool:
 
 def _columns(header: list[str]) -> tuple[int, int] | None:
     """Return which columns a header calls file and class; None where it does not say both."""
-    names = [field.casefold().replace(" ", "_") for field in header]
+    names = [_column_name(field) for field in header]
     files = [names.index(name) for name in _FILE_COLUMNS if name in names]
     classes = [names.index(name) for name in _CLASS_COLUMNS if name in names]
     return (files[0], classes[0]) if files and classes else None
+
+
+def _column_name(field: str) -> str:
+    return field.casefold().replace(" ", "_")
+
+
+def _class_of_boxes(text: str, place: str) -> str:
+    """Return the one class of "class x y x y [class x y x y ...]"."""
+    words = text.split()
+    classes = set(words[::_VALUES_OF_BOX])
+    numbers = [word for position, word in enumerate(words) if position % _VALUES_OF_BOX]
+    if len(words) % _VALUES_OF_BOX or not all(number.isdecimal() for number in numbers):
+        raise ImageSetError(f"{place}: expected 'synset x y x y', once for each object, found {_shortened(text)}.")
+    if len(classes) > 1:
+        raise ImageSetError(
+            f"{place}: the boxes are of {len(classes)} classes, {_first(sorted(classes))}; an image has one."
+        )
+    return classes.pop()
 
 
 def _pair(fields: list[str], columns: tuple[int, int] | None, line: str, place: str) -> tuple[str, str]:

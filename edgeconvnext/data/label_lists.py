@@ -17,13 +17,19 @@ from edgeconvnext.received import MIB, read_text, require_regular_file
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 """The devkit's list for the validation images; its numbers are ILSVRC2012_ID, 1 to 1000, and no outputs of a network."""
 DEVKIT = "ILSVRC2012_devkit_t12"
+SOLUTION = "LOC_val_solution.csv"
+"""Kaggle's list for the validation images: `ImageId,PredictionString`, a synset and a box for each object."""
 BESIDE_VALIDATION = (
     GROUND_TRUTH,
     f"{DEVKIT}/data/{GROUND_TRUTH}",
     f"{DEVKIT}.tar.gz",
     "imagenet_2012_validation_synset_labels.txt",
+    SOLUTION,
 )
 """Where the classes of the validation images may lie beside them, most wanted first."""
+_KAGGLE_FOLDERS = ("val", "CLS-LOC", "Data", "ILSVRC")
+_VALIDATION = re.compile(r"ILSVRC2012_val_([0-9]{8})\.[A-Za-z]+")
+_VALIDATION_IMAGES = 50_000
 _MOST_BYTES = 256 * MIB
 _MOST_DEVKIT_BYTES = 64 * MIB
 _CLASS = re.compile(r"[^\s,;\"\x00-\x1f]{1,200}")
@@ -38,7 +44,14 @@ class LabelList:
     classes: tuple[str, ...]
 
     def of(self, images: Sequence[str], root: Path) -> dict[str, str]:
-        """Return the class of each of the images, which lie in `root`. Raises ImageSetError where their numbers differ."""
+        """Return the class of each of the images, which lie in `root`.
+
+        Some of ImageNet's 50,000 validation images count by the number in their names. Raises ImageSetError where the numbers
+        of others differ.
+        """
+        numbers = _validation_numbers(images) if len(self.classes) == _VALIDATION_IMAGES else None
+        if numbers is not None:
+            return {name: self.classes[number - 1] for name, number in zip(images, numbers, strict=True)}
         if len(images) != len(self.classes):
             raise ImageSetError(
                 f"{for_terminal(self.file)} has {len(self.classes)} lines, one for each image, and {for_terminal(root)} holds "
@@ -70,9 +83,28 @@ def read_label_list(file: Path) -> LabelList | None:
     return LabelList(file, tuple(names))
 
 
-def list_beside(archive: Path) -> Path | None:
-    """Return the file with the classes of ImageNet's validation images that lies beside their archive, if one does."""
-    return next((path for name in BESIDE_VALIDATION if (path := archive.parent / name).is_file()), None)
+def list_beside(images: Path) -> Path | None:
+    """Return the file with the classes of ImageNet's validation images that lies beside their archive or folder, if one does.
+
+    Of a folder, it may lie inside, too, or above ILSVRC/Data/CLS-LOC/val, where Kaggle's archive has it.
+    """
+    images = images.absolute()
+    folders = [images, images.parent] if images.is_dir() else [images.parent]
+    if tuple(folder.name for folder in (images, *images.parents)[: len(_KAGGLE_FOLDERS)]) == _KAGGLE_FOLDERS:
+        folders.append(images.parents[len(_KAGGLE_FOLDERS) - 1])
+    return next((path for folder in folders for name in BESIDE_VALIDATION if (path := folder / name).is_file()), None)
+
+
+def are_validation_images(names: Sequence[str]) -> bool:
+    """Say whether all images have the names of ImageNet's validation images: ILSVRC2012_val_00000001.JPEG."""
+    return _validation_numbers(names) is not None
+
+
+def _validation_numbers(images: Sequence[str]) -> list[int] | None:
+    """Return the numbers in the names of ImageNet's validation images; None where there are others."""
+    matches = [_VALIDATION.fullmatch(name.rpartition("/")[2]) for name in images]
+    numbers = [int(match[1]) for match in matches if match is not None]
+    return numbers if len(numbers) == len(images) and all(0 < n <= _VALIDATION_IMAGES for n in numbers) else None
 
 
 def _is_packed(file: Path) -> bool:

@@ -19,6 +19,10 @@ from edgeconvnext.escape import for_terminal
 _Kind = Literal["tar", "parquet", "packed"]
 _SUFFIXES: dict[str, _Kind] = {".tar": "tar", ".parquet": "parquet"}
 _PATTERN = re.compile(r"[*?\[]")
+# The innermost pair of braces: {000000..000009} or {train,val}.
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"([0-9]{1,12})\.\.([0-9]{1,12})")
+_MOST_SHARDS = 100_000
 _SPLIT = re.compile(r"[A-Za-z]+")
 _TAR_MAGIC_AT = 257
 
@@ -27,13 +31,17 @@ def shard_files(path: Path) -> list[Path]:
     """Return the shards that a path stands for, in sorted order; none where it is a folder of images, or nothing at all.
 
     A file counts by its content; those of a folder, which holds no images and no folders, or of a pattern count by their suffix.
-    Raises ImageSetError where they are of two kinds or of several splits, such as train and validation.
+    Patterns are those of shells and webdataset's: "val-*.tar", "val-{000000..000009}.tar", "{a,b}.tar".
+    Raises ImageSetError where they are of two kinds or of several splits, such as train and validation, and where some of those
+    that braces name are missing.
     """
     if os.path.isfile(path):  # noqa: PTH113  Path.is_file raises OSError for names that no system takes
         return [path] if _kind_of(path) in ("tar", "parquet") else []
     is_directory = os.path.isdir(path)  # noqa: PTH112
     if is_directory:
         files = _files_alone(path)
+    elif (names := expanded(str(path))) != [str(path)]:
+        files = _braced(path, [Path(name) for name in names])
     elif _PATTERN.search(path.name) and os.path.isdir(path.parent):  # noqa: PTH112
         files = sorted(path.parent.glob(path.name))
     else:
@@ -46,6 +54,51 @@ def shard_files(path: Path) -> list[Path]:
             f"{for_terminal(path)} holds .tar and .parquet files. Name those of one kind, as in '{for_terminal(path)}/*.tar'."
         )
     return shards
+
+
+def _braced(path: Path, files: list[Path]) -> list[Path]:
+    """Return the files that the braces of `path` stand for; none where none of them is there."""
+    missing = [file for file in files if not os.path.isfile(file)]  # noqa: PTH113
+    if missing and len(missing) < len(files):
+        names = ", ".join(for_terminal(file.name) for file in missing[:5])
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise ImageSetError(
+            f"{for_terminal(path)} names {len(files)} shards; {len(missing)} of them are missing: {names}{more}. Add them, or "
+            "name those that are there."
+        )
+    if len({file.name for file in files}) < len(files):
+        raise ImageSetError(f"{for_terminal(path)} names several shards of one name. Name those of one folder.")
+    return [] if missing else files
+
+
+def expanded(pattern: str) -> list[str]:
+    """Return the names that braces stand for, as in shells and webdataset: ranges of whole numbers, and lists.
+
+    "v-{08..10}.tar" is v-08.tar, v-09.tar and v-10.tar. Braces without ".." and "," stay. Raises ImageSetError for more than
+    100,000 names.
+    """
+    names, parts = [""], _BRACES.split(pattern)
+    for text, inside in zip(parts[::2], [*parts[1::2], None], strict=True):
+        choices = [""] if inside is None else _choices(inside)
+        if len(names) * len(choices) > _MOST_SHARDS:
+            raise ImageSetError(f"{for_terminal(pattern)} names more than {_MOST_SHARDS:,} files.")
+        names = [f"{name}{text}{choice}" for name in names for choice in choices]
+    return names
+
+
+def _choices(inside: str) -> list[str]:
+    """Return what one pair of braces stands for. Leading zeros of the first number say the width."""
+    match = _RANGE.fullmatch(inside)
+    if match is None:
+        return inside.split(",") if "," in inside else [f"{{{inside}}}"]
+    first, last = int(match[1]), int(match[2])
+    if abs(last - first) >= _MOST_SHARDS:
+        raise ImageSetError(f"{{{inside}}} names more than {_MOST_SHARDS:,} files.")
+    width = (
+        max(map(len, match.groups())) if any(part.startswith("0") and len(part) > 1 for part in match.groups()) else 0
+    )
+    step = 1 if last >= first else -1
+    return [f"{number:0{width}d}" for number in range(first, last + step, step)]
 
 
 def holds_shards_alone(folder: Path) -> bool:

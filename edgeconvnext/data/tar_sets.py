@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,10 +18,11 @@ from edgeconvnext.data.folders import (
     labels_of_file,
     listing_of_classes,
     listing_of_labels,
+    listing_of_official,
     refuse_splits,
 )
 from edgeconvnext.data.imagenet import imagenet_classes
-from edgeconvnext.data.label_lists import list_beside
+from edgeconvnext.data.label_lists import are_validation_images, list_beside
 from edgeconvnext.data.raster_formats import has_image_suffix, image_suffixes, without_decoder
 from edgeconvnext.data.tar_reader import TarReader
 from edgeconvnext.data.unpack import archive_places
@@ -34,7 +35,6 @@ _JSON_KEYS = ("label", "cls", "class", "class_id", "target", "class_name", "labe
 _MOST_SIDECAR_BYTES = MIB
 _MOST_CLASS_CHARACTERS = 1000
 _REMEMBERED = 1000
-_VALIDATION = "ILSVRC2012_val_"
 _SYNSET_NAME = re.compile(r"(n[0-9]{8})_")
 
 
@@ -143,12 +143,11 @@ def _listing(
     if any(_key(image_id) in contents.classes for image_id in ids):
         return _from_samples(files, contents), ids
     within = [_within(image_id, files) for image_id in ids]
-    if all(name.rpartition("/")[2].startswith(_VALIDATION) for name in within):
+    if are_validation_images(within):
         beside = list_beside(files[0])
         if beside is not None and not _in_class_folders(within):
-            listing = _from_labels_file(files, ids, beside)
-            remark = f"the classes of {for_terminal(files[0].name)} are those of {for_terminal(beside)}"
-            return replace(listing, remarks=(*listing.remarks, remark)), ids
+            listing = _from_labels_file(files, ids, beside, may_lack_images=True)
+            return listing_of_official(listing, files[0], beside), ids
     if all("/" in name for name in within):
         names = _without_top(within, files[0].name.partition(".")[0])
         if all("/" in name for name in names):
@@ -200,14 +199,17 @@ def _from_folders(files: Sequence[Path], names: Sequence[str]) -> FolderListing:
     return listing_of_classes(dict(sorted(classes.items())))
 
 
-def _from_labels_file(files: Sequence[Path], ids: Sequence[str], labels_file: Path) -> FolderListing:
+def _from_labels_file(
+    files: Sequence[Path], ids: Sequence[str], labels_file: Path, *, may_lack_images: bool = False
+) -> FolderListing:
     by_name: dict[str, str] = {}
     for image_id in ids:
         base = image_id.rpartition("/")[2]
         for name in (image_id, _within(image_id, files), base, base.rpartition(".")[0]):
             by_name.setdefault(name, image_id)
     root = files[0] if len(files) == 1 else files[0].parent
-    return listing_of_labels(labels_of_file(labels_file, root, ids, by_name.get), ids, labels_file)
+    pairs = labels_of_file(labels_file, root, ids, by_name.get, may_lack_images=may_lack_images)
+    return listing_of_labels(pairs, ids, labels_file)
 
 
 def _from_samples(files: Sequence[Path], contents: _Contents) -> FolderListing:

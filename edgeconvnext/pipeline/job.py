@@ -17,6 +17,7 @@ from edgeconvnext.data.image_set import FolderReader, ImageSet, split_held_out
 from edgeconvnext.data.in_memory import IN_MEMORY, classes_are_outputs, prepared, resolve_images
 from edgeconvnext.data.labels import matching_note
 from edgeconvnext.data.sets import set_files
+from edgeconvnext.data.shards import shard_files
 from edgeconvnext.data.size import Size
 from edgeconvnext.errors import (
     CheckpointError,
@@ -607,6 +608,9 @@ def _from_anywhere(name: str | Path | ImageSet | None) -> str | None:
     """Return a path as an absolute one, so that the run can be taken up from another folder; names stay as they are."""
     if isinstance(name, ImageSet):
         return name.name
-    if name is None or name in set_files() or not Path(name).expanduser().exists():
+    if name is None or name in set_files():
         return None if name is None else str(name)
-    return str(Path(name).expanduser().absolute())
+    path = Path(name).expanduser()
+    if not path.exists() and not (path.parent.is_dir() and shard_files(path)):
+        return str(name)
+    return str(path.absolute())

@@ -20,6 +20,7 @@ from edgeconvnext.data.labels import match_labels
 from edgeconvnext.data.loader import batches
 from edgeconvnext.data.preprocess import Preprocess
 from edgeconvnext.data.sets import resolve_image_set
+from edgeconvnext.data.shards import expanded
 from edgeconvnext.data.tar_reader import TarReader
 from edgeconvnext.errors import ImageSetError
 from tests.grey_images import greys, png
@@ -104,6 +105,62 @@ def test_a_flat_folder_takes_the_devkits_list_as_well(tmp_path: Path) -> None:
     assert [int(matched[label]) for label in images.labels] == FIRST_OUTPUTS
 
 
+def solution(first: int = 1, last: int = 10) -> str:
+    """Write Kaggle's LOC_val_solution.csv of the first validation images: not in their order, some with two boxes."""
+    lines = ["ImageId,PredictionString"]
+    for number in range(last, first - 1, -1):
+        box = f"{devkit_synsets()[FIRST_IDS[(number - 1) % 10] - 1]} 111 108 {number} 366 "
+        lines.append(f"ILSVRC2012_val_{number:08d},{box * (1 + number % 2)}")
+    return "\n".join(lines)
+
+
+def unpacked(archive: Path, folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder, filter="data")
+    return folder
+
+
+@pytest.mark.parametrize("place", ["archive", "folder", "inside", "kaggle", "option"])
+def test_labels_as_kaggle_ships_them_name_the_validation_images(tmp_path: Path, place: str) -> None:
+    path = archive = validation(tmp_path / "tar")
+    beside = {"archive": tmp_path / "tar", "inside": tmp_path / "val"}.get(place, tmp_path)
+    if place != "archive":
+        path = unpacked(archive, tmp_path / ("ILSVRC/Data/CLS-LOC/val" if place == "kaggle" else "val"))
+    file = beside / ("mine.csv" if place == "option" else "LOC_val_solution.csv")
+    file.write_text(solution(last=10 if place == "option" else 12))  # of all images, some of which are there
+    images = resolve_image_set(path, labels=file if place == "option" else None)
+    matched = match_labels(images, None, 1000)
+    assert images.labels is not None and greys(images) == list(range(1, 11))
+    assert [int(matched[label]) for label in images.labels] == FIRST_OUTPUTS
+    assert place == "option" or any("LOC_val_solution.csv" in note for note in images.notes)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("n01751748 1 2 3", "line 2: expected 'synset x y x y'"),
+        ("n01751748 1 2 3 x", "line 2: expected 'synset x y x y'"),
+        ("n01751748 1 2 3 4 n01440764 1 2 3 4", "line 2: the boxes are of 2 classes, n01440764, n01751748"),
+    ],
+)
+def test_boxes_that_name_no_class_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "LOC_val_solution.csv").write_text(f"ImageId,PredictionString\nILSVRC2012_val_00000001,{text}\n")
+    with pytest.raises(ImageSetError, match=message):
+        resolve_image_set(validation(tmp_path, 1))
+
+
+def test_some_of_the_validation_images_count_by_their_number_in_the_whole_list(tmp_path: Path) -> None:
+    folder = unpacked(validation(tmp_path), tmp_path / "val")
+    for number in (1, 2, 4, 5, 6, 8):
+        (folder / f"ILSVRC2012_val_{number:08d}.JPEG").unlink()
+    (tmp_path / GROUND_TRUTH).write_text("".join(f"{number}\n" for number in FIRST_IDS) + "1\n" * 49_990)
+    images = resolve_image_set(folder)
+    assert images.labels is not None and greys(images) == [3, 7, 9, 10]
+    matched = match_labels(images, None, 1000)
+    assert [int(matched[label]) for label in images.labels] == [FIRST_OUTPUTS[row] for row in (2, 6, 8, 9)]
+
+
 def test_without_a_list_the_validation_images_have_no_classes(tmp_path: Path) -> None:
     assert resolve_image_set(validation(tmp_path)).labels is None
 
@@ -173,6 +230,39 @@ def test_shards_of_samples_have_the_classes_beside_the_images(tmp_path: Path) ->
 def test_a_pattern_names_some_shards(tmp_path: Path) -> None:
     folder = write_shards(tmp_path / "shards")
     assert greys(resolve_image_set(f"{folder}/imagenet-*1.tar")) == [3, 4]
+
+
+def test_braces_name_shards_as_webdataset_does(tmp_path: Path) -> None:
+    folder = write_shards(tmp_path / "shards")
+    for braces in ("{000000..000001}", "{000000,000001}", "00000{0..1}", "{0,1}{00..00}{001..001}"):
+        name = f"{folder}/imagenet-{braces}.tar"
+        if braces.startswith("{0,1}"):
+            with pytest.raises(ImageSetError, match=r"names 2 shards; 1 of them are missing: imagenet-100001\.tar"):
+                resolve_image_set(name)
+        else:
+            assert greys(resolve_image_set(name)) == [1, 2, 3, 4]
+    assert greys(resolve_image_set(f"{folder}/imagenet-{{000001..000001}}.tar")) == [3, 4]
+    with pytest.raises(ImageSetError, match="no image set"):
+        resolve_image_set(f"{folder}/other-{{0..3}}.tar")
+    with pytest.raises(ImageSetError, match=r"more than 100,000 files"):
+        resolve_image_set(f"{folder}/imagenet-{{0..999999999}}.tar")
+    write_shards(tmp_path / "more")
+    with pytest.raises(ImageSetError, match="several shards of one name"):
+        resolve_image_set(f"{tmp_path}/{{shards,more}}/imagenet-000000.tar")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("v-{08..10}.tar", ["v-08.tar", "v-09.tar", "v-10.tar"]),
+        ("v-{8..10}", ["v-8", "v-9", "v-10"]),
+        ("v-{2..0}", ["v-2", "v-1", "v-0"]),
+        ("{a,b}{1..2}", ["a1", "a2", "b1", "b2"]),
+        ("{one}/{,x}", ["{one}/", "{one}/x"]),
+    ],
+)
+def test_braces_stand_for_what_they_do_in_a_shell(pattern: str, names: list[str]) -> None:
+    assert expanded(pattern) == names
 
 
 def test_a_sample_is_one_image_with_one_class(tmp_path: Path) -> None:
@@ -381,7 +471,9 @@ def test_a_network_is_quantised_with_shards(micro: Path, tmp_path: Path) -> None
     write(tmp_path / "shards" / "a-0.tar", dict(list(samples.items())[:24]))
     write(tmp_path / "shards" / "a-1.tar", dict(list(samples.items())[24:]))
     options = ("--target", "onnx", "--effort", "quick", "--output", tmp_path / "run")
-    done = run_command("quantize", "--model", micro, "--calib", tmp_path / "shards", *options)
+    done = run_command("quantize", "--model", micro, "--calib", "shards/a-{0..1}.tar", *options, cwd=tmp_path)
     assert done.returncode in (0, 3), done.stderr
+    stored = json.loads((tmp_path / "run" / "manifest.json").read_text())["config"]["calibration"]["set"]
+    assert stored == str(tmp_path / "shards/a-{0..1}.tar"), "a run is taken up from another folder, too"
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["accuracy"]["fp32"]["n"] == 8, "a third is held out"
