@@ -6,6 +6,7 @@ import numpy as np
 
 from edgeconvnext.data.image_set import ImageSet
 from edgeconvnext.data.label_names import Labels
+from edgeconvnext.data.several_classes import require_one_class
 from edgeconvnext.errors import LabelMismatchError
 from edgeconvnext.escape import for_terminal
 
@@ -24,6 +25,7 @@ def decided_labels(images: ImageSet, labels: Labels | None) -> np.ndarray:
             f"{set_name} has no labels. Use a folder with a subfolder for each class, or add a labels.csv with one 'file,class' "
             "per line beside the images."
         )
+    require_one_class(images, labels)
     classes = [name.casefold() for name in images.class_names]
     names = () if labels is None else tuple(name.casefold() for name in labels.names)
     pairs = (names,) if len(names) == 2 else _PAIRS

@@ -15,6 +15,7 @@ from edgeconvnext.data.image_set import FolderReader, ImageSet
 from edgeconvnext.data.images import open_image, to_rgb
 from edgeconvnext.data.prepared import PreparedReader, numbered_ids, position_of, prepared_array, prepared_spool
 from edgeconvnext.data.sets import resolve_image_set
+from edgeconvnext.data.several_classes import SEPARATOR
 from edgeconvnext.data.spool import Spool
 from edgeconvnext.data.subset import spread
 from edgeconvnext.errors import ImageSetError
@@ -50,7 +51,8 @@ def resolve_images(
     most: how many images are read of what a program holds; None reads all. They are spread evenly over what has a length, and the
     first ones of what has none. labels, skip_broken: as in `resolve_image_set`.
 
-    Labels that are whole numbers are the model's outputs. Raises ImageSetError for what holds no images.
+    Labels that are whole numbers are the model's outputs. Rows of 0 and 1 say for each output whether an image has it.
+    Raises ImageSetError for what holds no images.
     """
     if isinstance(source, ImageSet):
         return source
@@ -183,12 +185,29 @@ def _with_labels(images: ImageSet, labels: Sequence[Any] | None, class_names: tu
     """Return the set with its labels, where all images have one that is a class."""
     if labels is None or all(label is None for label in labels):
         return images
+    if (rows := _decision_rows(labels)) is not None:
+        names = class_names if len(class_names) == rows.shape[1] else tuple(map(str, range(rows.shape[1])))
+        texts = [SEPARATOR.join(names[column] for column in np.flatnonzero(row)) for row in rows]
+        index = {text: position for position, text in enumerate(sorted(set(texts)))}
+        return replace(
+            images, labels=tuple(index[text] for text in texts), class_names=tuple(index), classes_from="file"
+        )
     if not all(isinstance(label, int) and label >= 0 for label in labels):
         remark = f"The labels of {images.name} are not whole numbers from 0 on, one an image; they are not used."
         return replace(images, remarks=(*images.remarks, remark))
     if class_names and max(labels) >= len(class_names):
         class_names = ()
     return replace(images, labels=tuple(labels), class_names=class_names)
+
+
+def _decision_rows(labels: Sequence[Any]) -> np.ndarray | None:
+    """Return labels of 0 and 1 for each class, (N, classes); None where they are anything else."""
+    if not all(_is_array(label) and label.ndim == 1 and len(label) > 1 for label in labels):
+        return None
+    rows = [_array(label) for label in labels]
+    if len({len(row) for row in rows}) > 1 or not all(np.isin(row, (0, 1)).all() for row in rows):
+        return None
+    return np.stack(rows)
 
 
 @dataclass(frozen=True)

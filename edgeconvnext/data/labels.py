@@ -10,6 +10,7 @@ import numpy as np
 
 from edgeconvnext.data.image_set import ImageSet
 from edgeconvnext.data.imagenet import imagenet_classes
+from edgeconvnext.data.several_classes import require_one_class
 from edgeconvnext.errors import LabelMismatchError
 from edgeconvnext.escape import for_terminal
 
@@ -39,7 +40,7 @@ def match_labels(
     `matching_note`, which says so, and that ImageNet's order was assumed (`assumes_imagenet_order`).
 
     Raises LabelMismatchError, naming the classes, unless every image's class is matched, each to another class of the
-    model.
+    model, and where labels name several classes an image.
     """
     name_of_set = for_terminal(image_set.name)
     if image_set.labels is None:
@@ -51,6 +52,7 @@ def match_labels(
         raise LabelMismatchError(
             f"The model has {num_classes} outputs, but its labels name {len(labels.names)} classes."
         )
+    require_one_class(image_set, labels)
     way = _way(image_set, labels, num_classes)
     if way == "outputs":
         return _numbered(image_set, num_classes)

@@ -20,7 +20,8 @@ def compare_decisions(
 ) -> Accuracy:
     """Compare FP32's logits with the simulation's and the artifact's, (N, num_classes) each.
 
-    agreement: share of all decisions, images times classes, that are FP32's. targets: (N, num_classes) of 0 and 1.
+    agreement: share of all decisions, images times classes, that are FP32's. targets: (N, num_classes) of 0 and 1. Scores stay
+    null where no image has a class.
     """
     reference, simulated, artifact = networks
     measured = artifact if artifact is not None else simulated
@@ -32,7 +33,7 @@ def compare_decisions(
         result.agreement = 100 * float(((reference > 0) == (measured > 0)).mean())
         result.sqnr_db = logit_sqnr_db(reference, measured)
         result.flips = _changed(reference, measured, targets, class_names, image_ids)
-    if targets is not None:
+    if targets is not None and targets.any():
         for name, logits in (("fp32", reference), ("simulated", simulated), ("artifact", artifact)):
             if logits is not None:
                 score = task.scores(PairedOutputs(reference, logits), targets)[0]

@@ -97,7 +97,8 @@ class EvaluationImages(Options):
     )
     labels: str | Path | None = option(
         None,
-        "File with the class of each evaluation image: a line file,class for each, or a list in the order of the file names.",
+        "File with the classes of each evaluation image: a line file,class for each, columns of 0 and 1, or a list in the order "
+        "of the file names.",
         needs="eval",
         parse=parsers.path,
         metavar="<path>",
@@ -131,7 +132,7 @@ class TaskChoice(Options):
     task: ClassifierTask | None = option(
         None,
         "What the logits mean: single-label (one class an image), binary (sign of one logit) or multi-label (sign of each). "
-        "Default: binary for one logit, else single-label.",
+        "Default: binary for one logit, multi-label where a label file names several classes an image, else single-label.",
     )
 
 
@@ -230,7 +231,8 @@ class Method(EffortChoice):
     )
     max_drop: float | None = option(
         None,
-        "Points of top-1 (or agreement) that may be lost; the costliest layers stay float until that holds.",
+        "Points of the task's score, such as top-1, or of agreement that may be lost; the costliest layers stay float until that "
+        "holds.",
         parse=parsers.finite,
         metavar="<float>",
     )
@@ -272,7 +274,7 @@ class Norms(NormChoice):
     PANEL = "Pruning and norms"
     norm_drop: float = option(
         0.5,
-        "Points of top-1 that replacing LayerNorms may cost before quantization.",
+        "Points of the task's score, such as top-1, that replacing LayerNorms may cost before quantization.",
         needs="replace_norm",
         parse=parsers.finite,
         metavar="<float>",

@@ -199,7 +199,7 @@ def _with_class_names(
     for images in (evaluation, calibration):
         if images is None or not images.name.endswith(IN_MEMORY) or model.labels is not None:
             continue
-        if images.class_names and len(images.class_names) == model.config.num_classes:
+        if images.classes_from == "folders" and len(images.class_names) == model.config.num_classes:
             labels = Labels(images.class_names, images.class_names)
             return replace(model, labels=labels), [f"The classes are named as in {images.name}, in its order."]
     return model, []

@@ -12,11 +12,13 @@ import numpy as np
 
 from edgeconvnext.backends import backend_for, check_target, load_target
 from edgeconvnext.backends.metadata import NORMALIZATION, UNKNOWN, UNKNOWN_NORMALIZATION
+from edgeconvnext.data.class_targets import targets_of_images
 from edgeconvnext.data.image_classes import classes_of_images
 from edgeconvnext.data.image_set import FolderReader, ImageSet, split_held_out
 from edgeconvnext.data.in_memory import IN_MEMORY, classes_are_outputs, prepared, resolve_images
 from edgeconvnext.data.labels import matching_note
 from edgeconvnext.data.sets import set_files
+from edgeconvnext.data.several_classes import has_several_classes
 from edgeconvnext.data.shards import shard_files
 from edgeconvnext.data.size import Size
 from edgeconvnext.errors import (
@@ -136,7 +138,8 @@ def compress_options(options: Compression, **more: Any) -> CompressOptions:
 class Evaluation:
     """The images accuracy is measured on. labels: the model's class of each image, or None with the reason.
 
-    command: what measures top-1, where these images cannot.
+    Of task multi-label, labels are (N, classes) of 0 and 1. command: what measures the task's score, where these images cannot.
+    several_classes: whether a label file names several classes an image. notes: what the labels were taken for.
     """
 
     images: ImageSet
@@ -144,6 +147,8 @@ class Evaluation:
     unlabelled_reason: str | None
     description: str
     command: str | None = None
+    several_classes: bool = False
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -228,6 +233,8 @@ class Job:
     @property
     def task(self) -> tuple[Task, str]:
         """What the network's answers mean, and why it is that."""
+        if self.evaluation.several_classes and "task" not in self.request.given:
+            return TASKS["multi-label"], "the labels name several classes an image"
         if self.request.task is not None:
             return TASKS[self.request.task], "as asked with --task"
         return infer_task(self.model.config.num_classes, self.model.module.output_names)
@@ -273,10 +280,11 @@ def resolve(request: Request) -> Job:
     calibration = whole.take(request.num_images)
     fit, held_out = split_held_out(calibration)
     evaluation = _evaluation(request, model, whole, calibration, fit)
+    if evaluation.several_classes and request.task is None:
+        request = request.changed(task="multi-label")
+        _check_task(request, model)
     notes = [*notes, *model.notes, *calibration.notes, *(evaluation.images.notes if request.eval else ())]
-    if evaluation.labels is not None and not classes_are_outputs(evaluation.images):
-        note = matching_note(evaluation.images, model.labels, model.config.num_classes)
-        notes += [] if note is None else [note]
+    notes += evaluation.notes
     labels = (
         None
         if request.max_drop is None
@@ -304,7 +312,8 @@ def _check_method(request: Request, target: Target) -> None:
         )
     if request.max_drop is not None and not 0 < request.max_drop <= 100:
         raise QuantizationError(
-            f"--max-drop is {request.max_drop:g}; it takes points of top-1 that may be lost, above 0 and at most 100, as in 0.5."
+            f"--max-drop is {request.max_drop:g}; it takes points of the task's score that may be lost, above 0 and at most 100, "
+            "as in 0.5."
         )
     if not 0 < request.adaround_minutes <= 24 * 60:
         raise QuantizationError(
@@ -347,8 +356,8 @@ def _check_backbone(request: Request, model: LoadedModel, target: Target) -> Non
         raise QuantizationError(f"--probabilities are made of logits, and this network ends with {ends}. Leave it out.")
     if request.max_drop is not None:
         raise QuantizationError(
-            f"--max-drop counts points of top-1, and this network ends with {ends}. Find the layers that need more bits with the "
-            "classifier, and give its run's plan.toml with --plan."
+            f"--max-drop counts points of a classifier's score, and this network ends with {ends}. Find the layers that need more "
+            "bits with the classifier, and give its run's plan.toml with --plan."
         )
     if request.compression is not None:
         raise QuantizationError(
@@ -478,26 +487,40 @@ def _evaluation(
     Labels that do not match the model are an error where the user asked for this evaluation, else a reason. A network without
     classifier needs none.
     """
-    unlabelled = None if model.config.num_classes else "the network has no classifier; see outputs"
-    if request.task == "multi-label":
-        unlabelled = "an image set names one class an image, and task multi-label needs a target for each class"
     if request.eval is not None:
         images = resolve_images(request.eval, labels=request.labels, skip_broken=request.skip_broken)
-        return Evaluation(images, None if unlabelled else _labels_of(images, model), unlabelled, images.name)
+        return _labelled(request, model, Evaluation(images, None, None, images.name))
     fitted = {calibration.ids[index] for index in fit}
     rest = [index for index, image_id in enumerate(whole.ids) if image_id not in fitted]
     images = whole.select(rest).take(request.most_evaluated) if rest else calibration
-    description = f"{whole.name} (images that ranges were not fitted on)"
-    if unlabelled:
-        return Evaluation(images, None, unlabelled, description)
+    evaluation = Evaluation(images, None, None, f"{whole.name} (images that ranges were not fitted on)")
     try:
-        return Evaluation(images, _labels_of(images, model), None, description)
+        return _labelled(request, model, evaluation)
     except LabelMismatchError as error:
-        return Evaluation(images, None, str(error), description, _eval_command(request, model))
+        return replace(evaluation, unlabelled_reason=str(error), command=_eval_command(request, model))
+
+
+def _labelled(request: Request, model: LoadedModel, evaluation: Evaluation) -> Evaluation:
+    """Return the evaluation with the labels that the task takes. Raises LabelMismatchError where they are not the model's."""
+    images, classes = evaluation.images, model.config.num_classes
+    if not classes:
+        return replace(evaluation, unlabelled_reason="the network has no classifier; see outputs")
+    several = classes > 1 and has_several_classes(images, model.labels)
+    if request.task == "multi-label" or (several and request.task is None):
+        if images.labels is None or images.classes_from != "file":
+            reason = (
+                "these images name one class each, and task multi-label needs a target for each class: a label file"
+            )
+            return replace(evaluation, unlabelled_reason=reason)
+        targets = targets_of_images(images, model.labels, classes)
+        return replace(evaluation, labels=targets.values, several_classes=several, notes=targets.notes)
+    labels = _labels_of(images, model)
+    note = None if classes_are_outputs(images) else matching_note(images, model.labels, classes)
+    return replace(evaluation, labels=labels, notes=() if note is None else (note,))
 
 
 def _eval_command(request: Request, model: LoadedModel) -> str | None:
-    """Return the command that measures top-1 on other images than those of the request; None for a program's own objects."""
+    """Return the command that measures the task's score on other images than the request's; None for a program's own objects."""
     if in_memory(request.model) or in_memory(request.calib) or request.from_run is not None:
         return None
     named = "" if request.model is None else f" --model {shlex.quote(str(request.model))}"

@@ -244,9 +244,9 @@ def compare(kit, measured):
         return result
     task = kit.about.get("task")
     chosen, expected = (decisions(values, kit.classes, task) for values in (measured, kit.fp32))
-    count = len(chosen)
+    count = result["answers"] = len(chosen)
     result["agreement"] = 100.0 * sum(a == b for a, b in zip(chosen, expected)) / count
-    if kit.labels:
+    if kit.labels and task != "multi-label":  # whose mean average precision is computed where the results are read
         result["score"] = 100.0 * sum(a == b for a, b in zip(chosen, kit.labels)) / count
         result["score_fp32"] = 100.0 * sum(a == b for a, b in zip(expected, kit.labels)) / count
     return result
@@ -314,7 +314,10 @@ def finish(result, gates, saved=()):
     if check is not None:
         fidelity = "not finite" if check["fidelity_db"] is None else "{:.1f} dB".format(check["fidelity_db"])
         if "agreement" in check:
-            print(f"agreement with FP32 {check['agreement']:.1f} % of {check['images']} images", end=", ")
+            answers = f"{check['images']} images"
+            if check["answers"] != check["images"]:
+                answers = f"{check['answers']} decisions on {answers}"
+            print(f"agreement with FP32 {check['agreement']:.1f} % of {answers}", end=", ")
         print(f"fidelity to the simulation {fidelity}")
     if latency is not None:
         times = (

@@ -64,7 +64,7 @@ class KitDescription(Described):
     classes: int = Field(ge=0, le=2**20)
     task: TaskName | None = None
     outputs: list[DescribedOutput] = Field(min_length=1, max_length=100)
-    labels: list[int] | None
+    labels: list[int] | list[list[int]] | None
     batch: list[Annotated[int, Field(ge=1, le=2**16)]] = Field(min_length=3, max_length=3)
     gates: dict[Text, float | None] = Field(max_length=10)
     layers: list[DescribedLayer] = Field(max_length=MOST_LAYERS)
@@ -81,6 +81,12 @@ class KitDescription(Described):
         if self.classes:
             return ()
         return tuple(KitOutput(output.name, output.size, output.samples) for output in self.outputs)
+
+    def _is_label(self, label: int | list[int]) -> bool:
+        """Say whether a label is a class, or of task multi-label 0 or 1 for each class."""
+        if isinstance(label, int):
+            return self.task != "multi-label" and 0 <= label < max(2, self.classes)
+        return self.task == "multi-label" and len(label) == self.classes and set(label) <= {0, 1}
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -100,8 +106,8 @@ class KitDescription(Described):
         if self.labels is not None:
             if len(self.labels) != self.count:
                 raise ValueError(f"there are {len(self.labels)} labels for {self.count} images")
-            if not all(0 <= label < max(2, self.classes) for label in self.labels):
-                raise ValueError(f"a label is none of {self.classes} classes")
+            if not all(map(self._is_label, self.labels)):
+                raise ValueError(f"a label is none of {self.classes} classes, or no 0 or 1 for each of them")
         if not self.batch[0] <= self.batch[1] <= self.batch[2]:
             raise ValueError("the batches are not in order")
         return self

@@ -37,7 +37,7 @@ class Kit:
 
     @property
     def labels(self) -> np.ndarray | None:
-        """(N,) class numbers of the check vectors, None where they are not known."""
+        """(N,) class numbers of the check vectors, (N, classes) of 0 and 1 of task multi-label, None where they are not known."""
         return None if self.about.labels is None else np.asarray(self.about.labels)
 
     @property

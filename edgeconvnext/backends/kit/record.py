@@ -196,8 +196,9 @@ def _add_accuracy(record: DeviceRecord, answers: np.ndarray, kit: Kit, missing: 
     record.fp32, record.artifact, record.drop_pp = found.fp32, found.artifact, found.drop_pp
     record.agreement, record.sqnr_db = found.agreement, found.sqnr_db
     record.fidelity_db = fidelity_db(answers, kit.simulated)
-    if kit.labels is None:
-        missing["artifact"] = "the check vectors have no labels"
+    if record.artifact is None:
+        lacking = "have no labels" if kit.labels is None else "have none of the classes"
+        missing["artifact"] = f"the check vectors {lacking}"
 
 
 def _device_outputs(answers: np.ndarray, kit: Kit) -> list[DeviceOutput]:

@@ -69,8 +69,8 @@ class CheckVectors:
 
     images: (N, C, H, W) float32, as the artifact takes them. fp32, simulated: logits (N, classes) float32 of the FP32
     network and of the quantised simulation; of a network without classifier the samples of its `outputs`, one behind the other
-    (`compared_values`). labels: (N,) class numbers, None where unknown. layers: outputs of single blocks for the first few images,
-    where the runtime can be asked for them. task: what the logits mean.
+    (`compared_values`). labels: (N,) class numbers, of task multi-label (N, classes) of 0 and 1, None where unknown.
+    layers: outputs of single blocks for the first few images, where the runtime can be asked for them. task: what the logits mean.
     """
 
     images: np.ndarray
@@ -172,7 +172,7 @@ def write_device_kit(
         "classes": 0 if kept.outputs else int(kept.fp32.shape[1]),
         "task": kept.task,
         "outputs": [asdict(output) for output in outputs],
-        "labels": None if kept.labels is None else [int(label) for label in kept.labels],
+        "labels": None if kept.labels is None else np.asarray(kept.labels, np.int64).tolist(),
         "batch": list(target.input.batch),
         "gates": gates,
         "layout": "vectors.bin: little-endian float32: images, FP32's answers, the simulation's, each in row-major order",
