@@ -30,7 +30,7 @@ def judge(
 ) -> list[Gate]:
     """Return one gate for each limit of the target, in the order of its file.
 
-    outputs: of a network without classifier, which is judged by their SQNR in place of the drop of top-1. sizes: further input
+    outputs: of a network without classifier, which is judged by their SQNR in place of a drop. sizes: further input
     sizes, whose outputs and fidelity count as well (a drop takes more images than there are). The point estimate is judged;
     `min_speedup` is missed only when the whole 95 % interval lies below it, because a ratio of times moves from run to run.
     reasons: by gate, why it could not be measured; such a gate has passed None. noise: why times are doubtful, so that they decide

@@ -222,7 +222,7 @@ class Fold(Latency, Recovery, NormChoice, TargetChoice, CalibrationImages, Weigh
     )
     max_drop: float = option(
         Norms.norm_drop,
-        "Points of top-1 that replacing LayerNorms may cost.",
+        "Points of the task's score, such as top-1, that replacing LayerNorms may cost.",
         needs="replace_norm",
         parse=parsers.finite,
         metavar="<float>",

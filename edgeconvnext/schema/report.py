@@ -68,7 +68,7 @@ class ScoreRecord(Record):
 
 
 class Flip(Record):
-    """An image whose top-1 class differs from FP32's. Confidences are softmax probabilities, 0..1."""
+    """An image whose answer differs from FP32's: another class or decision. Confidences are probabilities, 0..1."""
 
     image: FileName
     label: str | None
@@ -80,7 +80,7 @@ class Flip(Record):
 
 
 class ClassChange(Record):
-    """Top-1 of one class before and after, per cent of its n images."""
+    """Right answers before and after on the n images of one class, per cent."""
 
     label: str
     n: int
@@ -91,9 +91,9 @@ class ClassChange(Record):
 class Accuracy(Record):
     """FP32, the simulated quantised graph, and the artifact in its runtime, on the same images.
 
-    drop_pp: FP32 top-1 minus artifact top-1 (simulated, where there is no artifact result), points, with a paired 95 %
-    interval. expected_drop_pp: the same without labels, if FP32's probabilities are true. agreement: per cent of images with
-    FP32's top-1. sqnr_db: logit SQNR over all images and classes; of a network without classifier, that of its worst output.
+    drop_pp: FP32's score minus the artifact's (simulated, where there is no artifact result), points, with a paired 95 %
+    interval. expected_drop_pp: the same without labels, if FP32's probabilities are true. agreement: per cent of answers that
+    are FP32's. sqnr_db: logit SQNR over all images and classes; of a network without classifier, that of its worst output.
     task: what the answers mean (docs/tasks.md); task_reason: why it is that one; score: what fp32, simulated, artifact and
     drop_pp are. Answers of one logit are those of its sign. `measured_on` says whether drop, agreement, sqnr, flips and classes
     are the artifact's or the simulation's; `runtime` what ran the artifact: its own runtime, or REFERENCE_EVALUATOR.
@@ -342,8 +342,8 @@ class NormVerdict(Record):
 class HeldOutLoss(Record):
     """What a changed network loses against the original on held-out calibration images.
 
-    points: of top-1 where labels are known, else 100 minus agreement. expected_points: of top-1 if the original's probabilities
-    were true. kl: nats. agreement: per cent, with its 95 % interval.
+    points: of the task's score where labels are known, else 100 minus agreement. expected_points: of that score if the original's
+    probabilities were true. kl: nats. agreement: per cent, with its 95 % interval.
     """
 
     points: float

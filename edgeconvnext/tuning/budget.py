@@ -32,7 +32,7 @@ LARGEST_KL = 0.1
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What a quantised network loses on held-out calibration images. loss_pp: points of top-1, or 100 minus agreement."""
+    """What a quantised network loses on held-out calibration images. loss_pp: points of the score, or 100 minus agreement."""
 
     loss_pp: float
     kl: float

@@ -36,8 +36,8 @@ SMALLEST_KL = 1e-6
 class Loss:
     """What a changed network loses on held-out images, against the network handed in.
 
-    points: of top-1 where labels are known, else 100 minus agreement. points_low: lower end of their paired 95 % interval, without
-    labels the same as points. expected_points: of top-1 if the original network's
+    points: of the task's score where labels are known, else 100 minus agreement. points_low: lower end of their paired 95 %
+    interval, without labels the same as points. expected_points: of that score if the original network's
     probabilities were true, 100 * mean(p[its answer] - p[the other's answer]): without labels and with a fraction of their noise.
     kl: nats. agreement: per cent, with its Wilson 95 % interval.
     """
@@ -53,8 +53,8 @@ class Loss:
     def within(self, max_drop: float) -> bool:
         """Whether the budget is kept.
 
-        A few hundred images do not resolve half a point of top-1: one image is 0.4 points of 256. So top-1 may not be lower by
-        more than chance explains, and what else is measured, with less noise, must lie within the budget.
+        A few hundred images do not resolve half a point: one image is 0.4 points of 256. So the score may not be lower by more
+        than chance explains, and what else is measured, with less noise, must lie within the budget.
         """
         return max(self.points_low, self.expected_points) <= max_drop and self.kl <= KL_PER_POINT * max_drop
 
