@@ -12,6 +12,7 @@ import tarfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -266,6 +267,7 @@ def _texts(work: Path) -> list[Loader]:
         Loader("labels.csv", labels, labelled / "labels.csv", any_bytes, lambda path: resolve_image_set(path.parent)),
         Loader("archive of images", (_archive(labelled),), work / "archive.tar", any_bytes, _unpack),
         Loader("shard of samples", (_shard(),), work / "shard.tar", any_bytes, _read_shard),
+        *_parquets(work),
         Loader("search memory", (memory,), work / "measured.jsonl", mostly(any_json), _remembered),
     ]  # fmt: skip
 
@@ -289,6 +291,29 @@ def _shard() -> bytes:
             member.size, member.pax_headers = len(content), {"comment": "a sample"}
             tar.addfile(member, io.BytesIO(content))
     return buffer.getvalue()
+
+
+def _parquets(work: Path) -> list[Loader]:
+    """Return the loader of parquet shards; none where pyarrow is not installed."""
+    if find_spec("pyarrow") is None:
+        return []
+    import pyarrow as pa
+    import pyarrow.parquet
+    from PIL import Image
+
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(picture, "png")
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    images = pa.array([{"bytes": picture.getvalue(), "path": f"{row}.png"} for row in range(5)], kind)
+    seeds = []
+    for labels, compression in (([0, 1, 0, 1, 1], "snappy"), (["a", "b", "b", "a", "a"], "none")):
+        table, buffer = pa.table({"image": images, "label": pa.array(labels)}), io.BytesIO()
+        if compression == "snappy":
+            names = {"info": {"features": {"label": {"names": ["cat", "dog"]}}}}
+            table = table.replace_schema_metadata({"huggingface": json.dumps(names)})
+        pyarrow.parquet.write_table(table, buffer, row_group_size=2, compression=compression)
+        seeds.append(buffer.getvalue())
+    return [Loader("parquet shard", tuple(seeds), work / "shard.parquet", any_bytes, _read_shard)]
 
 
 def _read_shard(path: Path) -> object:
