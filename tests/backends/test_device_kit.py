@@ -20,12 +20,17 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx_ir
+import onnxruntime
 import pytest
 import torch
 from quantized_programs import CLASSES, images, in_onnxruntime, program_for, run, small_convnext, typed_onnx_bytes
 
 from edgeconvnext.backends import backend, load_target
 from edgeconvnext.backends.kit.write import CheckVectors, KitNetworks, assemble_script, write_device_kit
+from edgeconvnext.backends.onnx.file_ends import FileEnds, add_ends
+from edgeconvnext.data.preprocess import as_element_type
 from edgeconvnext.errors import ExportError
 from edgeconvnext.evaluation.timing import summarize
 from edgeconvnext.files import tree_sha256
@@ -224,10 +229,9 @@ class OnnxContext:
     """An execution context that runs the ONNX file behind an engine."""
 
     def __init__(self, model: bytes) -> None:
-        import onnxruntime
-
         self.session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
         self.address: dict[str, int] = {}
+        self.outputs = {output.name: output.shape[1:] for output in self.session.get_outputs()}
         self.shape: tuple[int, ...] = ()
         self.profiler: Any = None
 
@@ -237,10 +241,16 @@ class OnnxContext:
     def set_tensor_address(self, name: str, address: int) -> None:
         self.address[name] = address
 
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return (self.shape[0], *self.outputs[name])
+
     def execute_async_v3(self, stream: int) -> bool:
+        if set(self.address) != {"image", *self.outputs}:
+            return False  # as TensorRT, which says that an address is missing
         count = int(np.prod(self.shape))
-        source = (ctypes.c_float * count).from_address(self.address["image"])
-        batch = np.frombuffer(source, np.float32).reshape(self.shape)
+        pixels = self.session.get_inputs()[0].type == "tensor(uint8)"
+        source = ((ctypes.c_uint8 if pixels else ctypes.c_float) * count).from_address(self.address["image"])
+        batch = np.frombuffer(source, np.uint8 if pixels else np.float32).reshape(self.shape)
         for output in self.session.get_outputs():
             values = self.session.run([output.name], {"image": batch})[0].astype(np.float32)
             ctypes.memmove(self.address[output.name], values.tobytes(), values.nbytes)
@@ -284,9 +294,15 @@ def run_on_host(folder: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) 
 
         def deserialize_cuda_engine(self, engine: bytes) -> SimpleNamespace:
             inspector = SimpleNamespace(get_engine_information=lambda kind: json.dumps(INSPECTED))
+            context = OnnxContext(self.files[engine])
+            source, names = context.session.get_inputs()[0], ["image", *context.outputs]
+            kind = rtx.DataType.UINT8 if source.type == "tensor(uint8)" else rtx.DataType.FLOAT
             return SimpleNamespace(
-                create_execution_context=lambda: OnnxContext(self.files[engine]),
+                create_execution_context=lambda: context,
                 create_engine_inspector=lambda: inspector,
+                num_io_tensors=len(names),
+                get_tensor_name=names.__getitem__,
+                get_tensor_dtype=lambda name: kind if name == "image" else rtx.DataType.FLOAT,
             )
 
     mixed = SimpleNamespace(**{name: getattr(rtx, name) for name in dir(rtx) if name != "Runtime"}, Runtime=Runtime)
@@ -325,6 +341,30 @@ def test_it_checks_times_and_judges(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (bare["name"], bare["precision"]) == ("a layer without details", "?")
     assert result["latency"]["batch"] == 3
     assert result["speedup"]["low"] <= result["speedup"]["value"] <= result["speedup"]["high"]
+
+
+def test_engines_take_pixels_and_give_probabilities_beside_the_logits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, target in (("model.onnx", "jetson"), ("model_fp16.onnx", None)):
+        model = onnx_ir.from_proto(onnx.load_from_string(typed_onnx_bytes(target)))
+        add_ends(model, FileEnds(pixels=True, probabilities="Softmax"))
+        (tmp_path / name).write_bytes(onnx_ir.to_proto(model).SerializeToString())
+    # Not whole numbers, some of them outside: the script rounds them as the rest of the toolkit does.
+    values = np.random.default_rng(1).uniform(-0.4, 3.4, (8, 3, 32, 32)).astype(np.float32)
+    pixels = as_element_type(values, np.uint8)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    (logits,) = session.run(["logits"], {"image": pixels})
+    assert np.unique(logits.argmax(1)).size > 1
+    networks = KitNetworks(tmp_path / "model.onnx", tmp_path / "model_fp16.onnx", "W8A8", "FP16")
+    known = CheckVectors(values, logits, logits, labels=logits.argmax(1))
+    write_device_kit(tmp_path / "device", known, networks, model_name="small", target=load_target("jetson"))
+    code, result = run_on_host(tmp_path / "device", monkeypatch)
+    assert code in (0, 3), "times of this machine decide no more than the gate of speed"
+    answers = np.frombuffer(base64.b64decode(result["answers"]), "<f4").reshape(logits.shape)
+    # Images go one by one in place of eight at a time, which may move a code across a rounding border.
+    assert np.linalg.norm(answers - logits) < 0.03 * np.linalg.norm(logits)
+    assert result["check"]["score"] == 100.0
 
 
 def test_a_missed_gate_ends_with_3_and_keeps_the_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

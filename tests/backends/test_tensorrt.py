@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import builtins
 import importlib
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnxruntime
 import pytest
-from quantized_programs import VARIANTS, Variant, layers_of, onnx_bytes, typed_onnx_bytes
+from quantized_programs import METADATA, VARIANTS, Variant, layers_of, onnx_bytes, program_for, typed_onnx_bytes
 
+from edgeconvnext.backends import backend, load_target
 from edgeconvnext.backends.tensorrt import engine as tensorrt
 from edgeconvnext.errors import ExportError, RuntimeMissingError
+from edgeconvnext.targets import with_ends
+from tests.in_process import run_command
 
 
 @pytest.fixture
@@ -46,6 +52,54 @@ def test_the_float_network_has_no_int8_layers(tmp_path: Path) -> None:
     network = tensorrt.build_rtx_engine(path, tmp_path / "model.engine").network
     assert len(network.weighted()) == len(layers_of())
     assert not [layer.name for layer in network.weighted() if layer.quantized]
+
+
+def typed_file(folder: Path, *, ends: bool) -> Path:
+    """The typed ONNX of a quantised network; with ends, it takes uint8 and gives probabilities, too."""
+    target = with_ends(load_target("rtx"), "uint8", probabilities=True) if ends else load_target("rtx")
+    folder.mkdir()
+    return backend("tensorrt-rtx").write(target, program_for("jetson"), folder / "model.onnx", METADATA)
+
+
+def test_a_file_with_ends_computes_what_the_plain_one_does(tmp_path: Path) -> None:
+    plain, ends = (
+        onnxruntime.InferenceSession(
+            typed_file(tmp_path / name, ends=name == "ends"), providers=["CPUExecutionProvider"]
+        )
+        for name in ("plain", "ends")
+    )
+    pixels = np.random.default_rng(0).integers(0, 4, (8, 3, 32, 32), np.uint8)
+    assert [(value.name, value.type) for value in ends.get_inputs()] == [("image", "tensor(uint8)")]
+    logits, shares = ends.run(["logits", "probabilities"], {"image": pixels})
+    np.testing.assert_array_equal(logits, plain.run(["logits"], {"image": pixels.astype(np.float32)})[0])
+    exact = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
+    # Some exponentials and a sum in float32: a few units of 2**-24 each.
+    np.testing.assert_allclose(shares, exact / exact.sum(1, keepdims=True), rtol=2e-6, atol=1e-9)
+
+
+@pytest.mark.usefixtures("needs_rtx")
+def test_the_builder_takes_pixels_and_probabilities(tmp_path: Path) -> None:
+    network = tensorrt.build_rtx_engine(typed_file(tmp_path / "ends", ends=True), tmp_path / "model.engine").network
+    assert {layer.name for layer in network.weighted() if layer.quantized} == set(layers_of())
+    casts = [layer.output_types for layer in network.layers if layer.input_types == ("UINT8",)]
+    softmax = [layer.output_types for layer in network.layers if layer.kind == "SOFTMAX"]
+    assert (casts, softmax) == ([("FLOAT",)], [("FLOAT",)])
+
+
+@pytest.mark.exhaustive
+@pytest.mark.usefixtures("needs_rtx")
+def test_a_run_with_ends_builds_its_engine_and_says_that_it_did_not_run(micro: str, tmp_path: Path) -> None:
+    images = ("--calib", "digits", "--eval", "digits_test", "--num-images", "60", "--effort", "quick", "--no-latency")
+    ends = ("--input", "uint8", "--probabilities", "--output", tmp_path / "run")
+    done = run_command("export", "--target", "rtx", "--model", micro, *images, *ends)
+    assert done.returncode in (0, 3), done.stderr
+    report = json.loads((tmp_path / "run/report.json").read_text())
+    assert report["probabilities"] is True and report["model"]["preprocess"]["input_type"] == "uint8"
+    assert all(check["passed"] for check in report["checks"]) and (tmp_path / "run/model.engine").is_file()
+    assert report["accuracy"]["artifact"] is None and "RTX GPU" in report["not_measured"]["accuracy.artifact"]
+    card = (tmp_path / "run/MODEL_CARD.md").read_text()
+    assert "np.uint8" in card and "for name in ['logits', 'probabilities']" in card and "np.exp" not in card
+    assert "np.ascontiguousarray(x)" in card, "the engine reads channels first, whatever the strides of an array are"
 
 
 @pytest.mark.usefixtures("needs_rtx")

@@ -44,19 +44,22 @@ class _TensorRT(Backend):
         weight_bits=(8,),
         activation_bits=(8,),
         zero_points=False,
+        ends=True,
         opsets=(19,),
         sentences=_SENTENCES,
     )
     device_package = "tensorrt"
 
     def write(self, target: Target, program: ExportedProgram, path: Path, metadata: ArtifactMetadata) -> Path:
+        from edgeconvnext.backends.onnx.file_ends import ends_of
         from edgeconvnext.backends.programs import for_batch_of
         from edgeconvnext.backends.tensorrt.typed_onnx import export_typed_onnx
         from edgeconvnext.model.program_float16 import to_float16
 
         assert target.opset is not None
         half = to_float16(for_batch_of(target, program))
-        return export_typed_onnx(half, path, opset=target.opset, metadata=metadata)
+        ends = ends_of(target, metadata)
+        return export_typed_onnx(half, path, opset=target.opset, metadata=metadata, ends=ends)
 
     def export(self, target: Target, programs: Programs, folder: Path, metadata: ArtifactMetadata) -> Exported:
         from edgeconvnext.backends.onnx.sparse import sparsity_checks

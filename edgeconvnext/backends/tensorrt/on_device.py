@@ -19,6 +19,7 @@ import array
 import ctypes
 import importlib
 import json
+import math
 import re
 import sys
 import time
@@ -406,7 +407,8 @@ class Engine:
                 "the kind of GPU it was built for. Export again with the release that is installed on this machine."
             )
         self.context = self.engine.create_execution_context()
-        self.image_bytes = 4 * batch * kit.image_values
+        self.pixels = short(self.engine.get_tensor_dtype("image")) == "UINT8"
+        self.image_bytes = (1 if self.pixels else 4) * batch * kit.image_values
         self.context.set_input_shape("image", (batch, *kit.shape))
         self.device_images, self.host_images = cuda.allocate(self.image_bytes), cuda.allocate_host(self.image_bytes)
         self.context.set_tensor_address("image", self.device_images)
@@ -415,10 +417,17 @@ class Engine:
             size = 4 * batch * output["size"]
             self.results.append((size, cuda.allocate(size), cuda.allocate_host(size)))
             self.context.set_tensor_address(output["name"], self.results[-1][1])
+        known = {"image", *(output["name"] for output in kit.outputs)}
+        for name in map(self.engine.get_tensor_name, range(self.engine.num_io_tensors)):
+            if name not in known:  # probabilities: an engine runs only where each of its outputs has a place
+                size = 4 * math.prod(self.context.get_tensor_shape(name))
+                self.context.set_tensor_address(name, cuda.allocate(size))
         self.events = [cuda.event() for _ in range(4)]
 
     def load(self, images):
-        """Put float32 images, (batch, C, H, W) as an array('f'), into the input buffer."""
+        """Put images, (batch, C, H, W) as an array('f'), into the input buffer, in the engine's own type."""
+        if self.pixels:
+            images = array.array("B", (min(255, max(0, round(value))) for value in images))
         ctypes.memmove(self.host_images, images.buffer_info()[0], self.image_bytes)
 
     def execute(self):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgeconvnext.backends.metadata import ArtifactMetadata
+from edgeconvnext.backends.onnx.file_ends import FileEnds, add_ends
 from edgeconvnext.backends.onnx.write import build_onnx, save_onnx
 from edgeconvnext.errors import ExportError, TargetError
 
@@ -84,8 +85,15 @@ NECK_OPERATORS = frozenset(
 _WEIGHTED = {"Conv", "MatMul", "Gemm"}
 
 
-def export_typed_onnx(program: ExportedProgram, path: Path, *, opset: int, metadata: ArtifactMetadata) -> Path:
-    """Write a float16 program (`quantize.float16.to_float16`) as typed ONNX for TensorRT.
+def export_typed_onnx(
+    program: ExportedProgram,
+    path: Path,
+    *,
+    opset: int,
+    metadata: ArtifactMetadata,
+    ends: FileEnds = FileEnds(),  # noqa: B008  (frozen)
+) -> Path:
+    """Write a float16 program (`quantize.float16.to_float16`) as typed ONNX for TensorRT, with `ends`.
 
     Works with Q/DQ and, for the FP16 engine it is compared with, without.
     Raises TargetError for an opset without FP16 scales and ExportError for what TensorRT 10.3 would refuse.
@@ -96,6 +104,7 @@ def export_typed_onnx(program: ExportedProgram, path: Path, *, opset: int, metad
             f"set opset = {LOWEST_OPSET} in the target file."
         )
     model = build_onnx(program, opset=opset, outputs=metadata.outputs)
+    add_ends(model, ends)
     check_typed(model)
     return save_onnx(model, path, metadata=metadata)
 
