@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,12 @@ import torch
 from edgeconvnext.backends import backend, load_target
 from edgeconvnext.backends.base import LatencySettings
 from edgeconvnext.backends.metadata import ArtifactMetadata
+from edgeconvnext.data.digits import digits_set
+from edgeconvnext.data.loader import batches
 from edgeconvnext.errors import ExportError
 from edgeconvnext.files import tree_sha256
 from edgeconvnext.model.program import export_program
+from edgeconvnext.sqnr import logit_sqnr_db
 from tests.in_process import run_command
 from tests.micro import micro_model, write_micro
 
@@ -87,6 +91,36 @@ def test_the_file_gives_the_same_answers_one_image_at_a_time_and_reshaped(run: P
     one_by_one = np.concatenate([single([image[None]])[0] for image in images])
     expected = OPENVINO.runner(run / "model.openvino")(images)
     np.testing.assert_allclose(one_by_one, expected, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.exhaustive
+def test_a_file_of_several_sizes_computes_each_of_them_with_free_axes_and_reshaped(tmp_path: Path) -> None:
+    """Its axes stay free. The free batch axis that breaks a file of one size does no harm there."""
+    model, sizes = write_micro(tmp_path / "micro.safetensors"), [(16, 16), (32, 32), (16, 48)]
+    options = ("--calib", "digits", "--eval", "digits_test", "--num-images", "30", "--effort", "quick", "--no-latency")
+    further = ("--sizes", "32,16x48", "--output", tmp_path / "run")
+    done = run_command("export", "--target", "openvino", "--model", model, *options, *further)
+    assert done.returncode in (0, 3), done.stderr
+    records = {tuple(row["size"]): row for row in json.loads((tmp_path / "run/report.json").read_text())["sizes"]}
+    assert set(records) == {*sizes[1:]}
+    network = openvino.Core().read_model(tmp_path / "run/model.openvino/model.xml")
+    assert str(network.inputs[0].partial_shape) == "[?,3,?,?]"
+    free = openvino.compile_model(network, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    module, own = micro_model().module, micro_model().preprocess
+    for size in sizes:
+        stream = batches(digits_set("test").take(200), replace(own, input_size=size))
+        images = torch.cat([batch.images for batch in stream]).contiguous()
+        with torch.no_grad():
+            fp32 = module(images).numpy()
+        reshaped = OPENVINO.runner(tmp_path / "run/model.openvino")(images.numpy())
+        answers = free([images.numpy()])[0]
+        # The order of float32 sums moves codes across rounding borders: LEAST_FIDELITY_DB is 1 %.
+        assert logit_sqnr_db(reshaped, answers) > LEAST_FIDELITY_DB
+        assert (answers.argmax(1) == reshaped.argmax(1)).mean() > 0.99
+        if size in records:
+            assert records[size]["fidelity_db"] > LEAST_FIDELITY_DB
+            # 200 of the 599 images that the report compares.
+            assert logit_sqnr_db(fp32, reshaped) == pytest.approx(records[size]["sqnr_db"], abs=1.0)
 
 
 def test_equal_networks_are_equal_bytes(tmp_path: Path) -> None:

@@ -35,8 +35,8 @@ def export_ir(
     """Write a program, float or with Q/DQ, as a folder `path` with an IR file, and return `path`.
 
     The graph goes through ONNX in the forms of `layout`, with `ends`. Floats stay float32, so that the file computes what was
-    simulated. Its shape is that of one image, unless its size is free. Reshape the model before it is compiled: with a free axis,
-    the CPU plugin of OpenVINO 2026.4.1 computes quantised networks wrongly.
+    simulated. Its shape is that of one image, unless its size is free. Reshape a model of one size before it is compiled: with
+    its batch made free, the CPU plugin of OpenVINO 2026.4.1 computes quantised networks wrongly. Of free sizes it does not.
     """
     import onnx_ir
 
