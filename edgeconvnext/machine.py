@@ -19,6 +19,7 @@ RECORDED_PACKAGES = (
     "onnxscript",
     "onnxruntime",
     "openvino",
+    "executorch",
     "coremltools",
     "tensorrt",
     "tensorrt-rtx-cu13",

@@ -51,12 +51,12 @@ LAYERS_OF_BACKENDS = (
     ("kit", "processes"),  # kits are written, and files timed, for any backend: they ask the registry
     ("timed_process",),
     ("",),  # the registry, which loads the runtimes by name
-    ("tensorrt", "coreml", "triton", "openvino"),
+    ("tensorrt", "coreml", "triton", "openvino", "executorch"),
     ("onnxruntime",),
     ("onnx",),
-    ("device", "latency", "programs"),
+    ("device", "latency", "programs", "channels_first"),
     ("base",),
-    ("block_outputs", "limits", "metadata"),
+    ("block_outputs", "constants", "limits", "metadata"),
 )
 
 

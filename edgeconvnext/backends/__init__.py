@@ -22,6 +22,7 @@ DEFAULT_TARGET = "onnx"
 HOMES = {
     "onnx": "edgeconvnext.backends.onnxruntime.backend",
     "openvino": "edgeconvnext.backends.openvino.backend",
+    "executorch": "edgeconvnext.backends.executorch.backend",
     "tensorrt-onnx": "edgeconvnext.backends.tensorrt.backend",
     "tensorrt-rtx": "edgeconvnext.backends.tensorrt.backend",
     "tensorrt": "edgeconvnext.backends.tensorrt.backend",

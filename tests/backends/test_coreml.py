@@ -31,6 +31,7 @@ from quantized_programs import (
 
 import edgeconvnext
 from edgeconvnext.backends import load_target
+from edgeconvnext.backends.constants import tensor_of
 from edgeconvnext.backends.coreml import convert as coreml
 from edgeconvnext.backends.coreml.convert import export_coreml
 from edgeconvnext.backends.coreml.graph import (
@@ -46,7 +47,6 @@ from edgeconvnext.backends.coreml.graph import (
 from edgeconvnext.backends.coreml.mil.evaluate import Evaluator
 from edgeconvnext.backends.coreml.package import check_weights, inspect_mlpackage, open_package
 from edgeconvnext.backends.coreml.runtime import CoreMLModel
-from edgeconvnext.backends.coreml.values import tensor_of
 from edgeconvnext.backends.metadata import ArtifactMetadata
 from edgeconvnext.data.loader import batches
 from edgeconvnext.data.preprocess import Preprocess, to_value_range

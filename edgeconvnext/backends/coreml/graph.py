@@ -17,7 +17,7 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
-from edgeconvnext.backends.coreml.values import tensor_of
+from edgeconvnext.backends.constants import tensor_of
 from edgeconvnext.errors import ExportError
 
 HALF_LARGEST = 65504.0

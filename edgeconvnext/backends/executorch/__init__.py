@@ -1,0 +1,1 @@
+"""ExecuTorch: .pte files for XNNPACK, for phones and small boards."""
