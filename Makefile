@@ -39,12 +39,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[demo,dev]'
 	@touch $(INSTALLED)
 
-export: target-named $(INSTALLED)  ## Quantise and export: TARGET=onnx, openvino, jetson, rtx, gpu or coreml, with MODEL=, CALIB=, EVAL= (none: digits)
+export: target-named $(INSTALLED)  ## Quantise and export: TARGET=onnx, openvino, android, jetson, rtx, gpu or coreml, with MODEL=, CALIB=, EVAL= (none: digits)
 	$(BIN)/edgeconvnext export --target "$(TARGET)" --model "$(MODEL)" \
 		$(if $(CALIB),--calib "$(CALIB)") $(if $(EVAL),--eval "$(EVAL)")
 
 target-named:
-	@test -n "$(TARGET)" || { echo "Name a target: make export TARGET=jetson (or onnx, openvino, rtx, gpu, coreml)" >&2; exit 2; }
+	@test -n "$(TARGET)" || { echo "Name a target: make export TARGET=jetson (or onnx, openvino, android, rtx, gpu, coreml)" >&2; exit 2; }
 
 test: $(INSTALLED)  ## Run the tests; PYTHON=python3.12 or TORCH=2.14.1: in an environment of its own
 	$(ONE_THREAD) $(BIN)/python -m pytest $(ON_ALL_CORES) -m "not data and not exhaustive and not zoo"

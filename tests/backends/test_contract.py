@@ -46,7 +46,7 @@ from edgeconvnext.sqnr import logit_sqnr_db
 from edgeconvnext.targets import Target
 
 PACKAGE = Path(edgeconvnext.__file__).parent
-RUNTIMES = {"onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "coremltools", "triton"}
+RUNTIMES = {"onnxruntime", "openvino", "executorch", "tensorrt", "tensorrt_rtx", "coremltools", "triton"}
 # Whose versions are recorded beside every figure: distributions, some of which are called as a backend is.
 RECORDED = {"machine.py": "RECORDED_PACKAGES"}
 

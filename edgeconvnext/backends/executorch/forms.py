@@ -7,13 +7,13 @@ with some of its rows each, over one padded input. Both are exact but for the or
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch.export import ExportedProgram, export
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 
-from edgeconvnext.backends.channels_first import ATEN, ELEMENTWISE, ChannelsFirst
+from edgeconvnext.backends.channels_first import ATEN, ELEMENTWISE, ChannelsFirst, Layout
 from edgeconvnext.backends.constants import tensor_of
 from edgeconvnext.errors import ExportError
 
@@ -26,8 +26,9 @@ def in_xnnpack_forms(program: ExportedProgram) -> ExportedProgram:
 
     Raises ExportError for an operator that a ConvNeXt does not have.
     """
-    (image,), _ = program.example_inputs or ((None,), {})
+    image = program.example_inputs[0][0]  # type: ignore[index]
     module = program.module(check_guards=False)
+    assert isinstance(module, GraphModule)
     _XnnpackForms(module).rewrite()
     with torch.no_grad():
         return export(module, (torch.zeros_like(image),), strict=False)
@@ -41,7 +42,7 @@ class _XnnpackForms(ChannelsFirst):
 
     def layer_norm(self, node: Node) -> Node:
         """Return (x - mean) * rsqrt(mean of squares + eps) * weight + bias, its means over the channels as 1x1 convs."""
-        source, _, weight, bias, eps, *_ = (*node.args, *[None] * 3)
+        source, weight, bias, eps = node.args[0], *node.args[2:5]
         assert isinstance(source, Node) and isinstance(eps, float)
         x, channels = self.new[source], _channels(source)
         centred = self._make(ATEN.sub.Tensor, x, self._mean_of_channels(node, x, channels))
@@ -56,7 +57,7 @@ class _XnnpackForms(ChannelsFirst):
                     result = self._make(operator, result, self.new[constant])
         return result
 
-    def reduce(self, node: Node, kind: str) -> tuple[Node, str]:
+    def reduce(self, node: Node, kind: Layout) -> tuple[Node, Layout]:
         """Return a reduction that XNNPACK has: sums as means, means over channels as 1x1 convs."""
         source, axes, *keep = node.args
         assert isinstance(source, Node) and isinstance(axes, list | tuple)
@@ -127,7 +128,7 @@ def _channels(node: Node) -> int:
 
 def _conv_arguments(node: Node) -> tuple[Node, Node, Node | None, list[int], list[int], list[int], int]:
     """Return the arguments of a conv2d, its defaults filled in."""
-    source, weight, *rest = node.args
-    defaults: list[object] = [None, [1, 1], [0, 0], [1, 1], 1]
-    bias, stride, padding, dilation, groups = [*rest, *defaults[len(rest) :]]
-    return source, weight, bias, stride, padding, dilation, groups  # type: ignore[return-value]
+    defaults = [None, None, None, [1, 1], [0, 0], [1, 1], 1]
+    arguments: list[Any] = [*node.args, *defaults[len(node.args) :]]
+    source, weight, bias, stride, padding, dilation, groups = arguments
+    return source, weight, bias, stride, padding, dilation, groups
