@@ -123,7 +123,8 @@ def reconstruct(
             module, float16 = fit_float16(module, peaks)
         with _State(module, copy.deepcopy(module).eval(), images, folder) as state:
             engine = _Engine(state, target, precisions, preprocess, options, checkpoints)
-            total = len(precisions) + len(target.quantize.outputs)
+            outputs = (target.quantize.takes_output(*layer) for layer in engine.candidates.kinds.items())
+            total = len(precisions) + sum(outputs)
             with progress_bar("Quantising layer by layer", total) as advance:
                 for unit in units_of(module):
                     engine.solve(unit, advance)

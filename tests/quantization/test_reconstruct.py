@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from edgeconvnext.errors import QuantizationError
 from edgeconvnext.model.convnext.network import ConvNeXt
 from edgeconvnext.model.layers import weight_of, weighted_layers
 from edgeconvnext.model.program import export_program
-from edgeconvnext.quantization import adaround
+from edgeconvnext.quantization import adaround, reconstruct
 from edgeconvnext.quantization.fake import fake_quantized
 from edgeconvnext.quantization.plan_storage import load_plan, save_plan
 from edgeconvnext.quantization.precision import BitPlan, LayerEntry
@@ -55,6 +57,22 @@ def test_the_exported_graph_computes_what_was_chosen(version: int, stem: str, ta
         # The same grids and codes; a rare activation may fall on the other side of a rounding boundary.
         assert sqnr_db(simulated, program.module()(OTHERS)) > 45
         assert sqnr_db(module(OTHERS), simulated) > 30
+
+
+@pytest.mark.parametrize("target", ["onnx", "android"])
+def test_progress_ends_at_its_total(target: str, network: ConvNeXt, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The target `android` quantises the outputs of most layers, each of which is a step."""
+    steps: list[int] = []
+    totals: list[int | None] = []
+
+    @contextlib.contextmanager
+    def counted(_text: str, total: int | None) -> Iterator[Callable[[int], None]]:
+        totals.append(total)
+        yield steps.append
+
+    monkeypatch.setattr(reconstruct, "progress_bar", counted)
+    reconstructed(network, target_with(target), IMAGES[:6], rounding="nearest", smoothing="none")
+    assert totals == [sum(steps)]
 
 
 def test_reconstruction_beats_nearest_codes_without_smoothing(network: ConvNeXt) -> None:
