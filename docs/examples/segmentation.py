@@ -222,7 +222,7 @@ def main() -> None:
         "--save", type=Path, default=Path("segmenter.pt"), help="trained weights; read where they are there"
     )
     parser.add_argument("--target", default="onnx")
-    parser.add_argument("--mosaics", type=int, default=4000, help="to train on")
+    parser.add_argument("--mosaics", type=int, default=16000, help="to train on")
     parser.add_argument("--further", type=int, default=0, help="to train saved weights on")
     parser.add_argument("--held-out", type=int, default=320)
     options = parser.parse_args()
