@@ -18,7 +18,7 @@ import pytest
 import edgeconvnext
 from edgeconvnext.cli import main
 from edgeconvnext.cli.ending import run_to_its_end
-from edgeconvnext.errors import ImageSetError, RuntimeMissingError, UnusablePathError, user_error
+from edgeconvnext.errors import CheckpointError, ImageSetError, RuntimeMissingError, UnusablePathError, user_error
 
 COMMAND = [sys.executable, "-c", "from edgeconvnext.cli import main; main()"]
 
@@ -137,6 +137,24 @@ def test_ending_signals_clean_up_and_say_so(name: str, capsys: pytest.CaptureFix
         signal.signal(number, before)
     assert (code, cleaned) == (128 + number, [True])
     assert printed == f"ended by {name}; run the same command again to go on where it stopped\n"
+
+
+@pytest.mark.parametrize(("name", "said"), [("SIGINT", "interrupted"), ("SIGTERM", "ended by SIGTERM")])
+def test_a_signal_that_a_library_turns_into_its_own_error_is_still_one(
+    name: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """safetensors reports Ctrl-C in the middle of a file as a file that cannot be read."""
+    number = getattr(signal, name)
+
+    def app() -> None:
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+        except BaseException:
+            raise CheckpointError("folded.safetensors cannot be read. Download or save it again.") from None
+
+    code, printed = ended(app, capsys)
+    assert (code, printed) == (128 + number, f"{said}; run the same command again to go on where it stopped\n")
 
 
 def test_a_signal_that_nohup_ignores_stays_ignored(capsys: pytest.CaptureFixture[str]) -> None:

@@ -42,13 +42,17 @@ class EndedBySignal(SystemExit):
 
 def run_to_its_end(app: Callable[[], Any]) -> NoReturn:
     """Run the command line `app` and end the process with its exit code."""
-    with _forgiving(sys.stdout) as sys.stdout, _forgiving(sys.stderr) as sys.stderr, _signals_as_exceptions():
+    with (
+        _forgiving(sys.stdout) as sys.stdout,
+        _forgiving(sys.stderr) as sys.stderr,
+        _signals_as_exceptions() as arrived,
+    ):
         try:
             _check_locale(sys.argv[1:])
             code = _exit_code(app)
             sys.stdout.flush()
         except BaseException as error:
-            code = _explain(error)
+            code = _explain(_cause(error, arrived))
         sys.exit(code)
 
 
@@ -150,19 +154,31 @@ def _forgiving(stream: Any) -> Iterator[Any]:
 
 
 @contextmanager
-def _signals_as_exceptions() -> Iterator[None]:
-    """Turn SIGTERM and SIGHUP into an exception in the main thread; one that is ignored (nohup) stays ignored."""
+def _signals_as_exceptions() -> Iterator[list[int]]:
+    """Turn Ctrl-C, SIGTERM and SIGHUP into an exception in the main thread; one that is ignored (nohup) stays ignored.
+
+    Gives the list of signals that have arrived.
+    """
+    arrived: list[int] = []
 
     def end(number: int, frame: FrameType | None) -> None:
-        raise EndedBySignal(number)
+        arrived.append(number)
+        raise KeyboardInterrupt if number == signal.SIGINT else EndedBySignal(number)
 
     before: dict[int, Any] = {}
     with suppress(ValueError):  # only the main thread may set handlers
-        for number in _ENDING_SIGNALS:
+        for number in (signal.SIGINT, *_ENDING_SIGNALS):
             if signal.getsignal(number) != signal.SIG_IGN:
                 before[number] = signal.signal(number, end)
     try:
-        yield
+        yield arrived
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _cause(error: BaseException, arrived: list[int]) -> BaseException:
+    """Return what ended the command: a signal that a library turned into an error of its own (safetensors does) is still one."""
+    if not arrived or isinstance(error, EndedBySignal | KeyboardInterrupt):
+        return error
+    return KeyboardInterrupt() if arrived[0] == signal.SIGINT else EndedBySignal(arrived[0])

@@ -17,9 +17,7 @@ if TYPE_CHECKING:
     from edgeconvnext.model.loaded import LoadedModel
 
 
-@command(
-    options.Inspect, "inspect my.pth", "inspect convnext_tiny --resolution 288 --json", "inspect my.pth --target onnx"
-)
+@command(options.Inspect, "inspect convnext_tiny --resolution 288 --json", "inspect my.pth --target onnx")
 def inspect(options: options.Inspect, model: ModelArgument, json: JsonOption = False) -> None:
     """Show architecture, layout, parameters, MACs, input, labels, which LayerNorms fold, and what a target makes of it."""
     from dataclasses import asdict

@@ -25,7 +25,7 @@ def render_on_target(found: OnTarget) -> RenderableType:
     nodes.add_column("precision")
     nodes.add_column("count", justify="right")
     for node in found.nodes:
-        nodes.add_row(Text(node.operator), node.precision, str(node.nodes))
+        nodes.add_row(Text(node.operator), Text(node.precision), str(node.nodes))
     pieces = "1 piece, the whole network" if found.partitions == 1 else f"{found.partitions} pieces"
     lines = [f"{format.share(found.int8_macs)} of the multiply-adds in INT8; {pieces}"]
     if found.fell_back:
