@@ -160,6 +160,7 @@ def test_the_last_stage_alone(few: Request, runs: Path) -> None:
     assert (output.name, output.shape, output.fidelity_db) == ("stage2", (16, 4, 4), None)
 
 
+@pytest.mark.exhaustive
 def test_jetson_says_what_the_board_must_measure(few: Request, runs: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'edgeconvnext[rtx]'")
     first = pipeline.quantize(replace(few, output=runs / "few"))
@@ -191,7 +192,7 @@ def test_validate_measures_a_backbone_again_without_labels(features: Outcome, ph
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"max_drop": 0.5}, "--max-drop counts points of top-1"),
+        ({"max_drop": 0.5}, "--max-drop counts points of a classifier's score"),
         ({"prune_macs": 0.5}, "Change the classifier first"),
     ],
 )

@@ -49,5 +49,6 @@ def test_the_steps_pass_within_the_gates_and_fail_on_a_large_file(micro: str, tm
 
 @pytest.mark.exhaustive
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_missed_gate_fails_the_workflow(micro: str, tmp_path: Path) -> None:
     assert exported(tmp_path, micro, "[gates]\nscore_drop_pp = 100.0\nmin_fidelity_db = 500.0\n") == 3

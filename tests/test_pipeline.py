@@ -256,6 +256,7 @@ def test_from_run_takes_model_and_images(micro_onnx: Outcome, jetson: Outcome, r
     assert {"fold", "reference"} <= reused(outcome)
 
 
+@pytest.mark.exhaustive
 def test_from_run_works_when_the_checkpoint_is_gone(tmp_path: Path) -> None:
     weights = write_micro(tmp_path / "mine.safetensors")
     first = pipeline.quantize(request(model=str(weights), num_images=30, output=tmp_path / "first"))

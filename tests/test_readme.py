@@ -26,7 +26,7 @@ ON_DIGITS = [
 ON_PHOTOGRAPHS = [line for line in COMMANDS if line.startswith("edgeconvnext") and ".pth" in line]
 
 
-TAKE_A_MODEL = ("inspect", "compare", "analyze", "search", "fold", "prune", "fine-tune")
+TAKE_A_MODEL = ("analyze", "search", "fold", "prune", "fine-tune")
 
 
 def on_micro(line: str, micro: str) -> str:

@@ -32,6 +32,7 @@ def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch was built without gloo")
+@pytest.mark.exhaustive
 def test_two_processes_train_the_network_of_one(tmp_path: Path) -> None:
     torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "edgeconvnext")
     two = run(*torchrun, *OPTIONS, "--output", str(tmp_path / "two"))

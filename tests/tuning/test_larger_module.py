@@ -225,6 +225,7 @@ class SharedHead(nn.Module):
         return [self.head(conv(level)) for conv, level in zip(self.lateral, self.encoder(images), strict=True)]
 
 
+@pytest.mark.exhaustive
 def test_a_head_that_all_levels_share(tmp_path: Path) -> None:
     result = quantized(drawn(SharedHead()))
     artifact = result.export(tmp_path)

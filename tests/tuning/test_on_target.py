@@ -62,7 +62,7 @@ def _equal(model: LoadedModel, target: str, folder: Path) -> None:
     assert found.partitions == partitions
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", ["onnx", pytest.param("openvino", marks=pytest.mark.exhaustive)])
 def test_counts_are_those_of_an_artifact_made_with_real_images(target: str, tmp_path: Path) -> None:
     model = _random(ConvNeXtConfig(depths=(1, 1), dims=(8, 16), num_classes=10, patch_size=2, kernel_size=5), 16)
     _equal(model, target, tmp_path / "run")
@@ -85,6 +85,7 @@ def test_counts_without_block_norms_are_those_of_the_artifact(target: str, tmp_p
     _equal(_random(config.replace(identity_norms=norms), 64), target, tmp_path / "run")
 
 
+@pytest.mark.exhaustive
 def test_a_layer_that_falls_back_counts_as_float_and_is_named(tmp_path: Path) -> None:
     """onnxruntime computes a conv in float where its output has no Q/DQ pair."""
     pytest.importorskip("onnxruntime")

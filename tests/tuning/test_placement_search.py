@@ -83,6 +83,7 @@ def found(**changes: object) -> PlacementFound:
     return PlacementFound.model_validate(values | changes)
 
 
+@pytest.mark.exhaustive
 def test_a_placement_is_measured_once_and_remembered_across_searches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
