@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from edgeconvnext.backends import backend_for, backends, load_target
+from edgeconvnext.backends import backend_for, load_target
 from edgeconvnext.backends.processes import ProcessTimes, TimedFile, time_processes, usable_cores
 from edgeconvnext.errors import ExportError, OptionError, RunDirectoryError, user_error
 from edgeconvnext.evaluation.timing import Samples, current_load, speedup, summarize
@@ -67,8 +67,8 @@ class ExportedTarget:
 def compare(model: Any, options: Compare, said: Callable[[str], None] = lambda _line: None) -> tuple[Comparison, Path]:
     """Export a model for several targets, measure each, and write comparison.json, .csv, .md and .svg; return also their folder.
 
-    said: is told when a target is finished. A target that fails is a row with its reason. Raises TargetError for a target that
-    there is not, and the error of the first target where all fail.
+    said: called with a line when a target is finished. A target that fails is a row with its reason.
+    Raises TargetError for a target that there is not, and ExportError with the first target's reason where all fail.
     """
     chosen = [load_target(name) for name in options.targets or default_targets()]
     if not chosen:
@@ -104,7 +104,7 @@ def default_targets() -> list[str]:
             backend.require(target)
         except RuntimeMissingError:
             continue
-        if backend.not_timed is None and backend in backends():
+        if backend.not_timed is None:
             names.setdefault(backend.name, name)
     return list(names.values())
 

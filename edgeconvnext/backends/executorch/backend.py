@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from edgeconvnext.targets import Target
 
 HERE = Path(__file__).parent
-LEAST_FIDELITY_DB = 30.0
 
 
 class Executorch(Backend):
@@ -61,22 +60,13 @@ class Executorch(Backend):
         return path
 
     def export(self, target: Target, programs: Programs, folder: Path, metadata: ArtifactMetadata) -> Exported:
-        from edgeconvnext.schema.report import ExportCheck
-        from edgeconvnext.sqnr import logit_sqnr_db
+        from edgeconvnext.backends.programs import against_simulation
 
         model, baseline = folder / self.artifact, folder / self.baseline
         baseline.parent.mkdir()
         delegates = self._write(target, programs.quantized, model, metadata)
         self._write(target, programs.floating, baseline, metadata)
-        runner = self.runner(model)
-        outputs = runner.outputs(programs.images)
-        decibels = min(logit_sqnr_db(*pair) for pair in zip(programs.simulated, outputs, strict=True))
-        check = ExportCheck(
-            name=f"{runner.runtime.partition(' ')[0]} against the simulation",
-            passed=decibels >= LEAST_FIDELITY_DB,
-            result=f"{decibels:.1f} dB over {len(programs.images)} images in {runner.runtime}",
-        )
-        return Exported([check, _whole(delegates)], {})
+        return Exported([against_simulation(self.runner(model), programs), _whole(delegates)], {})
 
     def runner(self, path: Path) -> ExecutorchRunner:
         from edgeconvnext.backends.executorch.runner import ExecutorchRunner

@@ -76,14 +76,15 @@ class OnnxRuntime(Backend):
 
     def export(self, target: Target, programs: Programs, folder: Path, metadata: ArtifactMetadata) -> Exported:
         from edgeconvnext.backends.onnx.sparse import sparsity_checks
+        from edgeconvnext.backends.onnxruntime.runner import OnnxRunner
         from edgeconvnext.backends.onnxruntime.saturation_check import saturation_check
-        from edgeconvnext.backends.onnxruntime.simulation_check import simulation_check
+        from edgeconvnext.backends.programs import against_simulation
 
         model, baseline = folder / self.artifact, folder / self.baseline
         baseline.parent.mkdir()
         self.write(target, programs.quantized, model, metadata)
         self.write(target, programs.floating, baseline, metadata)
-        checks = [simulation_check(model, programs), saturation_check(model, programs.images)]
+        checks = [against_simulation(OnnxRunner(model), programs), saturation_check(model, programs.images)]
         return Exported([*checks, *sparsity_checks(programs.sparse, model)], {})
 
     def checks_depend_on(self) -> dict[str, object]:

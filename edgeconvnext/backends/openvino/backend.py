@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 TIMED_WITH = {"performance hint": "latency", "streams": "1", "float precision": "float32"}
-LEAST_FIDELITY_DB = 30.0
 
 
 class OpenVino(Backend):
@@ -71,22 +70,13 @@ class OpenVino(Backend):
         )
 
     def export(self, target: Target, programs: Programs, folder: Path, metadata: ArtifactMetadata) -> Exported:
-        from edgeconvnext.schema.report import ExportCheck
-        from edgeconvnext.sqnr import logit_sqnr_db
+        from edgeconvnext.backends.programs import against_simulation
 
         model, baseline = folder / self.artifact, folder / self.baseline
         baseline.parent.mkdir()
         self.write(target, programs.quantized, model, metadata)
         self.write(target, programs.floating, baseline, metadata)
-        runner = self.runner(model)
-        outputs = runner.run(programs.images)
-        decibels = min(logit_sqnr_db(*pair) for pair in zip(programs.simulated, outputs, strict=True))
-        check = ExportCheck(
-            name=f"{runner.runtime.partition(' ')[0]} against the simulation",
-            passed=decibels >= LEAST_FIDELITY_DB,
-            result=f"{decibels:.1f} dB over {len(programs.images)} images in {runner.runtime}",
-        )
-        return Exported([check], {})
+        return Exported([against_simulation(self.runner(model), programs)], {})
 
     def runner(self, path: Path) -> OpenVinoRunner:
         from edgeconvnext.backends.openvino.runner import OpenVinoRunner

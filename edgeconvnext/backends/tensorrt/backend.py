@@ -63,13 +63,14 @@ class _TensorRT(Backend):
 
     def export(self, target: Target, programs: Programs, folder: Path, metadata: ArtifactMetadata) -> Exported:
         from edgeconvnext.backends.onnx.sparse import sparsity_checks
-        from edgeconvnext.backends.onnxruntime.simulation_check import simulation_check
+        from edgeconvnext.backends.onnxruntime.runner import OnnxRunner
+        from edgeconvnext.backends.programs import against_simulation
 
         model, baseline = folder / TYPED_ONNX, folder / self.baseline
         baseline.parent.mkdir()
         self.write(target, programs.quantized, model, metadata)
         self.write(target, programs.floating, baseline, metadata)
-        checks, missing = [simulation_check(model, programs)], {}
+        checks, missing = [against_simulation(OnnxRunner(model), programs)], {}
         try:
             checks.append(self.build(target, programs, model, folder))
         except _NoParser as error:
